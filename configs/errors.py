@@ -1,0 +1,30 @@
+"""Errors that a user can mend, raised before any actor starts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing wrong with the input, and what to do about it."""
+
+    where: str
+    """Field path, file or `file:line`, e.g. `sources.arith.weight`."""
+    what: str
+    """What was found and what is allowed."""
+    fix: str = ""
+    """What to do, as an imperative sentence; empty when `what` already says it."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f"\n    fix: {self.fix}" if self.fix else "")
+
+
+class ConfigError(Exception):
+    """Bad input: every problem found, at once. The command line prints it and exits 2."""
+
+    def __init__(self, problems: Problem | Sequence[Problem]):
+        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        super().__init__("\n".join(str(p) for p in self.problems))
+
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[tuple[Problem, ...]]]:
+        return (ConfigError, (self.problems,))

@@ -1,0 +1,388 @@
+"""The recipe: every knob of a run, typed, with its default and one sentence of meaning.
+
+Defaults live on these fields and nowhere else. Unknown keys are errors. Values derived from
+several fields are properties; checks across fields live in `configs.validate`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class Config(BaseModel):
+    """Base of every section: frozen, unknown keys forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class PlugConfig(Config):
+    """Something plugged in: a built-in name or `module:name`, and its keyword arguments."""
+
+    use: str
+    """Built-in name, or `package.module:attribute` importable by every actor."""
+    args: dict[str, JsonValue] = {}
+    """Keyword arguments bound to it; checked against its signature before any actor starts."""
+
+
+class ModelConfig(Config):
+    """The policy at the start of the run."""
+
+    path: str
+    """Folder or hub name of a Hugging Face causal LM with tokenizer and chat template."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Numbers of the forward pass, in trainer, reference and engine alike."""
+    max_model_len: PositiveInt = 4096
+    """Most tokens of one sequence, prompt and completion together."""
+    trust_remote_code: bool = False
+    """Let the model's folder run its own Python code."""
+
+
+class SamplingConfig(Config):
+    """How completions are drawn. top-p and top-k are absent on purpose: they would make the
+    sampler's distribution differ from the one that is trained."""
+
+    temperature: PositiveFloat = 1.0
+    """Softmax temperature; the trainer divides its logits by the same value."""
+    max_tokens: PositiveInt = 512
+    """Most tokens of one completion."""
+
+
+class DataConfig(Config):
+    """Where a source's items come from: procedural or a JSONL file."""
+
+    procedural: str | None = None
+    """`reasoning_gym/<dataset>`: items made on the fly from a seed."""
+    jsonl: str | None = None
+    """Path of a JSONL file; a row has `prompt` (text) or `messages`, and `answer`."""
+    size: PositiveInt = 1000
+    """Procedural: how many distinct training items an epoch has."""
+    seed: int = 0
+    """Procedural: seed of the training items; held-out items use another stream of it."""
+    args: dict[str, JsonValue] = {}
+    """Procedural: the dataset's own parameters."""
+    held_out: PositiveInt = 100
+    """How many held-out items evaluation has; a JSONL source splits them off by hash."""
+
+
+class RewardConfig(PlugConfig):
+    """One part of a source's reward."""
+
+    name: Name
+    """Name of the part in metrics and rollout files."""
+    weight: float = 1.0
+    """Factor in the weighted sum."""
+
+
+class SourceConfig(Config):
+    """One environment of the mix: its tasks, how they are played, graded and weighed."""
+
+    name: Name
+    """Unique name; prefix of the source's metrics."""
+    data: DataConfig
+    """Where the tasks come from."""
+    environment: PlugConfig = PlugConfig(use="single_turn")
+    """The world a task is played in: `single_turn`, or `module:Class`."""
+    rewards: tuple[RewardConfig, ...]
+    """Parts of the reward, summed by weight."""
+    weight: PositiveFloat = 1.0
+    """Share of each step's groups, relative to the other sources."""
+    group_size: PositiveInt = 8
+    """Rollouts per task (G)."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How training completions are drawn."""
+    advantage: PlugConfig = PlugConfig(use="grpo")
+    """Advantage estimator: `grpo`, `mean_baseline`, or `module:function` of rewards [G]."""
+    loss_weight: NonNegativeFloat = 1.0
+    """Factor on this source's loss tokens."""
+    kl_coef: NonNegativeFloat | None = None
+    """Coefficient of the KL to the reference; empty takes `algorithm.kl.coef`."""
+    instruction: str = ""
+    """Text put before every prompt of the source, as a system message; empty for none."""
+
+
+class BatchConfig(Config):
+    """How much is trained on per step, and how far sampling may run ahead."""
+
+    groups_per_step: PositiveInt
+    """Groups (P) a step trains on, split over the sources exactly by weight."""
+    num_minibatches: PositiveInt = 1
+    """Optimizer steps per training step."""
+    max_tokens_per_microbatch: PositiveInt = 16384
+    """Token budget (T) of one packed micro-batch on one rank."""
+    packing: Literal["packed", "padded"] = "packed"
+    """`packed`: segments in one row with segment-local positions; `padded`: one row a sample."""
+    max_staleness: NonNegativeInt = 0
+    """Steps that sampling may run ahead of training; 0 is synchronous."""
+    max_attempts: PositiveInt = 3
+    """Times a task whose group failed is sampled again before it is given up."""
+    max_failed_groups: NonNegativeInt = 32
+    """Failed groups in the whole run beyond which it stops."""
+
+
+class KLConfig(Config):
+    """Penalty for leaving the reference policy."""
+
+    coef: NonNegativeFloat = 0.0
+    """Coefficient; 0 everywhere starts no reference group at all."""
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Per-token estimator of KL(policy || reference), after Schulman (2020)."""
+    placement: Literal["loss", "reward"] = "loss"
+    """`loss`: added to the loss; `reward`: taken from the per-token reward, before returns."""
+
+
+class AlgorithmConfig(Config):
+    """The objective."""
+
+    loss: PlugConfig = PlugConfig(use="ppo_clip")
+    """`ppo_clip` (args: clip_low, clip_high), or `module:function` of LossInputs."""
+    importance_cap: PositiveFloat | None = 2.0
+    """Truncation of the sampler-to-trainer importance weight (TIS); empty turns it off."""
+    kl: KLConfig = KLConfig()
+    """KL to the reference."""
+
+
+class ActorsConfig(Config):
+    """How many actors a group has and what each one needs."""
+
+    count: PositiveInt = 1
+    """Actors in the group; for the trainer, its data-parallel size."""
+    cpus: NonNegativeFloat = 0.5
+    """CPU cores reserved by each actor."""
+    gpus: NonNegativeFloat = 0.0
+    """GPUs reserved by each actor; a fraction shares a GPU with a colocated group."""
+    labels: dict[str, str] = {}
+    """Ray node labels that the actors' nodes must carry."""
+    colocate_with: Literal["trainer", "rollout", "reference", "reward"] | None = None
+    """Put actor i into the bundle of actor i of that group, so that both share its devices."""
+
+
+class RolloutConfig(Config):
+    """The generation engines (vLLM)."""
+
+    actors: ActorsConfig = ActorsConfig()
+    """Engines, and what each one reserves (all GPUs of its TP x PP ranks)."""
+    tensor_parallel: PositiveInt = 1
+    """Ranks that share each layer of one engine."""
+    pipeline_parallel: PositiveInt = 1
+    """Stages of layers of one engine."""
+    max_num_seqs: PositiveInt = 256
+    """Most sequences that one engine decodes at once."""
+    gpu_memory_utilization: Fraction = 0.85
+    """Share of each GPU that an engine may take."""
+    kv_cache_gib: PositiveInt = 1
+    """KV cache of each engine on CPU, GiB."""
+    enforce_eager: bool = False
+    """Skip CUDA graphs and compilation (always so on CPU)."""
+    start_attempts: PositiveInt = 3
+    """Times a failing engine start is tried."""
+    no_progress_s: PositiveFloat = 120.0
+    """Seconds without a new token, while requests wait, after which an engine is called dead."""
+
+
+class RewardGroupConfig(Config):
+    """The graders."""
+
+    actors: ActorsConfig = ActorsConfig()
+    """Reward actors."""
+    workers: PositiveInt = 1
+    """Grader processes of each actor; one that hangs is killed."""
+    timeout_s: PositiveFloat = 10.0
+    """Seconds that grading one rollout may take."""
+    retries: NonNegativeInt = 1
+    """Times a failed grading is tried again before the rollout is invalid."""
+    max_error_rate: Fraction = 0.2
+    """Share of invalid rollouts, over the last 256 of a source, beyond which the run stops."""
+
+
+class ReferenceConfig(Config):
+    """The frozen reference policy; started only where some KL coefficient is above 0."""
+
+    actors: ActorsConfig = ActorsConfig()
+    """Reference actors."""
+    path: str | None = None
+    """Its model; empty takes `model.path`."""
+
+
+class OptimizerConfig(Config):
+    """AdamW and its schedule."""
+
+    lr: PositiveFloat = 1e-6
+    """Learning rate after warm-up."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """Decay rates of the moments."""
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay."""
+    warmup_steps: NonNegativeInt = 0
+    """Optimizer steps over which the rate rises linearly from 0."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the rate after warm-up, reaching `min_lr_ratio` at the last step."""
+    min_lr_ratio: Fraction = 0.0
+    """Share of `lr` left at the end of a decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Global norm to which gradients are clipped."""
+
+
+class TrainerConfig(Config):
+    """The training group (DeepSpeed ZeRO)."""
+
+    actors: ActorsConfig = ActorsConfig()
+    """Ranks; `count` is the data-parallel size."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What is partitioned: 0 nothing, 1 optimizer, 2 and gradients, 3 and parameters."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and its schedule."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    logprob_chunk: PositiveInt = 1024
+    """Tokens whose logits [chunk, V] are held at once."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What ZeRO keeps in CPU memory: the optimizer (stage 1 on), and parameters (stage 3)."""
+    collective_timeout_s: PositiveFloat = 600.0
+    """Seconds after which a collective among trainer ranks fails."""
+
+
+class WeightSyncConfig(Config):
+    """How new weights reach the engines, and how that is checked."""
+
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    """Collective backend; `auto` is nccl where the engines have GPUs."""
+    transport: Literal["auto", "broadcast", "shared"] = "auto"
+    """`shared`: CUDA IPC or shared memory, for engines on the trainer's device; `auto` chooses."""
+    bucket_mib: PositiveFloat = 256.0
+    """Size of one of the two buffers through which tensors travel."""
+    timeout_s: PositiveFloat = 120.0
+    """Seconds that one sync may take; a silent peer is then killed and named."""
+    verify_every: NonNegativeInt = 10
+    """Syncs between logprob agreement checks; 0 checks only at start and after a restart."""
+    verify_samples: PositiveInt = 4
+    """Completions that each engine samples for an agreement check."""
+    max_logprob_gap_median: PositiveFloat = 0.02
+    """Bound on the median |engine - trainer| logprob over the sampled tokens."""
+    max_logprob_gap_max: PositiveFloat = 1.0
+    """Bound on the largest |engine - trainer| logprob."""
+    checksum_tensors: NonNegativeInt = 8
+    """Tensors, drawn anew each sync, whose content is compared as loaded; 0 for none."""
+
+
+class EvalConfig(Config):
+    """Held-out evaluation."""
+
+    every: NonNegativeInt = 0
+    """Steps between evaluations; 0 for only those at start and end."""
+    at_start: bool = True
+    """Evaluate before the first step."""
+    at_end: bool = True
+    """Evaluate after the last step."""
+    samples: PositiveInt = 1
+    """Completions per held-out item."""
+    temperature: PositiveFloat | None = None
+    """Softmax temperature; empty takes each source's."""
+    pass_threshold: float = 1.0
+    """Reward from which a rollout counts as passed."""
+
+
+class CheckpointConfig(Config):
+    """Checkpoints for resuming."""
+
+    every: NonNegativeInt = 0
+    """Steps between checkpoints; 0 for only those at the end and at a stop."""
+    keep: Annotated[int, Field(ge=2)] = 2
+    """Newest checkpoints kept."""
+
+
+class LoggingConfig(Config):
+    """What is written beside metrics.jsonl."""
+
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases: off, into the run directory, or to its server."""
+    wandb_project: str = "braid"
+    """Project of the W&B run."""
+    tensorboard: bool = False
+    """Write tensorboard event files."""
+    rollout_groups: NonNegativeInt = 4
+    """Groups a step whose full text goes to `rollouts/`."""
+
+
+class HealthConfig(Config):
+    """Deadlines. Every wait of the run has one of these."""
+
+    placement_s: PositiveFloat = 120.0
+    """Seconds to wait for the cluster to have room."""
+    start_s: PositiveFloat = 600.0
+    """Seconds that starting all actors may take."""
+    heartbeat_s: PositiveFloat = 2.0
+    """Seconds between heartbeats asked of each actor."""
+    silence_s: PositiveFloat = 60.0
+    """Seconds without an answer after which an actor is called dead."""
+    generate_s: PositiveFloat = 1800.0
+    """Seconds that the groups of one step may take to arrive."""
+    train_s: PositiveFloat = 1800.0
+    """Seconds that one training step, or scoring its batch, may take."""
+    checkpoint_s: PositiveFloat = 1800.0
+    """Seconds that writing a checkpoint may take."""
+
+
+class RunConfig(Config):
+    """A whole run."""
+
+    name: Name
+    """Name of the run; its default directory is `runs/<name>`."""
+    seed: int = 1
+    """Seed of everything random."""
+    num_steps: PositiveInt
+    """Training steps."""
+    ray_address: str | None = None
+    """Cluster to join (`auto` or host:port); empty starts a private one on this machine."""
+    model: ModelConfig
+    """The policy."""
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
+    """The mix."""
+    batch: BatchConfig
+    """Batch arithmetic."""
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    """The objective."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Generation engines."""
+    reward: RewardGroupConfig = RewardGroupConfig()
+    """Graders."""
+    reference: ReferenceConfig = ReferenceConfig()
+    """Frozen reference."""
+    trainer: TrainerConfig = TrainerConfig()
+    """Training group."""
+    weight_sync: WeightSyncConfig = WeightSyncConfig()
+    """Trainer to engines."""
+    eval: EvalConfig = EvalConfig()
+    """Held-out evaluation."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
+    logging: LoggingConfig = LoggingConfig()
+    """Logs."""
+    health: HealthConfig = HealthConfig()
+    """Deadlines."""
+
+    def source(self, name: str) -> SourceConfig:
+        """Return the source called `name`; KeyError if there is none."""
+        return {s.name: s for s in self.sources}[name]
+
+    def kl_coef(self, source: SourceConfig) -> float:
+        """Return the source's KL coefficient, its own or the algorithm's."""
+        return self.algorithm.kl.coef if source.kl_coef is None else source.kl_coef
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether any source is held to the reference policy."""
+        return any(self.kl_coef(s) > 0 for s in self.sources)
+
+
+def dump(cfg: RunConfig) -> dict[str, Any]:
+    """Return the resolved config as plain YAML-ready data."""
+    return cfg.model_dump(mode="json")

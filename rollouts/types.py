@@ -1,0 +1,332 @@
+"""All the data that flows, in the order in which it is made. Read this file first.
+
+Symbols: P groups a step, G rollouts a group, L tokens of one sample, C tokens of one completion,
+T packed tokens of a micro-batch, S sequences in it. Position t of every stream describes token t
+itself (its mask, its logprob, its advantage); the shift to next-token form happens once, in
+`trainer/logprobs.py`.
+
+Who makes what: mixing -> Task -> rollout actor -> RolloutGroup -> reward actor -> GroupSummary
+(to the driver) and TrainingSample (to the trainer, through Ray's object store) -> MicroBatch.
+The driver holds `GroupSummary` and references alone, never tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+I32: TypeAlias = NDArray[np.int32]
+F32: TypeAlias = NDArray[np.float32]
+Bool: TypeAlias = NDArray[np.bool_]
+Ref: TypeAlias = object
+"""A Ray ObjectRef, opaque here because this package never imports Ray."""
+
+
+class FinishReason(StrEnum):
+    """Why a completion ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class RolloutStatus(StrEnum):
+    """What became of a rollout."""
+
+    COMPLETED = "completed"
+    TRUNCATED = "truncated"
+    """Ended by the token limit; it has no end-of-sequence token and is graded as it is."""
+    INVALID = "invalid"
+    """Generation, environment or grader failed: no reward, and never trained on."""
+
+
+class Boundary(StrEnum):
+    """Where a rollout failed."""
+
+    GENERATE = "generate"
+    ENVIRONMENT = "environment"
+    RENDER = "render"
+    REWARD = "reward"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message of a conversation."""
+
+    role: str
+    """system, user, assistant or tool."""
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One prompt and its truth."""
+
+    task_id: str
+    """`<source>/<split>/<item>`: the same item has the same id in every epoch."""
+    source: str
+    prompt: tuple[Message, ...]
+    answer: str | None
+    """Reference answer, seen by graders alone."""
+    metadata: Mapping[str, JsonValue]
+    """What the source's grader needs besides; read-only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How one group's completions are drawn."""
+
+    temperature: float
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRequest:
+    """The order to sample one group; the identity by which everything after is accounted."""
+
+    group_id: str
+    """Unique in the run: `<task_id>#e<epoch>a<attempt>`."""
+    task: Task
+    group_size: int
+    sampling: Sampling
+    step: int
+    """Training step that the group is destined for; -1 for evaluation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionSpan:
+    """Completion tokens [start, end) sampled under one policy version."""
+
+    version: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What one call of the engine returned."""
+
+    token_ids: I32
+    """[C], the end-of-sequence token included where it was sampled."""
+    logprobs: F32
+    """[C], of the sampled tokens, temperature applied."""
+    finish_reason: FinishReason
+    versions: tuple[VersionSpan, ...]
+    """Covers [0, C) without gaps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """Tokens that the policy did not write, then those that it did."""
+
+    prompt_ids: I32
+    """Tokens new in this turn: the rendered prompt, or environment and template tokens."""
+    completion: Completion
+    text: str
+    """The completion decoded, special tokens left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutError:
+    """A failure as data."""
+
+    boundary: Boundary
+    kind: str
+    """Exception's class name, or `timeout`."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One episode: its turns and, once graded, its reward."""
+
+    index: int
+    """Place in the group, 0 to G-1."""
+    turns: tuple[Turn, ...]
+    status: RolloutStatus
+    reward: float | None = None
+    reward_parts: Mapping[str, float]
+    """Each part before its weight."""
+    error: RolloutError | None = None
+
+    @property
+    def last_text(self) -> str:
+        """Text of the last completion; empty when there is none."""
+        return self.turns[-1].text if self.turns else ""
+
+    @property
+    def num_tokens(self) -> int:
+        """L: prompt and completion tokens of all turns."""
+        return sum(len(t.prompt_ids) + len(t.completion.token_ids) for t in self.turns)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Tokens that the policy sampled."""
+        return sum(len(t.completion.token_ids) for t in self.turns)
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Policy versions that wrote this rollout, oldest first."""
+        return tuple(sorted({s.version for t in self.turns for s in t.completion.versions}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutGroup:
+    """The G rollouts of one task; the unit of advantages and of accounting."""
+
+    request: GroupRequest
+    rollouts: tuple[Rollout, ...]
+    generate_s: float
+    """Seconds from the engine's receipt of the request to the last token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratedGroup:
+    """What a rollout actor hands to the driver: where the tokens are, not the tokens."""
+
+    group_id: str
+    ref: Ref
+    """To a RolloutGroup."""
+    num_completion_tokens: int
+    generate_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleHandle:
+    """Where one training sample lies and what planning needs to know of it."""
+
+    ref: Ref
+    """To a tuple of TrainingSample."""
+    row: int
+    """Its place in that tuple."""
+    num_tokens: int
+    num_loss_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutStats:
+    """The numbers of one rollout that the driver keeps."""
+
+    reward: float | None
+    reward_parts: Mapping[str, float]
+    num_completion_tokens: int
+    status: RolloutStatus
+    error: RolloutError | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSummary:
+    """All that the driver ever holds of a group."""
+
+    group_id: str
+    task_id: str
+    source: str
+    step: int
+    """Step that the group is destined for; -1 for evaluation."""
+    rollouts: tuple[RolloutStats, ...]
+    samples: tuple[SampleHandle, ...]
+    """The valid rollouts, ready to train on; empty for evaluation."""
+    group_ref: Ref
+    """To the graded RolloutGroup."""
+    oldest_version: int
+    newest_version: int
+    generate_s: float
+    grade_s: float
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        """Rewards of the valid rollouts."""
+        return tuple(r.reward for r in self.rollouts if r.reward is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSample:
+    """One flat trainable row; per-source settings have become per-token streams, so that the
+    trainer knows no source."""
+
+    group_id: str
+    index: int
+    """Rollout's place in its group."""
+    token_ids: I32
+    """[L]"""
+    loss_mask: Bool
+    """[L], true on tokens that the policy sampled."""
+    rollout_logprobs: F32
+    """[L], 0 where loss_mask is false."""
+    advantages: F32
+    """[L], 0 where loss_mask is false."""
+    loss_weight: F32
+    """[L]"""
+    kl_coef: F32
+    """[L]"""
+    temperature: F32
+    """[L]"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """Samples laid end to end for one forward pass. S may be 0: a rank without tokens still
+    joins every collective."""
+
+    token_ids: I32
+    """[T]"""
+    positions: I32
+    """[T], counting from 0 in each segment."""
+    cu_seqlens: I32
+    """[S+1], segment boundaries; attention never crosses them."""
+    loss_mask: Bool
+    """[T]; never true on the first token of a segment, which nothing predicts."""
+    rollout_logprobs: F32
+    """[T]"""
+    advantages: F32
+    """[T]"""
+    loss_weight: F32
+    """[T]"""
+    kl_coef: F32
+    """[T]"""
+    temperature: F32
+    """[T]"""
+    ref_logprobs: F32 | None
+    """[T], or None where no reference was asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatchPlan:
+    """One micro-batch of one rank: which samples, and where their reference scores lie."""
+
+    samples: tuple[SampleHandle, ...]
+    ref_logprobs: Ref | None = None
+    """To a tuple of F32 [L], one a sample, in the same order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MinibatchPlan:
+    """One optimizer step."""
+
+    grid: tuple[tuple[MicroBatchPlan, ...], ...]
+    """[dp][n]: as many micro-batches on every rank, empty ones where samples ran out."""
+    num_loss_tokens: int
+    """Loss tokens over all ranks and micro-batches: the one denominator of this step's loss."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainBatch:
+    """One training step."""
+
+    step: int
+    minibatches: tuple[MinibatchPlan, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What training a step gave; the same on every rank."""
+
+    policy_version: int
+    """Version of the weights after the step: the number of steps trained."""
+    metrics: Mapping[str, float]
+    """Reduced over ranks: loss, grad_norm, lr, mismatch and ratio statistics."""
+    seconds: Mapping[str, float]
+    """Rank 0's time by phase."""
