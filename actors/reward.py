@@ -1,0 +1,150 @@
+"""The reward actor: grades a group, turns it into training samples, keeps the text for the record.
+
+Grading runs in killable processes (`rewards.pool`); this actor only shepherds. It puts samples
+and graded groups into the object store itself, so that tokens never pass through the driver.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+
+from actors.heartbeat import Heartbeat, beat
+from configs.schema import RunConfig
+from rewards.pool import GraderPool
+from rollouts.advantages import resolve_advantage
+from rollouts.samples import chunk_for_store, to_training_samples
+from rollouts.types import (
+    GeneratedGroup,
+    GroupSummary,
+    Ref,
+    RolloutGroup,
+    RolloutStats,
+    SampleHandle,
+)
+
+STORE_CHUNK_BYTES = 256 * 1024
+"""Samples are put together up to this size: small groups cost one object, long samples one each,
+so that a trainer rank fetches little that is not its own."""
+
+
+class RewardActor:
+    """One grader front end; many groups are graded at once."""
+
+    def __init__(self, cfg: RunConfig):
+        self._cfg = cfg
+        self._pool = GraderPool(cfg.reward, cfg.sources)
+        self._estimators = {s.name: resolve_advantage(s.advantage) for s in cfg.sources}
+        self._graded = 0
+
+    async def start(self) -> Heartbeat:
+        """Start the grader processes."""
+        await self._pool.start()
+        return await self.heartbeat()
+
+    async def grade(self, generated: GeneratedGroup) -> GroupSummary:
+        """Grade all rollouts of a group at once.
+
+        Returns:
+            The summary, with samples of the valid rollouts unless the group is for evaluation.
+        """
+        group: RolloutGroup = await generated.ref  # type: ignore[misc]
+        began = time.monotonic()
+        task = group.request.task
+        graded = await asyncio.gather(*(self._pool.grade(r, task) for r in group.rollouts))
+        group = replace(group, rollouts=tuple(graded))
+        samples = self._store_samples(group) if group.request.step >= 0 else ()
+        self._graded += len(graded)
+        versions = [v for r in graded for v in r.versions] or [-1]
+        return GroupSummary(
+            group_id=group.request.group_id,
+            task_id=task.task_id,
+            source=task.source,
+            step=group.request.step,
+            rollouts=tuple(
+                RolloutStats(
+                    reward=r.reward,
+                    reward_parts=r.reward_parts,
+                    num_completion_tokens=r.num_completion_tokens,
+                    status=r.status,
+                    error=r.error,
+                )
+                for r in graded
+            ),
+            samples=samples,
+            group_ref=ray.put(group),
+            oldest_version=min(versions),
+            newest_version=max(versions),
+            generate_s=group.generate_s,
+            grade_s=time.monotonic() - began,
+        )
+
+    def _store_samples(self, group: RolloutGroup) -> tuple[SampleHandle, ...]:
+        source = self._cfg.source(group.request.task.source)
+        samples = to_training_samples(
+            group, source, self._cfg.kl_coef(source), self._estimators[source.name]
+        )
+        handles: list[SampleHandle] = []
+        for chunk in chunk_for_store(samples, STORE_CHUNK_BYTES):
+            ref = ray.put(chunk)
+            handles.extend(
+                SampleHandle(
+                    ref=ref,
+                    row=row,
+                    num_tokens=len(sample.token_ids),
+                    num_loss_tokens=int(sample.loss_mask.sum()),
+                )
+                for row, sample in enumerate(chunk)
+            )
+        return tuple(handles)
+
+    async def record(self, path: Path, step: int, refs: Sequence[Ref]) -> None:
+        """Append the full text of groups to a JSONL file, one rollout a line."""
+        lines: list[str] = []
+        for group in await asyncio.gather(*refs):  # type: ignore[call-overload]
+            lines.extend(_rollout_lines(group, step))
+        await asyncio.to_thread(_append, path, lines)
+
+    async def heartbeat(self) -> Heartbeat:
+        """Answer that the actor lives."""
+        return beat(self._graded)
+
+    async def close(self) -> None:
+        """Kill the grader processes."""
+        await self._pool.close()
+
+
+def _rollout_lines(group: RolloutGroup, step: int) -> list[str]:
+    task = group.request.task
+    prompt = [{"role": m.role, "content": m.content} for m in task.prompt]
+    return [
+        json.dumps(
+            {
+                "step": step,
+                "group_id": group.request.group_id,
+                "source": task.source,
+                "index": r.index,
+                "prompt": prompt,
+                "answer": task.answer,
+                "completions": [t.text for t in r.turns],
+                "status": r.status,
+                "reward": r.reward,
+                "reward_parts": dict(r.reward_parts),
+                "versions": list(r.versions),
+                "completion_tokens": r.num_completion_tokens,
+                "error": None if r.error is None else f"{r.error.boundary}: {r.error.message}",
+            },
+            ensure_ascii=False,
+        )
+        for r in group.rollouts
+    ]
+
+
+def _append(path: Path, lines: Sequence[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)

@@ -1,0 +1,204 @@
+"""The rollout actor: plays the episodes of groups on one vLLM engine."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+
+from actors.heartbeat import Heartbeat, beat
+from actors.processes import ProcessId, family
+from actors.rollout_args import workers
+from actors.rollout_engine import ReceiveReport, RolloutEngine
+from actors.rollout_render import ChatRenderer
+from actors.sync_transport import Manifest, SyncInit
+from configs.schema import RunConfig
+from environments.environment import Environment
+from environments.play import play
+from environments.registry import environment_factory
+from rollouts.types import (
+    I32,
+    Completion,
+    GeneratedGroup,
+    GroupRequest,
+    Ref,
+    RolloutGroup,
+    Sampling,
+    TrainingSample,
+)
+
+__all__ = ["EngineInfo", "ReceiveReport", "RolloutActor", "RolloutRunner"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What the driver needs to know of a started engine."""
+
+    node: str
+    """Address of its node."""
+    node_id: str
+    processes: tuple[ProcessId, ...]
+    num_workers: int
+    """TP x PP: ranks it takes in the weight-sync group."""
+    device: str
+    """`cuda` or `cpu`."""
+    device_uuids: tuple[str, ...]
+    """Of each worker's GPU, in rank order; empty strings on CPU."""
+    max_model_len: int
+
+
+class RolloutRunner:
+    """An engine, a renderer and the sources' environments. Knows no Ray."""
+
+    def __init__(self, cfg: RunConfig, engine_index: int):
+        self._cfg = cfg
+        self.engine = RolloutEngine(cfg, engine_index)
+        self._renderer = ChatRenderer(cfg.model)
+        self._environments: dict[str, Callable[[], Environment]] = {
+            s.name: environment_factory(s.environment, where=f"sources.{s.name}.environment")
+            for s in cfg.sources
+        }
+
+    async def play_group(self, request: GroupRequest) -> RolloutGroup:
+        """Play all episodes of a group at once.
+
+        Raises:
+            EngineDead: the engine died; no rollout is made of that.
+        """
+        began = time.monotonic()
+        make = self._environments[request.task.source]
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(
+                    play(
+                        make(),
+                        request.task,
+                        index=index,
+                        sampling=request.sampling,
+                        max_model_len=self._cfg.model.max_model_len,
+                        generate=self._generate,
+                        renderer=self._renderer,
+                    )
+                )
+                for index in range(request.group_size)
+            ]
+        return RolloutGroup(
+            request=request,
+            rollouts=tuple(t.result() for t in tasks),
+            generate_s=time.monotonic() - began,
+        )
+
+    async def probe(self, requests: Sequence[GroupRequest]) -> tuple[TrainingSample, ...]:
+        """Sample every request's prompt, and put the engine's own logprobs into samples."""
+        orders = [(r, i) for r in requests for i in range(r.group_size)]
+        prompts = [self._renderer.render(r.task.prompt) for r, _ in orders]
+        completions = await asyncio.gather(
+            *(self._generate(p, r.sampling) for p, (r, _) in zip(prompts, orders, strict=True))
+        )
+        return tuple(
+            _probe_sample(r, i, p, c)
+            for (r, i), p, c in zip(orders, prompts, completions, strict=True)
+        )
+
+    async def _generate(self, prompt_ids: I32, sampling: Sampling) -> Completion:
+        return await self.engine.complete(prompt_ids.tolist(), sampling)
+
+
+def _probe_sample(
+    request: GroupRequest, index: int, prompt: I32, completion: Completion
+) -> TrainingSample:
+    size, start = len(prompt) + len(completion.token_ids), len(prompt)
+    mask = np.arange(size) >= start
+    logprobs = np.zeros(size, np.float32)
+    logprobs[start:] = completion.logprobs
+    return TrainingSample(
+        group_id=request.group_id,
+        index=index,
+        token_ids=np.concatenate([prompt, completion.token_ids]).astype(np.int32),
+        loss_mask=mask,
+        rollout_logprobs=logprobs,
+        advantages=np.zeros(size, np.float32),
+        loss_weight=np.ones(size, np.float32),
+        kl_coef=np.zeros(size, np.float32),
+        temperature=np.full(size, request.sampling.temperature, np.float32),
+    )
+
+
+class RolloutActor:
+    """The Ray actor. Heartbeats run in a thread of their own (`control`), so that a busy event
+    loop is not taken for a silent engine; they report one that emits no token."""
+
+    def __init__(self) -> None:
+        self._runner: RolloutRunner | None = None
+
+    @property
+    def _engine(self) -> RolloutEngine:
+        assert self._runner is not None, "start() was not called"
+        return self._runner.engine
+
+    async def start(self, cfg: RunConfig, engine_index: int) -> EngineInfo:
+        """Start vLLM.
+
+        Raises:
+            ConfigError: no tokenizer or chat template.
+            RunError: vLLM did not start in `rollout.start_attempts` tries.
+        """
+        self._runner = RolloutRunner(cfg, engine_index)
+        await self._engine.start()
+        devices = await self._engine.devices()
+        alive = beat(0)
+        return EngineInfo(
+            node=alive.node,
+            node_id=alive.node_id,
+            processes=family(),
+            num_workers=workers(cfg),
+            device=devices[0]["kind"],
+            device_uuids=tuple(d["uuid"] for d in devices),
+            max_model_len=cfg.model.max_model_len,
+        )
+
+    async def generate(self, request: GroupRequest) -> GeneratedGroup:
+        """Sample one group into the object store."""
+        assert self._runner is not None, "start() was not called"
+        group = await self._runner.play_group(request)
+        return GeneratedGroup(
+            group_id=request.group_id,
+            ref=ray.put(group),
+            num_completion_tokens=sum(r.num_completion_tokens for r in group.rollouts),
+            generate_s=group.generate_s,
+        )
+
+    async def sample_probe(self, requests: tuple[GroupRequest, ...]) -> Ref:
+        """Return a reference to TrainingSamples that hold this engine's logprobs."""
+        assert self._runner is not None, "start() was not called"
+        return ray.put(await self._runner.probe(requests))
+
+    async def open_sync(self, init: SyncInit, manifest: Manifest) -> None:
+        """Join a generation of the weight-sync group with all workers."""
+        await self._engine.open_sync(init, manifest)
+
+    async def pause(self) -> None:
+        """Hold all requests where they are."""
+        await self._engine.pause()
+
+    async def receive(self, version: int, manifest_hash: str) -> ReceiveReport:
+        """Receive, load, verify and acknowledge weights; waits for the trainer's send."""
+        return await self._engine.receive(version, manifest_hash)
+
+    async def resume(self) -> None:
+        """Let the requests go on."""
+        await self._engine.resume()
+
+    @ray.method(concurrency_group="control")
+    async def heartbeat(self) -> Heartbeat:
+        """Answer that the actor lives, how many tokens it emitted, and whether it is stuck."""
+        if self._runner is None:
+            return beat(0)
+        return beat(self._engine.progress()[0], self._engine.stuck_s())
+
+    async def close(self) -> None:
+        """End the engine and its processes."""
+        if self._runner is not None:
+            await self._engine.shutdown()

@@ -1,0 +1,70 @@
+"""What vLLM is told: environment variables, set before it is imported, and engine arguments."""
+
+import os
+from typing import TYPE_CHECKING
+
+from configs.schema import RunConfig
+
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+INITIAL_VERSION = 0
+"""Version of the weights that an engine reads from `model.path`."""
+
+
+def set_environment(cfg: RunConfig) -> None:
+    """Set what vLLM and its child processes read at import; call before importing vllm.
+
+    On CPU: no compilation (its first request would wait for it), a bounded KV cache, and no
+    pinning of threads to cores that trainers share.
+    """
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    if cfg.rollout.actors.gpus > 0:
+        return
+    threads = max(1, int(cfg.rollout.actors.cpus) // workers(cfg))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(cfg.rollout.kv_cache_gib)
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+
+
+def workers(cfg: RunConfig) -> int:
+    """Return the worker processes of one engine: TP x PP."""
+    return cfg.rollout.tensor_parallel * cfg.rollout.pipeline_parallel
+
+
+def engine_args(cfg: RunConfig, engine_index: int) -> "AsyncEngineArgs":
+    """Return the arguments of one engine.
+
+    Sampling must be the distribution that is trained: the model folder's own generation defaults
+    are left out, and logprobs are those after temperature.
+    """
+    from vllm.config import WeightTransferConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    from actors.vllm_extension import BACKEND, EXTENSION
+
+    rollout = cfg.rollout
+    return AsyncEngineArgs(
+        model=cfg.model.path,
+        dtype=cfg.model.dtype,
+        trust_remote_code=cfg.model.trust_remote_code,
+        max_model_len=cfg.model.max_model_len,
+        max_num_seqs=rollout.max_num_seqs,
+        tensor_parallel_size=rollout.tensor_parallel,
+        pipeline_parallel_size=rollout.pipeline_parallel,
+        # Inside a placement group vLLM would start Ray workers of its own.
+        distributed_executor_backend="mp" if workers(cfg) > 1 else "uni",
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        enforce_eager=rollout.enforce_eager or rollout.actors.gpus == 0,
+        enable_prefix_caching=True,
+        generation_config="vllm",
+        logprobs_mode="processed_logprobs",
+        seed=cfg.seed + engine_index,
+        disable_log_stats=True,
+        worker_extension_cls=EXTENSION,
+        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+    )

@@ -1,0 +1,47 @@
+"""Between messages and token ids, by the model's own tokenizer and chat template."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from configs.errors import ConfigError, Problem
+from configs.schema import ModelConfig
+from rollouts.types import I32, Message
+
+
+class ChatRenderer:
+    """Renders with the tokenizer of `model.path`.
+
+    Raises:
+        ConfigError: there is no tokenizer, or it has no chat template.
+    """
+
+    def __init__(self, model: ModelConfig):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                model.path, trust_remote_code=model.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            what = f"{model.path} has no tokenizer that transformers can load: {error}"
+            fix = "Save the tokenizer beside the model (tokenizer.save_pretrained)."
+            raise ConfigError(Problem(where="model.path", what=what, fix=fix)) from error
+        if tokenizer.chat_template is None:
+            what = f"the tokenizer of {model.path} has no chat template"
+            fix = "Set tokenizer.chat_template and save it, or start from an instruct model."
+            raise ConfigError(Problem(where="model.path", what=what, fix=fix))
+        self._tokenizer: PreTrainedTokenizerBase = tokenizer
+
+    def render(self, messages: Sequence[Message]) -> I32:
+        """Return the conversation's ids, ending where the assistant's reply begins."""
+        plain = [{"role": m.role, "content": m.content} for m in messages]
+        ids = self._tokenizer.apply_chat_template(
+            plain, tokenize=True, add_generation_prompt=True, return_dict=False
+        )
+        return np.asarray(ids, dtype=np.int32)
+
+    def decode(self, ids: I32) -> str:
+        """Return the text of sampled ids, special tokens left out."""
+        text = self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text

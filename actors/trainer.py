@@ -1,0 +1,147 @@
+"""The trainer actor: one ZeRO rank of the policy, and the sending end of weight sync."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+from torch.distributed import PrefixStore, TCPStore
+
+from actors.fetch import fetch_micro_batches
+from actors.heartbeat import Heartbeat, beat
+from actors.sync_transport import Manifest, SendReport, SyncInit, WeightSender
+from configs.schema import RunConfig
+from rollouts.packing import assemble
+from rollouts.types import F32, MinibatchPlan, Ref, StepResult
+from trainer.engine import Minibatch, PolicyEngine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPlan:
+    """One rank's row of a MinibatchPlan."""
+
+    minibatches: tuple[MinibatchPlan, ...]
+    """Each with a grid of this rank's row alone: [1][n]."""
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogprobGap:
+    """|engine - trainer| logprob over the same sampled tokens under the same weights."""
+
+    median: float
+    largest: float
+    num_tokens: int
+
+
+class TrainerActor:
+    """One data-parallel rank. Heartbeats run in a thread of their own."""
+
+    def __init__(self, cfg: RunConfig, rank: int, world_size: int):
+        self._cfg, self._rank, self._world = cfg, rank, world_size
+        self._engine: PolicyEngine | None = None
+        self._sender: WeightSender | None = None
+        self._progress = 0
+
+    @property
+    def engine(self) -> PolicyEngine:
+        """The ZeRO engine; only after `start`."""
+        assert self._engine is not None, "start() was not called"
+        return self._engine
+
+    def start(self, store_host: str, store_port: int) -> Heartbeat:
+        """Join the other ranks through the run's store and build the engine."""
+        timeout = timedelta(seconds=self._cfg.trainer.collective_timeout_s)
+        store = TCPStore(store_host, store_port, is_master=False, timeout=timeout)
+        torch.distributed.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo",
+            store=PrefixStore("trainer", store),
+            rank=self._rank,
+            world_size=self._world,
+            timeout=timeout,
+        )
+        total = self._cfg.num_steps * self._cfg.batch.num_minibatches
+        self._engine = PolicyEngine(
+            self._cfg, rank=self._rank, world_size=self._world, total_optimizer_steps=total
+        )
+        return self.heartbeat()
+
+    def train_step(self, plan: RankPlan) -> StepResult:
+        """Fetch this rank's samples and train all mini-batches of a step."""
+        began = time.monotonic()
+        rows = [p for m in plan.minibatches for p in m.grid[0]]
+        batches = iter(fetch_micro_batches(rows, timeout_s=self._cfg.health.train_s))
+        minibatches = [
+            Minibatch(
+                micro_batches=tuple(next(batches) for _ in m.grid[0]),
+                num_loss_tokens=m.num_loss_tokens,
+            )
+            for m in plan.minibatches
+        ]
+        fetched = time.monotonic()
+        outcome = self.engine.train_step(plan.step, minibatches)
+        self._progress += 1
+        return StepResult(
+            policy_version=plan.step,
+            metrics=outcome.metrics,
+            seconds={"fetch": fetched - began, **outcome.seconds},
+        )
+
+    def open_sync(self, init: SyncInit | None, manifest: Manifest) -> None:
+        """Join the weight-sync group of a new generation, leaving the old one.
+
+        Args:
+            init: rank 0's place in the group; None on the other ranks, which only gather.
+        """
+        if self._sender is not None:
+            self._sender.close()
+        self._sender = WeightSender(
+            manifest, self.engine.gathered, init, in_place=self._cfg.trainer.zero_stage < 3
+        )
+
+    def manifest(self) -> Manifest:
+        """Name, shape and dtype of all tensors that travel, and the bucket size."""
+        size = int(self._cfg.weight_sync.bucket_mib * 2**20)
+        return Manifest.from_specs(self.engine.weight_specs(), bucket_bytes=size)
+
+    def send_weights(self, version: int) -> SendReport | None:
+        """Gather and send all weights; the other ranks only join the gathers and return None."""
+        assert self._sender is not None, "open_sync() was not called"
+        report = self._sender.send(version, self._cfg.weight_sync.checksum_tensors)
+        self._progress += 1
+        return report
+
+    def logprob_gap(self, probes: Sequence[Ref]) -> tuple[LogprobGap, ...]:
+        """Score engines' own completions with this trainer's weights; all ranks do the same.
+
+        Args:
+            probes: a reference an engine, each to a tuple of TrainingSample.
+        """
+        gaps: list[LogprobGap] = []
+        for samples in ray.get(list(probes), timeout=self._cfg.health.train_s):  # type: ignore[call-overload]
+            batch = assemble(samples, None)
+            (mine,) = self.engine.token_logprobs([batch])
+            gap: F32 = np.abs(mine - batch.rollout_logprobs)[batch.loss_mask]
+            gaps.append(
+                LogprobGap(
+                    median=float(np.median(gap)), largest=float(gap.max()), num_tokens=len(gap)
+                )
+            )
+        return tuple(gaps)
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of a checkpoint."""
+        self.engine.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Restore this rank from a checkpoint."""
+        self.engine.load(folder)
+
+    @ray.method(concurrency_group="control")
+    def heartbeat(self) -> Heartbeat:
+        """Answer that the actor lives."""
+        return beat(self._progress)

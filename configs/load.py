@@ -1,0 +1,174 @@
+"""Recipes from YAML and `--set`, with every mistake reported at once in plain words."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails, to_json
+
+from configs.errors import ConfigError, Problem
+from configs.messages import explain
+from configs.schema import RunConfig, dump
+from configs.yaml_text import Document, KeyPath, read_document, read_value, write_document
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe, apply `a.b=c` overrides, and check every field.
+
+    An item of a list is named by its `name` or its index: `sources.arith.weight=2`. The paths
+    `model.path`, `reference.path` and each `data.jsonl` are taken relative to the current
+    directory or, where they do not exist there, to the recipe's folder, and become absolute; a
+    `model.path` found in neither place is left as it is: a hub name.
+
+    Raises:
+        ConfigError: all problems of the file and the overrides.
+    """
+    path = Path(path)
+    document = read_document(_read(path), path.name)
+    if document.problems and document.data is None:
+        raise ConfigError(document.problems)
+    if not isinstance(document.data, dict):
+        problem = Problem(where=str(path), what="is not a recipe: its top level has no keys")
+        raise ConfigError([*document.problems, problem])
+    set_by: dict[KeyPath, str] = {}
+    for override in overrides:
+        problem = _override(document.data, override, set_by)
+        if problem is not None:
+            document.problems.append(problem)
+    _resolve_paths(document.data, path.resolve().parent)
+    cfg, problems = _validate(document, set_by)
+    problems = [*document.problems, *problems]
+    if problems or cfg is None:
+        raise ConfigError(problems)
+    return cfg
+
+
+def save_config(cfg: RunConfig, path: Path) -> None:
+    """Write the resolved config so that `load_recipe` reads it back equal; atomic."""
+    beside = path.with_name(f".{path.name}.tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(write_document(dump(cfg)))
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        fix = f"Recipes in {path.parent}: {', '.join(near)}." if near else "Check the path."
+        raise ConfigError(Problem(where=str(path), what="there is no such file", fix=fix)) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            Problem(where=str(path), what=f"is not UTF-8 text (byte {error.start})")
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            Problem(where=str(path), what=f"cannot be read: {error.strerror}")
+        ) from None
+
+
+def _validate(
+    document: Document, set_by: dict[KeyPath, str]
+) -> tuple[RunConfig | None, list[Problem]]:
+    """Check plain data against the schema, strictly: text is no number, 5.0 no integer."""
+    try:
+        return RunConfig.model_validate_json(to_json(document.data), strict=True), []
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    problems = [
+        explain(detail, document=document, set_by=set_by)
+        for detail in details
+        if not _follows(detail, details)
+    ]
+    return None, problems
+
+
+def _follows(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
+    """Whether pydantic reports a list as too short only because an item in it is wrong."""
+    at = detail["loc"]
+    return detail["type"] == "too_short" and any(
+        len(d["loc"]) > len(at) and d["loc"][: len(at)] == at for d in details
+    )
+
+
+def _override(data: dict[str, Any], override: str, set_by: dict[KeyPath, str]) -> Problem | None:
+    """Put one `a.b=c` into the data; return what is wrong with it."""
+    where = f"--set {override}"
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        return Problem(where=where, what="has no `=`", fix="Write it as a.b=value.")
+    try:
+        value = read_value(text)
+    except yaml.YAMLError:
+        return Problem(where=where, what=f"the value is not YAML: {text!r}", fix="Quote it.")
+    at: Any = data
+    path: list[str | int] = []
+    parts = key.strip().split(".")
+    while parts:
+        if isinstance(at, list):
+            step, used = _item(at, parts)
+            if step is None:
+                return _no_item(where, path, parts[0], at)
+            parts = parts[used:]
+        else:
+            step, parts = parts[0], parts[1:]
+        path.append(step)
+        if not parts:
+            at[step] = value
+            break
+        if isinstance(at, dict) and at.get(step) is None:
+            at[step] = {}
+        at = at[step]
+        if not isinstance(at, dict | list):
+            shown = ".".join(map(str, path))
+            return Problem(where=where, what=f"`{shown}` is a single value and has no keys below")
+    set_by[tuple(path)] = where
+    return None
+
+
+def _item(items: list[Any], parts: Sequence[str]) -> tuple[int | None, int]:
+    """Find a list's item by name (which may contain dots) or index; and how many parts it took."""
+    for used in range(len(parts), 0, -1):
+        name = ".".join(parts[:used])
+        for i, item in enumerate(items):
+            if isinstance(item, dict) and item.get("name") == name:
+                return i, used
+    index = parts[0]
+    if index.isdecimal() and int(index) < len(items):
+        return int(index), 1
+    return None, 0
+
+
+def _no_item(where: str, path: Sequence[str | int], key: str, items: Sequence[Any]) -> Problem:
+    names = [str(item["name"]) for item in items if isinstance(item, dict) and "name" in item]
+    there = f"they are {', '.join(names)}" if names else f"it has {len(items)} items"
+    shown = ".".join(map(str, path))
+    return Problem(where=where, what=f"`{shown}` has no item `{key}`; {there}")
+
+
+def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
+    """Make the recipe's paths absolute, in place, where they exist."""
+    sources = data.get("sources")
+    holders = [(data.get("model"), "path"), (data.get("reference"), "path")]
+    for source in sources if isinstance(sources, list) else []:
+        if isinstance(source, dict):
+            holders.append((source.get("data"), "jsonl"))
+    for holder, key in holders:
+        if isinstance(holder, dict) and isinstance(holder.get(key), str):
+            holder[key] = _resolved(holder[key], folder)
+
+
+def _resolved(text: str, folder: Path) -> str:
+    if not text:
+        return text
+    path = Path(text).expanduser()
+    for base in (Path.cwd(), folder):
+        if (base / path).exists():
+            return str((base / path).resolve())
+    return text

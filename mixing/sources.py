@@ -1,0 +1,60 @@
+"""Where tasks come from: what every source offers, and how one is opened."""
+
+import hashlib
+from typing import Protocol
+
+from configs.errors import ConfigError, Problem
+from configs.schema import SourceConfig
+from rollouts.types import Message, Task
+
+
+class Source(Protocol):
+    """The items of one source. Training items are numbered 0 to `size` - 1; held-out items are
+    none of them."""
+
+    @property
+    def size(self) -> int:
+        """Training items of an epoch."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the meaning of an item's number changes."""
+        ...
+
+    def task(self, item: int) -> Task:
+        """Return training item `item`; always the same for the same number."""
+        ...
+
+    def held_out(self) -> tuple[Task, ...]:
+        """Return the evaluation items, always in the same order."""
+        ...
+
+
+def open_source(cfg: SourceConfig) -> Source:
+    """Open the source; ConfigError names every problem with its data."""
+    from mixing.jsonl import JsonlSource
+    from mixing.procedural import ProceduralSource
+
+    given = [key for key in ("procedural", "jsonl") if getattr(cfg.data, key) is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            Problem(
+                where=f"sources.{cfg.name}.data",
+                what="has both `procedural` and `jsonl`" if given else "has no data",
+                fix="Give exactly one of `procedural: reasoning_gym/<dataset>` and `jsonl: <path>`",
+            )
+        )
+    return JsonlSource(cfg) if cfg.data.jsonl is not None else ProceduralSource(cfg)
+
+
+def with_instruction(instruction: str, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Return the prompt with the source's instruction before it, as a system message."""
+    if not instruction:
+        return prompt
+    return (Message(role="system", content=instruction), *prompt)
+
+
+def digest(text: str) -> str:
+    """Return a short, stable hash of `text`."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,192 @@
+"""The `braid` command. Imports nothing heavy until a command needs it.
+
+Exit codes: 0 done, 1 the run failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+
+from configs.errors import ConfigError, Problem
+from configs.load import load_recipe
+
+app = typer.Typer(
+    name="braid",
+    help="RL post-training of language models on multi-environment mixes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+BAD_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+
+
+class Resume(StrEnum):
+    """What to do with a run directory that already holds a run."""
+
+    AUTO = "auto"
+    NEVER = "never"
+
+
+Recipe = Annotated[Path, typer.Argument(help="Recipe file, e.g. configs/recipes/quickstart.yaml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Override one field; repeatable."),
+]
+
+
+class Terminated(BaseException):
+    """SIGTERM, before or after the loop had its own handler for it."""
+
+
+@app.command()
+def run(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Run directory; default runs/NAME.")
+    ] = None,
+    resume: Annotated[
+        Resume, typer.Option("--resume", help="auto: go on from the newest checkpoint.")
+    ] = Resume.NEVER,
+) -> None:
+    """Train: start the actors, run all steps, evaluate, and free everything."""
+    cfg = load_recipe(recipe, overrides or ())
+    from configs.validate import find_warnings, validate_run
+
+    problems = validate_run(cfg)
+    if problems:
+        raise ConfigError(problems)
+    for warning in find_warnings(cfg):
+        _stderr().print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+    from orchestrator.run import execute
+
+    raise typer.Exit(execute(cfg, run_dir or Path("runs") / cfg.name, resume.value))
+
+
+@app.command()
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    gpu_gib: Annotated[
+        float | None, typer.Option("--gpu-gib", min=0.1, help="Memory of one GPU, GiB.")
+    ] = None,
+) -> None:
+    """Show what a recipe would run, its memory, and everything wrong with it; start nothing."""
+    from orchestrator.plan import make_plan
+
+    made = make_plan(load_recipe(recipe, overrides or ()), gpu_gib=gpu_gib)
+    if as_json:
+        sys.stdout.write(json.dumps(made.to_json(), indent=2, ensure_ascii=False) + "\n")
+    else:
+        from orchestrator.plan_table import render_plan
+
+        Console().print(render_plan(made))
+    raise typer.Exit(BAD_INPUT if made.problems else 0)
+
+
+@app.command()
+def export(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    step: Annotated[str, typer.Argument(help="Step of a checkpoint, or `latest`.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
+) -> None:
+    """Write a checkpoint as Hugging Face safetensors, which transformers and vLLM load."""
+    from orchestrator.export_cmd import export_command
+
+    raise typer.Exit(_call(export_command(run_dir, step, out)))
+
+
+@app.command("tiny-model")
+def tiny_model(
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    seed: Annotated[int, typer.Option(help="Seed of its weights and texts.")] = 1,
+) -> None:
+    """Make the quickstart's tiny model from procedurally generated text."""
+    raise typer.Exit(
+        _call([sys.executable, "-m", "trainer.tiny_model", str(out), "--seed", str(seed)])
+    )
+
+
+def main() -> None:
+    """Entry point: run a command and turn what ends it into a message and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_main(sys.argv[1:]))
+
+
+def _main(arguments: list[str]) -> int:
+    try:
+        code = app(arguments, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except ConfigError as error:
+        show_problems(error, _stderr())
+        return BAD_INPUT
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return BAD_INPUT
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        _stderr().print("interrupted")
+        return INTERRUPTED
+    except Terminated:
+        _stderr().print("terminated")
+        return TERMINATED
+    except Exception as error:
+        if not _is_run_error(error):
+            raise
+        kind = type(error).__name__
+        _stderr().print(f"{kind}: {error}", style="red", markup=False, soft_wrap=True)
+        return FAILED
+
+
+def show_problems(error: ConfigError, console: Console) -> None:
+    """Print every problem of a ConfigError, and no stack trace."""
+    count = len(error.problems)
+    head = "1 problem" if count == 1 else f"{count} problems"
+    console.print(f"{head} with the input; nothing was started.", style="bold")
+    for problem in error.problems:
+        console.print(_lines(problem), markup=False, highlight=False, soft_wrap=True)
+
+
+def _lines(problem: Problem) -> str:
+    return f"  {problem}"
+
+
+def _stderr() -> Console:
+    return Console(stderr=True)
+
+
+def _is_run_error(error: Exception) -> bool:
+    """Whether a run failed in a way that it names itself; anything else keeps its traceback."""
+    module = sys.modules.get("actors.errors")
+    return module is not None and isinstance(error, module.RunError)
+
+
+def _call(command: list[str]) -> int:
+    """Run one of our modules in a process of its own, which has this one's terminal."""
+    child = subprocess.Popen(command)
+    try:
+        return child.wait()
+    except BaseException:
+        child.terminate()
+        try:
+            child.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        raise
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated

@@ -1,0 +1,190 @@
+"""The actors of a run: started together, watched, and freed together."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from actors.errors import RunError
+from actors.groups import ReferenceFleet, RewardFleet, RolloutFleet, TrainerGroup
+from actors.heartbeat import Heartbeat
+from actors.placement import BundleDemand, Placement, Seat, reserve
+from actors.reference import ReferenceActor
+from actors.rendezvous import RendezvousActor
+from actors.reward import RewardActor
+from actors.rollout import RolloutActor
+from actors.supervisor import Member, Supervisor, kill_member
+from actors.trainer import TrainerActor
+from configs.schema import RunConfig
+from orchestrator.plan import plan_bundles
+
+log = logging.getLogger("braid.cluster")
+_CONTROL = {"control": 1}
+RAY_START_ATTEMPTS = 3
+
+
+def _environment(role: str, cpus: float) -> dict[str, str]:
+    """Return the environment variables of an actor's process."""
+    env = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+    if role != "reward":
+        env["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
+    if not _has_gpu() and role in ("trainer", "reference"):
+        env["DS_ACCELERATOR"] = "cpu"
+    return env
+
+
+def _has_gpu() -> bool:
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+async def start_ray(cfg: RunConfig) -> None:
+    """Join the recipe's cluster, or start a private one on this machine; bounded tries."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if cfg.ray_address is not None:
+        options["address"] = cfg.ray_address
+    else:
+        options["include_dashboard"] = False
+    for attempt in range(1, RAY_START_ATTEMPTS + 1):
+        try:
+            async with asyncio.timeout(cfg.health.start_s):
+                await asyncio.to_thread(ray.init, **options)
+            return
+        except (TimeoutError, RayError, RuntimeError, ConnectionError, OSError) as error:
+            log.warning("Ray did not start (try %d): %s", attempt, error)
+            if attempt == RAY_START_ATTEMPTS:
+                where = cfg.ray_address or "on this machine"
+                raise RunError(f"Ray {where} did not start in {attempt} tries: {error}") from error
+
+
+class Cluster:
+    """Everything that a run has reserved and started. Use `Cluster.start`, then `close`."""
+
+    rollout: RolloutFleet
+    reward: RewardFleet
+    trainer: TrainerGroup
+    reference: ReferenceFleet | None
+    rendezvous: Member
+
+    def __init__(self, cfg: RunConfig):
+        self._cfg = cfg
+        self.supervisor = Supervisor(cfg.health)
+        self._placement: Placement | None = None
+        self._members: list[Member] = []
+
+    @classmethod
+    async def start(cls, cfg: RunConfig) -> "Cluster":
+        """Reserve, create and start all actors, side by side.
+
+        Raises:
+            ConfigError: the cluster has no room, or an actor found the input wrong.
+            ActorFailure: an actor died or did not come up in `health.start_s`.
+        """
+        cluster = cls(cfg)
+        try:
+            await cluster._start()
+        except BaseException:
+            await cluster.close()
+            raise
+        return cluster
+
+    async def _start(self) -> None:
+        cfg = self._cfg
+        bundles = [
+            BundleDemand(
+                group=b.members[0].role,
+                seats=tuple(
+                    Seat(role=m.role, index=m.index, cpus=m.cpus, gpus=m.gpus) for m in b.members
+                ),
+                labels=b.labels,
+            )
+            for b in plan_bundles(cfg)
+        ]
+        self._placement = await reserve(
+            bundles, timeout_s=cfg.health.placement_s, can_grow=cfg.ray_address is not None
+        )
+        self.rendezvous = self._create("rendezvous", 0, RendezvousActor, ())
+        rollout = self._create_all("rollout", RolloutActor, bundles, lambda i: ())
+        reward = self._create_all("reward", RewardActor, bundles, lambda i: (cfg,))
+        reference = self._create_all("reference", ReferenceActor, bundles, lambda i: (cfg,))
+        world = cfg.trainer.actors.count
+        trainer = self._create_all("trainer", TrainerActor, bundles, lambda i: (cfg, i, world))
+        args = (self.supervisor,)
+        self.rollout = RolloutFleet(rollout, *args, cfg.health)
+        self.reward = RewardFleet(reward, *args, cfg.health)
+        self.trainer = TrainerGroup(trainer, *args, cfg.health)
+        self.reference = ReferenceFleet(reference, *args, cfg.health) if reference else None
+        await asyncio.gather(
+            self._start_trainers(trainer),
+            self._start_engines(rollout),
+            *(self._begin(m, m.handle.start.remote()) for m in (*reward, *reference)),
+        )
+        self.supervisor.watch(self._members)
+
+    async def _start_trainers(self, members: Sequence[Member]) -> None:
+        host, port = await self._begin(self.rendezvous, self.rendezvous.handle.address.remote())
+        await asyncio.gather(*(self._begin(m, m.handle.start.remote(host, port)) for m in members))
+
+    async def _start_engines(self, members: Sequence[Member]) -> None:
+        calls = [self._begin(m, m.handle.start.remote(self._cfg, m.index)) for m in members]
+        self.rollout.infos = tuple(await asyncio.gather(*calls))
+
+    async def _begin(self, member: Member, answer: Awaitable[Any]) -> Any:
+        """Await an actor's start and note where it runs."""
+        limit = self._cfg.health.start_s
+        result = await self.supervisor.call(member, answer, doing="start", timeout_s=limit)
+        beat: Heartbeat = await self.supervisor.call(
+            member, member.handle.heartbeat.remote(), doing="first heartbeat", timeout_s=limit
+        )
+        member.processes, member.node, member.node_id = beat.processes, beat.node, beat.node_id
+        return result
+
+    def _create_all(
+        self, role: str, cls: type, bundles: Sequence[BundleDemand], args: Any
+    ) -> list[Member]:
+        indices = sorted(s.index for b in bundles for s in b.seats if s.role == role)
+        return [self._create(role, i, cls, args(i)) for i in indices]
+
+    def _create(self, role: str, index: int, cls: type, args: tuple[Any, ...]) -> Member:
+        seated: Mapping[str, object] = {"num_cpus": 0}
+        if role != "rendezvous":
+            assert self._placement is not None
+            seated = self._placement.options(role, index)
+        cpus = float(str(seated["num_cpus"]))
+        remote: Any = ray.remote(concurrency_groups=_CONTROL)(cls)
+        handle: ActorHandle = remote.options(
+            **seated,
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env={"env_vars": _environment(role, cpus)},
+        ).remote(*args)
+        member = Member(role=role, index=index, handle=handle)
+        self._members.append(member)
+        return member
+
+    async def close(self) -> None:
+        """Free every actor and its processes. Safe to call at any point of a start."""
+        await self.supervisor.close()
+        graceful = [m for m in self._members if m.role in ("rollout", "reward")]
+        closing = [asyncio.ensure_future(_quietly(m.handle.close.remote())) for m in graceful]
+        if closing:
+            await asyncio.wait(closing, timeout=10)
+        for member in self._members:
+            await asyncio.to_thread(kill_member, member)
+        if self._placement is not None:
+            self._placement.release()
+
+
+async def _quietly(answer: Awaitable[object]) -> None:
+    """Await a closing actor; one that is dead already is closed."""
+    try:
+        await answer
+    except RayError as error:
+        log.debug("while closing: %s", error)

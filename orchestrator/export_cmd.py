@@ -1,0 +1,59 @@
+"""Which checkpoint an export reads, and the command that writes it."""
+
+import sys
+from pathlib import Path
+
+from configs.errors import ConfigError, Problem
+from configs.load import load_recipe
+from orchestrator.checkpoints import CheckpointRef, find_damage, list_steps, newest_good
+
+
+def export_command(run_dir: Path, step: str, out: Path) -> list[str]:
+    """Return the command that exports a verified checkpoint; torch is imported there alone.
+
+    Raises:
+        ConfigError: no such run or step, a damaged checkpoint, or `out` is not empty.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(
+            Problem(where=str(run_dir), what="is no run directory: it has no config.yaml")
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            Problem(where=str(out), what="exists and is not empty", fix="Give another folder.")
+        )
+    cfg = load_recipe(run_dir / "config.yaml")
+    checkpoint = _choose(run_dir / "checkpoints", step)
+    module = [sys.executable, "-m", "trainer.export"]
+    return [*module, str(checkpoint.trainer), cfg.model.path, str(out)]
+
+
+def _choose(folder: Path, step: str) -> CheckpointRef:
+    there = list_steps(folder)
+    shown = ", ".join(map(str, sorted(there))) or "none"
+    if step == "latest":
+        newest = newest_good(folder)
+        if newest is None:
+            raise ConfigError(
+                Problem(where=str(folder), what=f"no good checkpoint there; steps: {shown}")
+            )
+        return newest
+    if not step.isdecimal() or int(step) not in there:
+        raise ConfigError(
+            Problem(
+                where=f"STEP {step}",
+                what=f"there is no such checkpoint; steps: {shown}",
+                fix="Give one of them, or `latest`.",
+            )
+        )
+    path = folder / f"step_{int(step)}"
+    damage = find_damage(path)
+    if damage is not None:
+        raise ConfigError(
+            Problem(
+                where=str(path),
+                what=f"is damaged: {damage}",
+                fix=f"Export another step (there are {shown}), or `latest`.",
+            )
+        )
+    return CheckpointRef(step=int(step), path=path)

@@ -1,0 +1,206 @@
+"""The training loop. All of it: `max_staleness: 0` makes it synchronous, and there is no other.
+
+Beside it: what one step logs, and how a signal ends a run between two committed states.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from configs.schema import RunConfig
+from mixing.mixer import Mixer
+from orchestrator.buffer import GroupBuffer
+from orchestrator.clock import PhaseClock
+from orchestrator.cluster import Cluster
+from orchestrator.evaluator import evaluate
+from orchestrator.producer import RolloutProducer
+from orchestrator.publisher import SyncReport, WeightPublisher
+from orchestrator.recorder import Recorder
+from orchestrator.resume import Checkpointer, Restored
+from rollouts.packing import plan_minibatches
+from rollouts.types import GroupSummary, StepResult, TrainBatch
+
+log = logging.getLogger("braid.loop")
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; the step it interrupted was abandoned untrained."""
+
+
+@dataclass(slots=True)
+class StopRequest:
+    """Set by SIGINT or SIGTERM."""
+
+    event: asyncio.Event = field(default_factory=asyncio.Event)
+    signal_number: int = 0
+
+    @property
+    def name(self) -> str:
+        """The signal's name."""
+        return signal.Signals(self.signal_number).name
+
+    async def or_else(self, waiting: Awaitable[T]) -> T:
+        """Await something that may be abandoned; raise Stopped if a signal comes first."""
+        task = asyncio.ensure_future(_awaited(waiting))
+        stop = asyncio.ensure_future(self.event.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise Stopped
+        finally:
+            task.cancel()
+            stop.cancel()
+
+
+async def _awaited(waiting: Awaitable[T]) -> T:
+    return await waiting
+
+
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """What the loop works with; made by `orchestrator.run`."""
+
+    cfg: RunConfig
+    cluster: Cluster
+    mixer: Mixer
+    publisher: WeightPublisher
+    recorder: Recorder
+    checkpoints: Checkpointer
+    clock: PhaseClock
+    stop: StopRequest
+
+
+async def train(parts: Parts, restored: Restored) -> None:
+    """Train from the restored step to the last one.
+
+    Raises:
+        Stopped: a signal came; everything trained is in a committed checkpoint.
+        RunError: an actor failed, weights disagree, or too much went wrong.
+    """
+    cfg, cluster, clock = parts.cfg, parts.cluster, parts.clock
+    first = restored.step
+    await parts.publisher.open()
+    parts.recorder.synced(await parts.publisher.publish(first))
+    if cfg.eval.at_start and first == 0:
+        await _evaluate(parts, 0)
+    buffer = GroupBuffer()
+    producer = RolloutProducer(
+        cfg,
+        mixer=parts.mixer,
+        rollout=cluster.rollout,
+        reward=cluster.reward,
+        buffer=buffer,
+        clock=clock,
+        version=first,
+        pending=restored.pending,
+    )
+    clock.lap()
+    async with producer:
+        done = first
+        try:
+            for step in range(first + 1, cfg.num_steps + 1):
+                groups = await parts.stop.or_else(
+                    cluster.supervisor.until_failed(
+                        buffer.take(step),
+                        doing=f"the groups of step {step}",
+                        timeout_s=cfg.health.generate_s,
+                    )
+                )
+                batch = await _score(parts, _plan(parts, step, groups))
+                with clock.phase("train"):
+                    result = await cluster.trainer.train_step(batch)
+                sync = await parts.publisher.publish(step)
+                producer.trained(groups)
+                producer.advance(step)
+                done = step
+                await _log(parts, producer, step, groups, result, sync)
+                if _due(cfg.eval.every, step) and step < cfg.num_steps:
+                    await _evaluate(parts, step)
+                if _due(cfg.checkpoint.every, step) and step < cfg.num_steps:
+                    await _checkpoint(parts, producer, step)
+                if parts.stop.event.is_set():
+                    raise Stopped
+        except Stopped:
+            await _checkpoint(parts, producer, done)
+            raise
+        if done > first:
+            await _checkpoint(parts, producer, done)
+    if cfg.eval.at_end and done > first:
+        await _evaluate(parts, done)
+
+
+def _due(every: int, done: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def _plan(parts: Parts, step: int, groups: Sequence[GroupSummary]) -> TrainBatch:
+    """Lay the step's samples out over ranks and micro-batches."""
+    cfg = parts.cfg.batch
+    with parts.clock.phase("pack"):
+        minibatches = plan_minibatches(
+            [s for g in groups for s in g.samples],
+            dp=parts.cluster.trainer.dp_size,
+            num_minibatches=cfg.num_minibatches,
+            max_tokens=cfg.max_tokens_per_microbatch,
+        )
+    return TrainBatch(step=step, minibatches=minibatches)
+
+
+async def _score(parts: Parts, batch: TrainBatch) -> TrainBatch:
+    """Have the reference score the batch, where the objective asks for it."""
+    if parts.cluster.reference is None:
+        return batch
+    with parts.clock.phase("reference"):
+        return await parts.cluster.reference.score(batch)
+
+
+async def _checkpoint(parts: Parts, producer: RolloutProducer, step: int) -> None:
+    """Commit a checkpoint of `step`, unless there is one."""
+    with parts.clock.phase("checkpoint"):
+        await parts.checkpoints.save(step, parts.cluster.trainer, parts.mixer, producer)
+
+
+async def _evaluate(parts: Parts, step: int) -> None:
+    cluster = parts.cluster
+    results = await parts.stop.or_else(
+        evaluate(
+            parts.cfg,
+            step=step,
+            mixer=parts.mixer,
+            rollout=cluster.rollout,
+            reward=cluster.reward,
+            clock=parts.clock,
+        )
+    )
+    parts.recorder.evaluated(results)
+
+
+async def _log(
+    parts: Parts,
+    producer: RolloutProducer,
+    step: int,
+    groups: Sequence[GroupSummary],
+    result: StepResult,
+    sync: SyncReport,
+) -> None:
+    with parts.clock.phase("log"):
+        keep = parts.cfg.logging.rollout_groups
+        if keep:
+            path = parts.recorder.rollouts_path(step)
+            refs = [g.group_ref for g in groups[:keep]]
+            await parts.cluster.reward.record(path, step, refs)
+    wall, split = parts.clock.lap()
+    parts.recorder.trained(
+        step=step,
+        groups=groups,
+        result=result,
+        sync=sync,
+        wall_s=wall,
+        split=split,
+        failed_groups=producer.failed_groups,
+    )

@@ -1,0 +1,309 @@
+"""What a recipe would run, before anything is started: groups, bundles, arithmetic, memory.
+
+Imports no torch, vllm, ray or transformers; `orchestrator.cluster` reserves these very bundles.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from configs.errors import Problem
+from configs.model_files import ModelShape, find_model_folder, read_model_shape
+from configs.schema import RunConfig
+from configs.validate import active_groups, colocation_root, find_warnings, validate_run
+from configs.versions import check_versions
+from orchestrator.memory import MemoryEstimate, estimate_memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleMember:
+    """One actor's place in a bundle."""
+
+    role: str
+    index: int
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """Resources reserved together on one node; colocated actors share one."""
+
+    index: int
+    members: tuple[BundleMember, ...]
+    """The first one's role names the placement group."""
+    cpus: float
+    gpus: float
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPlan:
+    """A group of actors."""
+
+    role: str
+    actors: int
+    cpus: float
+    """Of each actor."""
+    gpus: float
+    """Of each actor."""
+    ranks: int
+    """Model ranks in the whole group: TP x PP of each engine, one of each trainer."""
+    shares_with: str | None
+    """Group in whose bundles it sits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourcePlan:
+    """One source's part of the batch."""
+
+    name: str
+    share: float
+    """Of the groups, by weight."""
+    groups_per_step: float
+    """On average; a step has this rounded down or up."""
+    groups_in_run: float
+    samples_per_step: float
+    items: int | None
+    """Distinct training items of an epoch; None for a JSONL file, which is not read here."""
+    epochs: float | None
+    """Times that the run goes through them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPlan:
+    """Arithmetic of a step."""
+
+    groups_per_step: int
+    samples_per_step: int
+    """At most, over the ways to round the sources' shares."""
+    completion_tokens_at_most: int
+    tokens_at_most: int
+    """Were every sample model.max_model_len long."""
+    optimizer_steps: int
+    """Per training step."""
+    micro_batches_at_most: int
+    """Per rank and training step, were every sample model.max_model_len long."""
+    groups_in_flight: int
+    """At most, with sampling max_staleness steps ahead."""
+    sequences_in_flight: int
+    engine_slots: int
+    """Sequences that all engines decode at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """All bundles together."""
+
+    actors: int
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """What would run."""
+
+    name: str
+    num_steps: int
+    groups: tuple[GroupPlan, ...]
+    bundles: tuple[Bundle, ...]
+    totals: Totals
+    model: ModelShape | None
+    """None where the model's files are not on this machine."""
+    sources: tuple[SourcePlan, ...]
+    batch: BatchPlan
+    memory: tuple[MemoryEstimate, ...]
+    fullest_gpu_gib: float | None
+    """Sum over the actors that share one GPU, of the fullest one; None if unknown or no GPU."""
+    problems: tuple[Problem, ...]
+    """What stops the run from starting."""
+    warnings: tuple[Problem, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON-ready data."""
+        return asdict(self)
+
+
+def make_plan(cfg: RunConfig, *, gpu_gib: float | None = None) -> RunPlan:
+    """Work out what `cfg` would run, and everything wrong with it.
+
+    Args:
+        gpu_gib: memory of one GPU, if known: bounds the KV cache, and what must fit.
+    """
+    bundles = plan_bundles(cfg)
+    folder = find_model_folder(cfg.model.path)
+    shape = read_model_shape(folder) if folder else None
+    memory = estimate_memory(cfg, shape, gpu_gib=gpu_gib)
+    fullest = _fullest_gpu(bundles, memory)
+    problems = [*validate_run(cfg), *_check_fit(cfg, memory, fullest, gpu_gib)]
+    groups = _plan_groups(cfg)
+    return RunPlan(
+        name=cfg.name,
+        num_steps=cfg.num_steps,
+        groups=groups,
+        bundles=bundles,
+        totals=Totals(
+            actors=sum(g.actors for g in groups),
+            cpus=_round(sum(b.cpus for b in bundles)),
+            gpus=_round(sum(b.gpus for b in bundles)),
+        ),
+        model=shape,
+        sources=_plan_sources(cfg),
+        batch=_plan_batch(cfg),
+        memory=memory,
+        fullest_gpu_gib=fullest,
+        problems=tuple(problems),
+        warnings=(*find_warnings(cfg), *check_versions()),
+    )
+
+
+def plan_bundles(cfg: RunConfig) -> tuple[Bundle, ...]:
+    """Return the bundles to reserve: one an actor, shared by the actors colocated with it."""
+    groups = active_groups(cfg)
+    root_of = {role: colocation_root(cfg, role) or role for role in groups}
+    bundles: list[Bundle] = []
+    for root in (r for r in groups if root_of[r] == r):
+        inside = [root, *(r for r in groups if root_of[r] == root and r != root)]
+        for i in range(max(groups[r].count for r in inside)):
+            here = [r for r in inside if i < groups[r].count]
+            members = tuple(
+                BundleMember(role=r, index=i, cpus=groups[r].cpus, gpus=groups[r].gpus)
+                for r in here
+            )
+            bundles.append(
+                Bundle(
+                    index=len(bundles),
+                    members=members,
+                    cpus=_round(sum(m.cpus for m in members)),
+                    gpus=_round(sum(m.gpus for m in members)),
+                    labels={k: v for r in here for k, v in groups[r].labels.items()},
+                )
+            )
+    return tuple(bundles)
+
+
+def _round(resource: float) -> float:
+    """Round to Ray's granularity, so that 0.1 + 0.2 asks for 0.3."""
+    return round(resource, 4)
+
+
+def _plan_groups(cfg: RunConfig) -> tuple[GroupPlan, ...]:
+    per_actor = {"rollout": cfg.rollout.tensor_parallel * cfg.rollout.pipeline_parallel}
+    return tuple(
+        GroupPlan(
+            role=role,
+            actors=actors.count,
+            cpus=actors.cpus,
+            gpus=actors.gpus,
+            ranks=actors.count * per_actor.get(role, 1),
+            shares_with=actors.colocate_with,
+        )
+        for role, actors in active_groups(cfg).items()
+    )
+
+
+def _plan_sources(cfg: RunConfig) -> tuple[SourcePlan, ...]:
+    total = sum(s.weight for s in cfg.sources)
+    plans: list[SourcePlan] = []
+    for source in cfg.sources:
+        share = source.weight / total
+        groups = share * cfg.batch.groups_per_step
+        items = source.data.size if source.data.procedural else None
+        plans.append(
+            SourcePlan(
+                name=source.name,
+                share=round(share, 6),
+                groups_per_step=round(groups, 4),
+                groups_in_run=round(groups * cfg.num_steps, 2),
+                samples_per_step=round(groups * source.group_size, 4),
+                items=items,
+                epochs=round(groups * cfg.num_steps / items, 3) if items else None,
+            )
+        )
+    return tuple(plans)
+
+
+def _plan_batch(cfg: RunConfig) -> BatchPlan:
+    batch, longest = cfg.batch, cfg.model.max_model_len
+    per_step = _most_groups(cfg)
+    sources = {s.name: s for s in cfg.sources}
+    samples = sum(n * sources[name].group_size for name, n in per_step.items())
+    completion = sum(
+        n * sources[name].group_size * sources[name].sampling.max_tokens
+        for name, n in per_step.items()
+    )
+    per_rank = math.ceil(math.ceil(samples / batch.num_minibatches) / cfg.trainer.actors.count)
+    fit = max(1, batch.max_tokens_per_microbatch // longest)
+    return BatchPlan(
+        groups_per_step=batch.groups_per_step,
+        samples_per_step=samples,
+        completion_tokens_at_most=completion,
+        tokens_at_most=samples * longest,
+        optimizer_steps=batch.num_minibatches,
+        micro_batches_at_most=batch.num_minibatches * math.ceil(per_rank / fit),
+        groups_in_flight=batch.groups_per_step * (1 + batch.max_staleness),
+        sequences_in_flight=samples * (1 + batch.max_staleness),
+        engine_slots=cfg.rollout.actors.count * cfg.rollout.max_num_seqs,
+    )
+
+
+def _most_groups(cfg: RunConfig) -> dict[str, int]:
+    """Round the shares of one step so that the samples are most: the remainder of the rounding
+    goes to the largest groups first."""
+    total = sum(s.weight for s in cfg.sources)
+    exact = {s.name: s.weight / total * cfg.batch.groups_per_step for s in cfg.sources}
+    groups = {name: math.floor(x + 1e-9) for name, x in exact.items()}
+    left = cfg.batch.groups_per_step - sum(groups.values())
+    for source in sorted(cfg.sources, key=lambda s: -s.group_size):
+        if left and exact[source.name] - groups[source.name] > 1e-9:
+            groups[source.name] += 1
+            left -= 1
+    return groups
+
+
+def _fullest_gpu(bundles: tuple[Bundle, ...], memory: tuple[MemoryEstimate, ...]) -> float | None:
+    need = {m.role: m.total_gib for m in memory if m.device == "gpu"}
+    fullest: float | None = None
+    for bundle in bundles:
+        inside = [need[m.role] for m in bundle.members if m.role in need]
+        known = [gib for gib in inside if gib is not None]
+        if len(known) < len(inside):
+            return None
+        shared = any(0 < m.gpus < 1 for m in bundle.members)
+        here = sum(known) if shared else max(known, default=None)
+        if here is not None:
+            fullest = max(here, fullest or 0.0)
+    return None if fullest is None else round(fullest, 3)
+
+
+def _check_fit(
+    cfg: RunConfig,
+    memory: tuple[MemoryEstimate, ...],
+    fullest: float | None,
+    gpu_gib: float | None,
+) -> list[Problem]:
+    problems: list[Problem] = []
+    for m in memory:
+        if m.kv and m.kv.tokens is not None and m.kv.tokens < cfg.model.max_model_len:
+            knob = "kv_cache_gib" if m.device == "cpu" else "gpu_memory_utilization"
+            problems.append(
+                Problem(
+                    where=f"rollout.{knob}",
+                    what=f"leaves room for {m.kv.tokens} tokens of KV cache, less than one "
+                    f"sequence of model.max_model_len={cfg.model.max_model_len}",
+                    fix=f"Raise rollout.{knob}, or lower model.max_model_len.",
+                )
+            )
+    if gpu_gib is not None and fullest is not None and fullest > gpu_gib:
+        problems.append(
+            Problem(
+                where="memory",
+                what=f"the actors on one GPU take about {fullest:.1f} GiB; it has {gpu_gib:g}",
+                fix="Raise trainer.zero_stage or trainer.actors.count, turn on "
+                "trainer.gradient_checkpointing, lower batch.max_tokens_per_microbatch or "
+                "rollout.gpu_memory_utilization.",
+            )
+        )
+    return problems

@@ -1,0 +1,158 @@
+"""A RunPlan as tables for people."""
+
+from collections.abc import Iterator
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from configs.errors import Problem
+from orchestrator.memory import MemoryEstimate
+from orchestrator.plan import Bundle, RunPlan
+
+
+def render_plan(plan: RunPlan) -> RenderableType:
+    """Return the whole plan, one screen for a usual recipe."""
+    return Group(
+        Text(f"{plan.name}: {plan.num_steps} steps", style="bold"),
+        *_model_lines(plan),
+        _groups(plan),
+        _bundles(plan),
+        _sources(plan),
+        *(Text(line) for line in _batch_lines(plan)),
+        _memory(plan),
+        *(Text(f"  {m.role}: {m.note}", style="dim") for m in plan.memory if m.note),
+        *_problems("problem", "red", plan.problems),
+        *_problems("warning", "yellow", plan.warnings),
+        Text(""),
+        _verdict(plan),
+    )
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1)
+    )
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def _model_lines(plan: RunPlan) -> Iterator[Text]:
+    shape = plan.model
+    if shape is None:
+        yield Text("model: not on this machine; parameter count unknown")
+        return
+    count = f"{shape.params:,} parameters" if shape.params else "parameter count unknown"
+    yield Text(
+        f"model: {shape.architecture}, {count} ({shape.counted_from}), {shape.layers} layers of "
+        f"{shape.hidden}, vocabulary {shape.vocab:,}{', tied head' if shape.tied else ''}"
+    )
+
+
+def _groups(plan: RunPlan) -> Table:
+    table = _table("groups", "role", "actors", "ranks", "cpus each", "gpus each", "shares with")
+    for g in plan.groups:
+        shares = g.shares_with or "-"
+        table.add_row(g.role, str(g.actors), str(g.ranks), f"{g.cpus:g}", f"{g.gpus:g}", shares)
+    table.add_section()
+    t = plan.totals
+    table.add_row("total", str(t.actors), "", f"{t.cpus:g}", f"{t.gpus:g}", "")
+    return table
+
+
+def _bundles(plan: RunPlan) -> Table:
+    table = _table("bundles", "actors", "bundles", "cpus each", "gpus each", "labels")
+    for first, last, like in _alike(plan.bundles):
+        count = last.index - first.index + 1
+        span = first.members[0].index, last.members[0].index
+        index = f"[{span[0]}]" if span[0] == span[1] else f"[{span[0]}..{span[1]}]"
+        labels = ", ".join(f"{k}={v}" for k, v in like.labels.items()) or "-"
+        names = " + ".join(m.role for m in like.members) + f" {index}"
+        table.add_row(names, str(count), f"{like.cpus:g}", f"{like.gpus:g}", labels)
+    return table
+
+
+def _alike(bundles: tuple[Bundle, ...]) -> Iterator[tuple[Bundle, Bundle, Bundle]]:
+    """Yield runs of bundles that differ in index alone: first, last, and one of them."""
+
+    def kind(b: Bundle) -> object:
+        return [m.role for m in b.members], b.cpus, b.gpus, dict(b.labels)
+
+    start = 0
+    for i in range(1, len(bundles) + 1):
+        if i == len(bundles) or kind(bundles[i]) != kind(bundles[start]):
+            yield bundles[start], bundles[i - 1], bundles[start]
+            start = i
+
+
+def _sources(plan: RunPlan) -> Table:
+    table = _table(
+        "sources", "name", "share", "groups/step", "samples/step", "groups in run", "epochs"
+    )
+    for s in plan.sources:
+        table.add_row(
+            s.name,
+            f"{s.share:.1%}",
+            f"{s.groups_per_step:g}",
+            f"{s.samples_per_step:g}",
+            f"{s.groups_in_run:g}",
+            "-" if s.epochs is None else f"{s.epochs:g}",
+        )
+    return table
+
+
+def _batch_lines(plan: RunPlan) -> Iterator[str]:
+    b = plan.batch
+    yield (
+        f"batch: {b.groups_per_step} groups, up to {b.samples_per_step} samples, "
+        f"{b.completion_tokens_at_most:,} completion tokens, {b.tokens_at_most:,} tokens in all"
+    )
+    yield (
+        f"       {b.optimizer_steps} optimizer step(s), up to {b.micro_batches_at_most} "
+        "micro-batches a rank"
+    )
+    yield (
+        f"       up to {b.groups_in_flight} groups, {b.sequences_in_flight} sequences in flight "
+        f"over {b.engine_slots} engine slots"
+    )
+    yield ""
+
+
+def _memory(plan: RunPlan) -> Table:
+    table = _table("memory of one actor, GiB", "role", "on", "total", "of which")
+    table.columns[3].justify = "left"
+    for m in plan.memory:
+        total = "unknown" if m.total_gib is None else f"{m.total_gib:.2f}"
+        parts = ", ".join(f"{p.name} {p.gib:.2f}" for p in m.parts)
+        table.add_row(m.role, m.device, total, "; ".join(x for x in (parts, _extra(m)) if x))
+    if plan.fullest_gpu_gib is not None:
+        table.add_section()
+        table.add_row("fullest GPU", "gpu", f"{plan.fullest_gpu_gib:.2f}", "")
+    return table
+
+
+def _extra(m: MemoryEstimate) -> str:
+    parts: list[str] = []
+    if m.kv is not None:
+        parts.append(f"KV {m.kv.bytes_per_token:,} B a token")
+        if m.kv.tokens is not None:
+            parts.append(
+                f"{m.kv.tokens:,} tokens in {m.kv.blocks:,} blocks, "
+                f"{m.kv.full_length_sequences:g} sequences of full length"
+            )
+    if m.host_gib is not None:
+        parts.append(f"host {m.host_gib:.2f}")
+    return ", ".join(parts)
+
+
+def _problems(kind: str, colour: str, problems: tuple[Problem, ...]) -> Iterator[Text]:
+    for problem in problems:
+        yield Text(f"{kind}: {problem}", style=colour)
+
+
+def _verdict(plan: RunPlan) -> Text:
+    if not plan.problems:
+        return Text("ready to run", style="green")
+    return Text(f"{len(plan.problems)} problem(s): this recipe does not run", style="red")

@@ -1,0 +1,99 @@
+"""What of a recipe may change between two attempts of one run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from configs.errors import Problem
+from configs.schema import RunConfig, dump
+
+_FREE = (
+    "num_steps",
+    "ray_address",
+    "batch.max_attempts",
+    "batch.max_failed_groups",
+    "batch.max_tokens_per_microbatch",
+    "rollout",
+    "reward",
+    "reference.actors",
+    "trainer.actors.cpus",
+    "trainer.actors.gpus",
+    "trainer.actors.labels",
+    "trainer.actors.colocate_with",
+    "trainer.gradient_checkpointing",
+    "trainer.logprob_chunk",
+    "trainer.collective_timeout_s",
+    "weight_sync",
+    "eval",
+    "checkpoint",
+    "logging",
+    "health",
+)
+"""How and how long it runs, where it runs, and what is written: all else says what is learned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldChange:
+    """A field that differs from the last attempt's."""
+
+    field: str
+    before: JsonValue
+    after: JsonValue
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the run stays the same run."""
+        return any(self.field == free or self.field.startswith(f"{free}.") for free in _FREE)
+
+    def __str__(self) -> str:
+        return f"{self.field}: {_show(self.before)} -> {_show(self.after)}"
+
+
+def changed_fields(before: RunConfig, after: RunConfig) -> tuple[FieldChange, ...]:
+    """List the fields that differ, in the recipe's order."""
+    old, new = _flatten(dump(before), ""), _flatten(dump(after), "")
+    return tuple(
+        FieldChange(field=field, before=old.get(field), after=new.get(field))
+        for field in dict.fromkeys([*old, *new])
+        if old.get(field) != new.get(field)
+    )
+
+
+def forbidden_changes(changes: Sequence[FieldChange], run_dir: Path) -> list[Problem]:
+    """Return a problem for each change that would make it another run."""
+    fix = f"Put the old value back (see {run_dir}/config.yaml), or give another --run-dir."
+    return [
+        Problem(
+            where=change.field,
+            what=f"was {_show(change.before)} when this run began, is {_show(change.after)}; "
+            "a resumed run keeps it",
+            fix=fix,
+        )
+        for change in changes
+        if not change.allowed
+    ]
+
+
+def _flatten(value: JsonValue, prefix: str) -> dict[str, JsonValue]:
+    """Flatten to leaves; items of a list by their name where they have one."""
+    if isinstance(value, dict) and value:
+        pairs = [(key, below) for key, below in value.items()]
+    elif isinstance(value, list) and value:
+        pairs = [(_name(item, i), item) for i, item in enumerate(value)]
+    else:
+        return {prefix: value}
+    flat: dict[str, JsonValue] = {}
+    for key, below in pairs:
+        flat.update(_flatten(below, f"{prefix}.{key}" if prefix else key))
+    return flat
+
+
+def _name(item: JsonValue, index: int) -> str:
+    name = item.get("name") if isinstance(item, dict) else None
+    return name if isinstance(name, str) else str(index)
+
+
+def _show(value: JsonValue) -> str:
+    return "empty" if value is None else str(value)

@@ -1,0 +1,142 @@
+"""One run from recipe to table: check, open the run directory, start the cluster, train, free.
+
+Signals: the first SIGINT or SIGTERM abandons the step that is being sampled, or lets the one that
+is being trained end, commits a checkpoint and frees every actor (exit 130 or 143); the second
+one frees the actors at once, and the run resumes from its newest checkpoint.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from configs.errors import ConfigError, Problem
+from configs.schema import RunConfig
+from configs.validate import validate_run
+from configs.versions import check_versions
+from mixing.mixer import Mixer, validate_sources
+from orchestrator.clock import PhaseClock
+from orchestrator.cluster import Cluster, start_ray
+from orchestrator.loop import Parts, Stopped, StopRequest, train
+from orchestrator.publisher import WeightPublisher
+from orchestrator.recorder import Recorder
+from orchestrator.resume import Checkpointer
+from orchestrator.run_dir import RunDir
+from rewards.pool import validate_rewards
+
+log = logging.getLogger("braid.run")
+
+
+def check(cfg: RunConfig) -> None:
+    """Raise ConfigError with every problem found without starting anything."""
+    problems: list[Problem] = [*validate_run(cfg)]
+    problems += [*validate_sources(cfg), *validate_rewards(cfg.sources)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def execute(cfg: RunConfig, run_dir: Path, resume: str) -> int:
+    """Run a recipe to its end; return the exit code.
+
+    Args:
+        resume: `auto` continues from the newest complete checkpoint, `never` wants a new run.
+
+    Raises:
+        ConfigError: bad input; nothing was started, or everything is freed again.
+        RunError: the run failed; the cause is named, and everything is freed again.
+    """
+    check(cfg)
+    with RunDir.open(run_dir, cfg, resume) as directory:
+        for problem in check_versions():
+            log.warning("%s", problem)
+        return asyncio.run(_run(cfg, directory))
+
+
+async def _run(cfg: RunConfig, directory: RunDir) -> int:
+    stop = StopRequest()
+    recorder = Recorder(cfg, directory)
+    mixer = Mixer(cfg)
+    checkpoints = Checkpointer(cfg, directory)
+    restored = checkpoints.newest(mixer)
+    directory.truncate_after(restored.step)
+    try:
+        with recorder, _signals(stop):
+            recorder.starting(restored.step)
+            await stop.or_else(start_ray(cfg))
+            cluster = await stop.or_else(Cluster.start(cfg))
+            try:
+                parts = _parts(cfg, cluster, mixer, recorder, checkpoints, stop)
+                if restored.folder is not None:
+                    await cluster.trainer.load(restored.folder / "trainer")
+                await train(parts, restored)
+            finally:
+                await cluster.close()
+    except Stopped:
+        log.warning("stopped by %s", stop.name)
+        return 128 + stop.signal_number
+    except asyncio.CancelledError:
+        log.error("stopped at once by a second signal")
+        return 128 + stop.signal_number
+    finally:
+        ray.shutdown()
+    return 0
+
+
+def _parts(
+    cfg: RunConfig,
+    cluster: Cluster,
+    mixer: Mixer,
+    recorder: Recorder,
+    checkpoints: Checkpointer,
+    stop: StopRequest,
+) -> Parts:
+    clock = PhaseClock()
+    publisher = WeightPublisher(
+        cfg,
+        supervisor=cluster.supervisor,
+        rendezvous=cluster.rendezvous,
+        trainer=cluster.trainer,
+        rollout=cluster.rollout,
+        clock=clock,
+        probe_tasks=[mixer.held_out(s.name)[0] for s in cfg.sources],
+    )
+    return Parts(
+        cfg=cfg,
+        cluster=cluster,
+        mixer=mixer,
+        publisher=publisher,
+        recorder=recorder,
+        checkpoints=checkpoints,
+        clock=clock,
+        stop=stop,
+    )
+
+
+@contextmanager
+def _signals(stop: StopRequest) -> Iterator[None]:
+    """Route SIGINT and SIGTERM: the first asks, the second cancels."""
+    loop = asyncio.get_running_loop()
+    main = asyncio.current_task()
+    assert main is not None
+
+    def received(number: int) -> None:
+        if stop.event.is_set():
+            main.cancel()
+        else:
+            stop.signal_number = number
+            stop.event.set()
+            log.warning(
+                "%s: ending with a checkpoint; once more ends at once", signal.strsignal(number)
+            )
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, received, number)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

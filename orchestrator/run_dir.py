@@ -1,0 +1,359 @@
+"""The run's directory: one owner at a time, its records, and what a resumed run takes from it.
+
+Invariants:
+- the lock is held from `open` to `close`, and by the kernel's word: it ends with the process;
+- a step is in metrics.jsonl at most once: `truncate_after` runs before anything is appended;
+- whole files appear by rename, lines by one write each.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from pydantic import JsonValue, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from configs.errors import ConfigError, Problem
+from configs.load import load_recipe, save_config
+from configs.schema import RunConfig
+from configs.versions import installed_versions
+from orchestrator.resume_rules import changed_fields, forbidden_changes
+
+log = logging.getLogger("braid.run_dir")
+
+_LOCK, _RUN, _CONFIG, _LOG = "run.lock", "run.json", "config.yaml", "log.txt"
+_METRICS, _EVAL, _ROLLOUTS, _CHECKPOINTS = "metrics.jsonl", "eval.jsonl", "rollouts", "checkpoints"
+_STEP_FILE = re.compile(r"^step[_-](\d+)\b")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One start of the run."""
+
+    attempt: int
+    """From 1."""
+    started: str
+    """UTC, ISO 8601."""
+    host: str
+    pid: int
+    command: list[str]
+    git_commit: str | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What run.json holds."""
+
+    id: str
+    """Unique; the same over all attempts."""
+    name: str
+    seed: int
+    attempt: int
+    """Number of the attempt that runs now, or ran last."""
+    attempts: list[Attempt]
+
+
+_RECORD = TypeAdapter(RunRecord)
+
+
+class RunDir:
+    """An open run directory. Use `with RunDir.open(...) as directory`."""
+
+    def __init__(self, path: Path, record: RunRecord, lock: IO[str], handler: logging.Handler):
+        self.path = path
+        self.record = record
+        self._lock = lock
+        self._handler = handler
+
+    @classmethod
+    def open(cls, path: Path, cfg: RunConfig, resume: str) -> "RunDir":
+        """Create or continue the run directory at `path`, lock it, and start its log.
+
+        Args:
+            resume: `auto` continues what is there, `never` wants an empty or missing directory.
+
+        Raises:
+            ConfigError: the directory is in use, holds a run that is not to be resumed or is not
+                a run's, or the recipe changed in a way that would make it another run.
+        """
+        path = path.resolve()
+        _check_kind(path)
+        lock = _acquire(path)
+        try:
+            before = _read_record(path)
+            _check_resume(path, before, cfg, resume)
+            record = _next_record(before, cfg)
+            for folder in (_ROLLOUTS, _CHECKPOINTS):
+                (path / folder).mkdir(exist_ok=True)
+            save_config(cfg, path / _CONFIG)
+            write_atomically(path / _RUN, _RECORD.dump_json(record, indent=2).decode() + "\n")
+            handler = _start_log(path / _LOG)
+        except BaseException:
+            lock.close()
+            raise
+        log.info("run %s, attempt %d, in %s", record.id, record.attempt, path)
+        return cls(path, record, lock, handler)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None and error is not None and trace is not None:
+            log.error("the run ended with %s", kind.__name__, exc_info=(kind, error, trace))
+        self.close()
+
+    @property
+    def run_id(self) -> str:
+        """The run's id, the same over all its attempts."""
+        return self.record.id
+
+    @property
+    def attempt(self) -> int:
+        """Number of this attempt, from 1."""
+        return self.record.attempt
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / _CHECKPOINTS
+
+    @property
+    def rollouts(self) -> Path:
+        """Folder of the sampled texts."""
+        return self.path / _ROLLOUTS
+
+    def rollouts_path(self, step: int) -> Path:
+        """Return the file that takes the rollouts of `step`."""
+        return self.rollouts / f"step_{step}.jsonl"
+
+    def append_metrics(self, metrics: Mapping[str, float | None]) -> None:
+        """Append one step's flat metrics to metrics.jsonl."""
+        append_line(self.path / _METRICS, metrics)
+
+    def append_eval(self, figures: Mapping[str, JsonValue]) -> None:
+        """Append one source's figures of one evaluation to eval.jsonl."""
+        append_line(self.path / _EVAL, figures)
+
+    def read_eval(self) -> tuple[dict[str, JsonValue], ...]:
+        """Return what eval.jsonl holds, in order."""
+        return tuple(_read_lines(self.path / _EVAL))
+
+    def read_metrics(self) -> tuple[dict[str, JsonValue], ...]:
+        """Return what metrics.jsonl holds, in order."""
+        return tuple(_read_lines(self.path / _METRICS))
+
+    def truncate_after(self, step: int) -> None:
+        """Forget every record and rollout file of the steps after `step`, which will come again."""
+        for name in (_METRICS, _EVAL):
+            _truncate_lines(self.path / name, step)
+        for file in self.rollouts.iterdir():
+            match = _STEP_FILE.match(file.name)
+            if match and int(match[1]) > step:
+                file.unlink() if file.is_file() else shutil.rmtree(file)
+
+    def close(self) -> None:
+        """Stop the log and free the lock."""
+        root = logging.getLogger()
+        if self._handler in root.handlers:
+            root.removeHandler(self._handler)
+        self._handler.close()
+        self._lock.close()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file by rename, so that a reader or a crash sees the old or the new one whole."""
+    beside = path.with_name(f".{path.name}.tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def append_line(path: Path, record: Mapping[str, JsonValue]) -> None:
+    """Append one JSON object as a line, in one write; numbers that are not finite become null."""
+    finite = {
+        k: None if isinstance(v, float) and not abs(v) < float("inf") else v
+        for k, v in record.items()
+    }
+    line = json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        data = memoryview(line.encode())
+        while data:
+            data = data[os.write(descriptor, data) :]
+    finally:
+        os.close(descriptor)
+
+
+def _read_lines(path: Path) -> list[dict[str, JsonValue]]:
+    """Read JSON lines; a line torn by a crash is left out, and said so."""
+    records: list[dict[str, JsonValue]] = []
+    if not path.is_file():
+        return records
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            log.warning("%s:%d is not JSON and is left out: %.60r", path, number, line)
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def _truncate_lines(path: Path, step: int) -> None:
+    if not path.is_file():
+        return
+    kept = [r for r in _read_lines(path) if float(str(r.get("step", 0))) <= step]
+    write_atomically(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse a directory that is something else than a run's."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(Problem(where=str(path), what="is a file; a run needs a directory"))
+    if not path.is_dir():
+        return
+    ours = {_LOCK, _RUN, _CONFIG, _LOG, _METRICS, _EVAL, _ROLLOUTS, _CHECKPOINTS}
+    names = {entry.name for entry in path.iterdir()}
+    if names and not names & ours:
+        raise ConfigError(
+            Problem(
+                where=str(path),
+                what=f"is not empty and no run directory; it has {', '.join(sorted(names)[:4])}",
+                fix="Give another --run-dir.",
+            )
+        )
+
+
+def _acquire(path: Path) -> IO[str]:
+    """Lock the directory for this process, or say who holds it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / _LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            Problem(
+                where=str(path),
+                what=f"cannot be written: {error.strerror}",
+                fix="Give a --run-dir that can.",
+            )
+        ) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        lock.close()
+        raise ConfigError(
+            Problem(
+                where=str(path),
+                what=f"this run directory is in use by {holder}",
+                fix="Wait for it to end, stop it, or give another --run-dir.",
+            )
+        ) from None
+    lock.truncate(0)
+    lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+    return lock
+
+
+def _read_record(path: Path) -> RunRecord | None:
+    try:
+        return _RECORD.validate_json((path / _RUN).read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise ConfigError(
+            Problem(
+                where=str(path / _RUN),
+                what=f"is damaged: {error.errors(include_url=False)[0]['msg']}",
+                fix="Restore it, or give another --run-dir.",
+            )
+        ) from None
+
+
+def _check_resume(path: Path, before: RunRecord | None, cfg: RunConfig, resume: str) -> None:
+    if before is None:
+        return
+    if resume != "auto":
+        raise ConfigError(
+            Problem(
+                where=str(path),
+                what=f"already holds run {before.id} (attempt {before.attempt})",
+                fix="Continue it with --resume auto, or give another --run-dir.",
+            )
+        )
+    if not (path / _CONFIG).is_file():
+        return
+    old = load_recipe(path / _CONFIG)
+    changes = changed_fields(old, cfg)
+    if problems := forbidden_changes(changes, path):
+        raise ConfigError(problems)
+    for change in changes:
+        log.warning("resuming with a changed recipe: %s", change)
+
+
+def _next_record(before: RunRecord | None, cfg: RunConfig) -> RunRecord:
+    now = datetime.now(UTC)
+    number = before.attempt + 1 if before else 1
+    attempt = Attempt(
+        attempt=number,
+        started=now.isoformat(timespec="seconds"),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        command=list(sys.argv),
+        git_commit=_git_commit(),
+        versions={"python": sys.version.split()[0], **installed_versions()},
+    )
+    return RunRecord(
+        id=before.id if before else f"{cfg.name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+        name=cfg.name,
+        seed=cfg.seed,
+        attempt=number,
+        attempts=[*(before.attempts if before else []), attempt],
+    )
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the code that runs, or None outside a repository."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _start_log(path: Path) -> logging.Handler:
+    """Send braid's log, and warnings of everything else, to log.txt."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("braid").setLevel(logging.INFO)
+    return handler

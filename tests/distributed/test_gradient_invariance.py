@@ -1,0 +1,142 @@
+"""The gradient of a batch does not depend on how it was split, packed or partitioned.
+
+The yardstick is naive: each sample alone through the plain Hugging Face model, whole log-softmax,
+the loss written out again here, divided by the global token count.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+WORKER = Path(__file__).with_name("trainer_worker.py")
+WORLDS = (1, 2)
+TOLERANCE = 1e-5
+
+
+def load_worker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("trainer_worker", WORKER)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_world(mode: str, world: int, models: Path, out: Path, timeout: float) -> None:
+    """Run all ranks of one world; on failure show the ranks' output and leave none behind."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    logs = [out / f"{mode}_{world}_{rank}.log" for rank in range(world)]
+    ranks = []
+    for rank, log in enumerate(logs):
+        command = [sys.executable, WORKER, mode, rank, world, models, out]
+        with log.open("w") as sink:
+            ranks.append(
+                subprocess.Popen(
+                    list(map(str, command)), stdout=sink, stderr=subprocess.STDOUT, env=env
+                )
+            )
+    try:
+        codes = [process.wait(timeout=timeout) for process in ranks]
+    finally:
+        for process in ranks:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+    tails = "\n".join(log.read_text()[-3000:] for log in logs)
+    assert codes == [0] * world, f"ranks ended with {codes}:\n{tails}"
+
+
+def naive_gradients(model_dir: Path, worker: ModuleType) -> tuple[dict[str, np.ndarray], float]:
+    """Gradients of the global-mean loss, one unpadded sample at a time."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    samples = worker.make_samples()
+    total = torch.zeros(())
+    for sample, ref_row in zip(samples, worker.references(samples), strict=True):
+        ids = torch.from_numpy(sample.token_ids).long()
+        logits = model(ids.unsqueeze(0)).logits[0, :-1]
+        tempered = logits / torch.from_numpy(sample.temperature[1:]).unsqueeze(1)
+        scored = torch.log_softmax(tempered, -1)[torch.arange(len(ids) - 1), ids[1:]]
+        mask = torch.from_numpy(sample.loss_mask[1:])
+        rollout, ref, advantage, weight, coef = (
+            torch.from_numpy(a[1:])
+            for a in (
+                sample.rollout_logprobs,
+                ref_row,
+                sample.advantages,
+                sample.loss_weight,
+                sample.kl_coef,
+            )
+        )
+        # On policy: the ratio is 1, its gradient that of the logprob, and nothing is clipped.
+        ratio = torch.exp(scored - scored.detach())
+        truncated = torch.exp(scored.detach() - rollout).clamp(max=2.0)
+        kl = torch.exp(ref - scored) - 1 - (ref - scored)
+        total = total + (weight * (coef * kl - truncated * ratio * advantage))[mask].sum()
+    loss = total / worker.count_tokens(samples)
+    loss.backward()
+    gradients = {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
+    return gradients, loss.item()
+
+
+@pytest.fixture(scope="module")
+def worker() -> ModuleType:
+    return load_worker()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, worker: ModuleType) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    worker.make_model(folder / "tied", tied=True)
+    worker.make_model(folder / "untied", tied=False)
+    return folder
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("world", WORLDS)
+def test_gradients_are_those_of_the_naive_loss(
+    world: int, models: Path, worker: ModuleType, tmp_path: Path
+) -> None:
+    """ZeRO 0-3 x {1, 2, 4} micro-batches x {packed, padded}, tied and untied, offload and
+    recomputation, and a rank without tokens: all within 1e-5 of the largest element."""
+    run_world("gradients", world, models, tmp_path, timeout=240)
+    expected = {tied: naive_gradients(models / tied, worker) for tied in ("tied", "untied")}
+    files = sorted(tmp_path.glob("*.npz"))
+    assert len(files) == 8 * 7 + 4 * 5
+    wrong = []
+    for file in files:
+        gradients, loss = expected["untied" if ".untied." in file.name else "tied"]
+        seen = np.load(file)
+        assert {f"g/{n}" for n in gradients} == set(seen.files) - {"loss"}
+        largest = max(np.abs(g).max() for g in gradients.values())
+        gap = max(np.abs(seen[f"g/{n}"] - g).max() for n, g in gradients.items()) / largest
+        if gap > TOLERANCE or abs(float(seen["loss"]) - loss) > TOLERANCE * abs(loss):
+            wrong.append((file.name, gap, float(seen["loss"]), loss))
+    assert not wrong
+
+
+@pytest.mark.timeout(300)
+def test_bad_numbers_stop_every_rank_before_the_update(models: Path, tmp_path: Path) -> None:
+    """A NaN on rank 1, an infinite gradient, a ratio that is off: the same error on both ranks,
+    with step, rank and value, and the weights as they were; every stage and dtype."""
+    run_world("failures", 2, models, tmp_path, timeout=240)
+    seen = [json.loads((tmp_path / f"failures_{rank}.json").read_text()) for rank in (0, 1)]
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 4 * 2 * 3
+    kinds = {
+        "loss": ("loss", 1, "step 3: loss is nan on rank 1"),
+        "gradient": ("grad norm", None, "step 3: grad norm is "),
+        "ratio": ("ratio", None, "before the first update |policy / proximal - 1| is 0.1"),
+    }
+    for case, error in seen[0].items():
+        kind, rank, text = kinds[case.rsplit(".", 1)[1]]
+        assert (error["kind"], error["rank"], error["step"]) == (kind, rank, 3), case
+        assert text in error["text"], case
+        assert error["weights_kept"], case

@@ -1,0 +1,349 @@
+"""One rank of a test world: `python trainer_worker.py MODE RANK WORLD MODEL_DIR OUT_DIR`.
+
+Builds real PolicyEngines over gloo and writes what it saw to OUT_DIR; the tests compare. Each
+world runs many cases, because starting one costs seconds.
+"""
+
+import dataclasses
+import datetime
+import json
+import random
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_grad
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from configs.schema import (
+    AlgorithmConfig,
+    BatchConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RewardConfig,
+    RunConfig,
+    SourceConfig,
+    TrainerConfig,
+)
+from rollouts.packing import assemble
+from rollouts.types import MicroBatch, TrainingSample
+from trainer.engine import Minibatch, PolicyEngine
+from trainer.errors import NonFiniteError, RatioError
+from trainer.loss import LossInputs, LossOutput
+
+VOCAB = 64
+NUM_SAMPLES = 8
+
+
+def make_model(folder: Path, *, tied: bool = True) -> None:
+    """Write a tiny random Qwen2 with a tokenizer; weights large enough to matter in fp32."""
+    torch.manual_seed(7)
+    config = Qwen2Config(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+        attention_dropout=0.1,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    vocab = {f"t{i}": i for i in range(VOCAB)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="t0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+
+
+def run_config(model: Path, **trainer: object) -> RunConfig:
+    dtype = trainer.pop("dtype", "float32")
+    return RunConfig(
+        name="test",
+        num_steps=4,
+        model=ModelConfig(path=str(model), dtype=dtype),  # type: ignore[arg-type]
+        sources=(
+            SourceConfig(
+                name="a",
+                data=DataConfig(procedural="reasoning_gym/chain_sum"),
+                rewards=(RewardConfig(use="exact", name="exact"),),
+            ),
+        ),
+        batch=BatchConfig(groups_per_step=1),
+        algorithm=AlgorithmConfig(),
+        trainer=TrainerConfig(
+            optimizer=OptimizerConfig(lr=1e-2, warmup_steps=2, weight_decay=0.01),
+            logprob_chunk=5,
+            **trainer,  # type: ignore[arg-type]
+        ),
+    )
+
+
+def make_samples(seed: int = 0) -> list[TrainingSample]:
+    """Samples of mixed lengths and temperatures, with a reference KL and off-policy rollouts."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for i in range(NUM_SAMPLES):
+        length = int(rng.integers(4, 16))
+        mask = np.arange(length) >= rng.integers(1, 4)
+
+        def stream(values: np.ndarray, mask: np.ndarray = mask) -> np.ndarray:
+            return np.where(mask, values, 0).astype(np.float32)
+
+        samples.append(
+            TrainingSample(
+                group_id="g",
+                index=i,
+                token_ids=rng.integers(0, VOCAB, length).astype(np.int32),
+                loss_mask=mask,
+                rollout_logprobs=stream(rng.normal(-4, 0.5, length)),
+                advantages=stream(rng.normal(size=length)),
+                loss_weight=np.full(length, rng.choice([0.5, 1.0]), np.float32),
+                kl_coef=np.full(length, 0.1, np.float32),
+                temperature=np.full(length, rng.choice([0.7, 1.0, 1.3]), np.float32),
+            )
+        )
+    return samples
+
+
+def references(samples: Sequence[TrainingSample]) -> list[np.ndarray]:
+    return [(s.rollout_logprobs - 0.1 * s.loss_mask).astype(np.float32) for s in samples]
+
+
+def count_tokens(samples: Sequence[TrainingSample]) -> int:
+    return sum(int(s.loss_mask[1:].sum()) for s in samples)
+
+
+def share(
+    samples: Sequence[TrainingSample], *, rank: int, world: int, micro: int
+) -> tuple[MicroBatch, ...]:
+    """Deal samples unevenly: the piece of micro-batch m on this rank."""
+    refs = references(samples)
+    places = np.random.default_rng(micro * 10 + world).integers(0, world * micro, len(samples))
+    batches = []
+    for m in range(micro):
+        mine = [i for i, place in enumerate(places) if place == rank * micro + m]
+        batches.append(assemble([samples[i] for i in mine], [refs[i] for i in mine]))
+    return tuple(batches)
+
+
+class Probe(PolicyEngine):
+    """An engine that notes the gradients its optimizer is about to see, and steps with lr 0."""
+
+    seen: dict[str, np.ndarray]
+
+    def _optimizer_step(self) -> float:
+        self.seen = {
+            name: safe_get_full_grad(p).float().cpu().numpy().copy()
+            for name, p in self.model.network.named_parameters()
+        }
+        for group in self._engine.basic_optimizer.param_groups:
+            group["lr"] = 0.0
+        return super()._optimizer_step()
+
+
+def close(engine: PolicyEngine) -> None:
+    """Free the engine so that the next one in this process starts clean."""
+    engine._engine.destroy()
+
+
+def weights(engine: PolicyEngine) -> dict[str, np.ndarray]:
+    names = [w.name for w in engine.weight_specs()]
+    with engine.gathered(names) as full:
+        return {n: t.float().cpu().numpy().copy() for n, t in full.items()}
+
+
+def run_gradients(rank: int, world: int, models_dir: Path, out: Path) -> None:
+    """Every (stage, packing, split) case: save the gradients and norms that rank 0 saw."""
+    samples = make_samples()
+    tokens = count_tokens(samples)
+    plain: list[dict[str, object]] = [{"zero_stage": s} for s in (0, 1, 2, 3)]
+    extra: list[dict[str, object]] = [
+        {"zero_stage": 2, "offload": "optimizer"},
+        {"zero_stage": 3, "offload": "parameters"},
+        {"zero_stage": 2, "gradient_checkpointing": True},
+        {"zero_stage": 3, "gradient_checkpointing": True},
+    ]
+    cases = [(k, tied) for k in plain for tied in (True, False)]
+    cases += [(k, True) for k in extra]
+    for knobs, tied in cases:
+        cfg = run_config(models_dir / ("tied" if tied else "untied"), **knobs)
+        engine = Probe(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
+        before = weights(engine)
+        for packing in ("packed", "padded"):
+            engine.model.packing = packing  # type: ignore[assignment]
+            for micro in (1, 2, 4) if knobs in plain else (1, 4):
+                batches = share(samples, rank=rank, world=world, micro=micro)
+                result = engine.train_minibatch(batches, tokens, None)
+                save_case(out, rank, knobs, tied, packing, micro, engine, result.loss)
+        # A rank with no tokens at all.
+        lone = [assemble(samples, references(samples)) if rank == 0 else assemble([], [])]
+        result = engine.train_minibatch(lone, tokens, None)
+        save_case(out, rank, knobs, tied, "lone", 1, engine, result.loss)
+        after = weights(engine)
+        assert all(np.array_equal(before[n], after[n]) for n in before), "lr 0 moved weights"
+        close(engine)
+
+
+def save_case(
+    out: Path,
+    rank: int,
+    knobs: dict[str, object],
+    tied: bool,
+    packing: str,
+    micro: int,
+    engine: Probe,
+    loss: float,
+) -> None:
+    if rank != 0:
+        return
+    knob = "-".join(f"{k}_{v}" for k, v in knobs.items())
+    name = f"{knob}.{'tied' if tied else 'untied'}.{packing}.{micro}"
+    np.savez(out / f"{name}.npz", **{f"g/{n}": g for n, g in engine.seen.items()}, loss=loss)
+
+
+def _bad_gradient(x: LossInputs) -> LossOutput:
+    """A finite loss whose gradient is infinite."""
+    zero = (x.policy_logprobs - x.policy_logprobs.detach())[x.loss_mask].abs()
+    return LossOutput(total=zero.sqrt().sum(), metrics={})
+
+
+def run_failures(rank: int, world: int, models_dir: Path, out: Path) -> None:
+    """Non-finite losses and gradients, and a ratio that is off: same error on all ranks."""
+    samples = make_samples()
+    tokens = count_tokens(samples)
+    seen: dict[str, dict[str, object]] = {}
+    for stage in (0, 1, 2, 3):
+        for dtype in ("float32", "bfloat16"):
+            cfg = run_config(models_dir / "tied", zero_stage=stage, dtype=dtype)
+            for failure in ("loss", "gradient", "ratio"):
+                engine = PolicyEngine(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
+                before = weights(engine)
+                error = fail(engine, failure, samples, tokens, rank, world)
+                same = all(np.array_equal(before[n], w) for n, w in weights(engine).items())
+                seen[f"{stage}.{dtype}.{failure}"] = {**error, "weights_kept": same}
+                close(engine)
+    (out / f"failures_{rank}.json").write_text(json.dumps(seen))
+
+
+def fail(
+    engine: PolicyEngine,
+    failure: str,
+    samples: Sequence[TrainingSample],
+    tokens: int,
+    rank: int,
+    world: int,
+) -> dict[str, object]:
+    batches = list(share(samples, rank=rank, world=world, micro=2))
+    if failure == "loss" and rank == world - 1:
+        advantages = np.full_like(batches[0].advantages, np.nan)
+        batches[0] = dataclasses.replace(batches[0], advantages=advantages)
+    if failure == "gradient":
+        engine._loss = _bad_gradient
+    minibatch = Minibatch(micro_batches=tuple(batches), num_loss_tokens=tokens)
+    if failure == "ratio":
+        shift(engine)
+    try:
+        engine.train_step(3, [minibatch, minibatch])
+    except NonFiniteError as error:
+        return {"kind": error.what, "step": error.step, "rank": error.rank, "text": str(error)}
+    except RatioError as error:
+        return {"kind": "ratio", "step": error.step, "rank": None, "text": str(error)}
+    return {"kind": "none"}
+
+
+def shift(engine: PolicyEngine) -> None:
+    """Make this engine's proximal pass disagree with its training pass, as dropout would."""
+    honest: Callable[..., list[np.ndarray]] = engine.token_logprobs
+
+    def off(batches: Sequence[MicroBatch]) -> list[np.ndarray]:
+        return [scores - 0.1 for scores in honest(batches)]
+
+    engine.token_logprobs = off  # type: ignore[method-assign]
+
+
+def train(engine: PolicyEngine, steps: range, rank: int, world: int) -> list[dict[str, float]]:
+    history = []
+    for step in steps:
+        # Two minibatches a step: the second is off-policy to the frozen proximal logprobs.
+        minibatches = []
+        for half in range(2):
+            samples = make_samples(seed=10 * step + half)
+            batches = share(samples, rank=rank, world=world, micro=2)
+            minibatches.append(
+                Minibatch(micro_batches=batches, num_loss_tokens=count_tokens(samples))
+            )
+        history.append(dict(engine.train_step(step, minibatches).metrics))
+    return history
+
+
+def draws() -> list[float]:
+    """One draw of each generator: equal only if all were restored."""
+    return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+
+def run_resume(rank: int, world: int, models_dir: Path, out: Path) -> None:
+    """Train 4 steps in one go; and 2, save, build anew, load, 2 more."""
+    seen: dict[str, object] = {}
+    for stage, dtype in [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "float32")] + (
+        [(0, "bfloat16"), (1, "float32"), (2, "bfloat16"), (3, "bfloat16")] if world == 2 else []
+    ):
+        cfg = run_config(models_dir / "tied", zero_stage=stage, dtype=dtype)
+        folder = out / f"ckpt_{stage}_{dtype}_{world}"
+        random.seed(rank)
+        np.random.seed(rank)
+        torch.manual_seed(rank)
+        engine = PolicyEngine(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
+        first = train(engine, range(2), rank, world)
+        engine.save(folder)
+        rest = train(engine, range(2, 4), rank, world)
+        straight, straight_draws = weights(engine), draws()
+        close(engine)
+
+        engine = PolicyEngine(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
+        engine.load(folder)
+        at_load = engine.token_logprobs(share(make_samples(99), rank=0, world=1, micro=1))
+        resumed = train(engine, range(2, 4), rank, world)
+        ended = weights(engine)
+        seen[f"{stage}.{dtype}"] = {
+            "steps": engine.optimizer_steps,
+            "first": first,
+            "rest": rest,
+            "resumed": resumed,
+            "same_weights": all(np.array_equal(straight[n], ended[n]) for n in straight),
+            "moved": not all(np.array_equal(w, np.zeros_like(w)) for w in straight.values()),
+            "draws": [straight_draws, draws()],
+        }
+        if rank == 0:
+            np.save(folder / "logprobs.npy", at_load[0])
+        close(engine)
+    (out / f"resume_{world}_{rank}.json").write_text(json.dumps(seen))
+
+
+def main() -> None:
+    mode, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    models_dir, out = Path(sys.argv[4]), Path(sys.argv[5])
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    dist.init_process_group(
+        "gloo",
+        rank=rank,
+        world_size=world,
+        init_method=f"file://{out}/rendezvous_{mode}_{world}",
+        timeout=datetime.timedelta(seconds=60),
+    )
+    {"gradients": run_gradients, "failures": run_failures, "resume": run_resume}[mode](
+        rank, world, models_dir, out
+    )
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

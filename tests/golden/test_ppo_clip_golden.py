@@ -1,0 +1,202 @@
+"""ppo_clip and the KL estimators against numbers worked by hand from the papers' formulas."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer.loss import LossInputs, kl_estimate, ppo_clip
+from trainer.metrics import Max, Mean, Metric
+
+
+def inputs(
+    policy: list[float],
+    *,
+    proximal: list[float] | None = None,
+    rollout: list[float] | None = None,
+    ref: list[float] | None = None,
+    advantages: list[float] | None = None,
+    mask: list[bool] | None = None,
+    weight: list[float] | None = None,
+    kl_coef: float = 0.0,
+    cap: float | None = None,
+    estimator: str = "k3",
+) -> LossInputs:
+    n = len(policy)
+    proximal = policy if proximal is None else proximal
+    rollout = proximal if rollout is None else rollout
+    return LossInputs(
+        policy_logprobs=torch.tensor(policy, requires_grad=True),
+        proximal_logprobs=torch.tensor(proximal),
+        rollout_logprobs=torch.tensor(rollout),
+        ref_logprobs=None if ref is None else torch.tensor(ref),
+        advantages=torch.tensor([1.0] * n if advantages is None else advantages),
+        loss_mask=torch.tensor([True] * n if mask is None else mask),
+        loss_weight=torch.tensor([1.0] * n if weight is None else weight),
+        kl_coef=torch.full((n,), kl_coef),
+        entropy=torch.zeros(n),
+        importance_cap=cap,
+        kl_estimator=estimator,  # type: ignore[arg-type]
+        kl_in_loss=True,
+    )
+
+
+def gradient(x: LossInputs) -> list[float]:
+    (grad,) = torch.autograd.grad(ppo_clip(x).total, x.policy_logprobs)
+    result: list[float] = grad.tolist()
+    return result
+
+
+def mean(metric: Metric) -> float:
+    assert isinstance(metric, Mean)
+    return float(metric.numerator / metric.denominator)
+
+
+def largest(metric: Metric) -> float:
+    assert isinstance(metric, Max)
+    return float(metric.value)
+
+
+LOG = math.log
+
+# ratio r = policy / proximal, A: loss -min(r A, clip(r, .8, 1.2) A); its gradient is -r A where
+# the first is the smaller one, 0 where the clipped one is.
+CASES = [
+    (1.0, 2.0, -2.0, -2.0),
+    (1.1, 2.0, -2.2, -2.2),
+    (1.5, 2.0, -2.4, 0.0),  # clipped above, good advantage
+    (0.5, 2.0, -1.0, -1.0),  # below, good advantage: pulled back up
+    (1.5, -2.0, 3.0, 3.0),  # above, bad advantage: pushed down
+    (0.5, -2.0, 1.6, 0.0),  # clipped below, bad advantage
+]
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "loss", "grad"), CASES)
+def test_clipped_surrogate(ratio: float, advantage: float, loss: float, grad: float) -> None:
+    x = inputs([-1.0 + LOG(ratio)], proximal=[-1.0], advantages=[advantage])
+    assert ppo_clip(x).total.item() == pytest.approx(loss, rel=1e-5)
+    assert gradient(x) == pytest.approx([grad], rel=1e-5)
+
+
+def test_the_total_is_a_sum_and_clip_high_stands_alone() -> None:
+    x = inputs([LOG(1.5) - 1] * 2, proximal=[-1.0, -1.0], advantages=[2.0, 1.0], weight=[1.0, 0.5])
+    assert ppo_clip(x, clip_high=0.28).total.item() == pytest.approx(-(1.28 * 2 + 0.5 * 1.28))
+
+
+def test_clip_fractions_count_what_was_really_clipped() -> None:
+    x = inputs(
+        [LOG(r) - 1 for r, *_ in CASES],
+        proximal=[-1.0] * len(CASES),
+        advantages=[a for _, a, *_ in CASES],
+    )
+    metrics = ppo_clip(x).metrics
+    assert mean(metrics["clip/high"]) == pytest.approx(1 / 6)
+    assert mean(metrics["clip/low"]) == pytest.approx(1 / 6)
+    assert mean(metrics["ratio/mean"]) == pytest.approx((1 + 1.1 + 1.5 + 0.5 + 1.5 + 0.5) / 6)
+    assert largest(metrics["ratio/max_deviation"]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "value", "grad"),
+    [
+        # log p - log q = -1 - (-1.5) = 0.5
+        ("k1", 0.5, 1.0),
+        ("k2", 0.125, 0.5),
+        ("k3", math.exp(-0.5) - 1 + 0.5, 1 - math.exp(-0.5)),
+    ],
+)
+def test_kl_estimators(estimator: str, value: float, grad: float) -> None:
+    log_p = torch.tensor(-1.0, requires_grad=True)
+    kl = kl_estimate(log_p, torch.tensor(-1.5), estimator)  # type: ignore[arg-type]
+    assert kl.item() == pytest.approx(value, rel=1e-6)
+    kl.backward()
+    assert log_p.grad is not None
+    assert log_p.grad.item() == pytest.approx(grad, rel=1e-6)
+
+
+def test_kl_signs() -> None:
+    """k1 may be negative; k2 and k3 never are."""
+    p, q = torch.tensor([-2.0, -1.0]), torch.tensor([-1.0, -2.0])
+    assert kl_estimate(p, q, "k1").tolist() == [-1.0, 1.0]
+    assert (kl_estimate(p, q, "k2") >= 0).all()
+    assert (kl_estimate(p, q, "k3") >= 0).all()
+    assert kl_estimate(p, p, "k3").tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("estimator", "kl", "slope"), [("k1", 0.5, 1.0), ("k2", 0.125, 0.5)])
+def test_kl_in_the_loss(estimator: str, kl: float, slope: float) -> None:
+    """loss = weight (coef kl - A), gradient weight (coef slope - A), at ratio 1."""
+    x = inputs([-1.0], ref=[-1.5], weight=[2.0], kl_coef=0.1, estimator=estimator)
+    assert ppo_clip(x).total.item() == pytest.approx(2 * (0.1 * kl - 1))
+    assert gradient(x) == pytest.approx([2 * (0.1 * slope - 1)])
+    apart = dataclasses.replace(x, kl_in_loss=False)
+    assert ppo_clip(apart).total.item() == pytest.approx(-2)
+    assert mean(ppo_clip(apart).metrics["kl_ref"]) == pytest.approx(kl)
+
+
+def test_truncated_importance_weights() -> None:
+    """exp(proximal - rollout) = 1.5, 4, 0.25; cap 2 gives 1.5, 2, 0.25 on loss and gradient."""
+    weights = [1.5, 2.0, 0.25]
+    x = inputs(
+        [-1.0] * 3,
+        rollout=[-1 - LOG(1.5), -1 - LOG(4), -1 - LOG(0.25)],
+        cap=2.0,
+    )
+    assert ppo_clip(x).total.item() == pytest.approx(-sum(weights))
+    assert gradient(x) == pytest.approx([-w for w in weights])
+    metrics = ppo_clip(x).metrics
+    assert mean(metrics["mismatch/truncated"]) == pytest.approx(1 / 3)
+    assert largest(metrics["mismatch/max_gap"]) == pytest.approx(LOG(4))
+    assert mean(metrics["mismatch/chi2"]) == pytest.approx((1.5**2 + 16 + 0.0625) / 3 - 1)
+    # k3 of KL(rollout || proximal) = w - 1 - log w
+    assert mean(metrics["mismatch/kl"]) == pytest.approx(
+        sum(w - 1 - LOG(w) for w in (1.5, 4, 0.25)) / 3
+    )
+    p = math.exp(-1)
+    diff = [abs(p - p / w) for w in (1.5, 4, 0.25)]
+    assert mean(metrics["mismatch/prob_diff"]) == pytest.approx(sum(diff) / 3)
+
+
+def test_without_a_cap_there_is_no_importance_weight() -> None:
+    x = inputs([-1.0], rollout=[-3.0], cap=None)
+    assert ppo_clip(x).total.item() == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_masked_tokens_count_for_nothing_whatever_they_hold(poison: float) -> None:
+    clean = inputs([-1.0], ref=[-1.5], kl_coef=0.1, cap=2.0)
+    dirty = inputs(
+        [-1.0, poison],
+        proximal=[-1.0, poison],
+        rollout=[-1.0, poison],
+        ref=[-1.5, poison],
+        advantages=[1.0, poison],
+        mask=[True, False],
+        weight=[1.0, poison],
+        kl_coef=0.1,
+        cap=2.0,
+    )
+    assert ppo_clip(dirty).total.item() == ppo_clip(clean).total.item()
+    assert gradient(dirty) == [*gradient(clean), 0.0]
+    for name, metric in ppo_clip(clean).metrics.items():
+        other = ppo_clip(dirty).metrics[name]
+        if isinstance(metric, Mean):
+            assert mean(other) == mean(metric)
+        else:
+            assert largest(other) == largest(metric)
+
+
+def test_huge_log_ratios_stay_finite() -> None:
+    x = inputs([-1.0], proximal=[-500.0], rollout=[-1000.0], ref=[-2000.0], cap=2.0, kl_coef=1.0)
+    total: Tensor = ppo_clip(x).total
+    assert torch.isfinite(total)
+    assert all(map(math.isfinite, gradient(x)))
+    assert mean(ppo_clip(x).metrics["ratio/clamped"]) == 1.0
+
+
+def test_all_masked_is_zero_with_a_gradient_of_zero() -> None:
+    x = inputs([-1.0, -2.0], mask=[False, False])
+    assert ppo_clip(x).total.item() == 0.0
+    assert gradient(x) == [0.0, 0.0]

@@ -1,0 +1,100 @@
+"""Turn a trainer checkpoint into a Hugging Face folder.
+
+`python -m trainer.export CHECKPOINT_TRAINER_DIR MODEL_PATH OUT [--dtype float32|bfloat16]`
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from configs.errors import ConfigError, Problem
+from configs.schema import ModelConfig
+from trainer.checkpoint import TAG, TrainerCard, read_card
+from trainer.model import DTYPES, check_tokenizer, load_hf_config
+
+_PREFIX = "network."
+"""Where PolicyModel holds the Hugging Face network."""
+
+
+def export(checkpoint: Path, model_path: str, out: Path, *, dtype: str | None = None) -> None:
+    """Write safetensors, config and tokenizer to the new folder `out`.
+
+    Args:
+        checkpoint: The `trainer` folder of a checkpoint, of any ZeRO stage and rank count.
+        model_path: The model that the run started from; gives config and tokenizer.
+        dtype: `float32` or `bfloat16`; None keeps the one trained in.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            Problem(where=str(out), what="exists already", fix="name a new folder for the export.")
+        )
+    card = read_card(checkpoint)
+    cfg = ModelConfig(path=model_path)
+    check_tokenizer(cfg)
+    config = load_hf_config(cfg)
+    torch_dtype = DTYPES[dtype or card.dtype]
+    network = AutoModelForCausalLM.from_config(config, dtype=torch_dtype)
+    weights = {
+        name.removeprefix(_PREFIX): tensor.to(torch_dtype)
+        for name, tensor in _full_weights(checkpoint, card).items()
+    }
+    names = set(network.state_dict())
+    if set(weights) != names:
+        raise ConfigError(
+            Problem(
+                where=str(checkpoint),
+                what=f"does not hold the weights of {model_path}: "
+                f"{sorted(set(weights) ^ names)[:5]} differ",
+                fix="give the model that the run started from.",
+            )
+        )
+    network.load_state_dict(weights)
+    # Write beside, then rename: a killed export leaves no folder that looks complete.
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    network.save_pretrained(partial)
+    AutoTokenizer.from_pretrained(model_path).save_pretrained(partial)
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)
+
+
+def _full_weights(checkpoint: Path, card: TrainerCard) -> dict[str, Tensor]:
+    """Return every weight in full, fp32 masters where ZeRO kept them."""
+    if card.zero_stage > 0:
+        weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
+            str(checkpoint), tag=TAG
+        )
+        return weights
+    # DeepSpeed's own file, written by this project's trainer; holds more than tensors.
+    saved = torch.load(
+        checkpoint / TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
+    )
+    module: dict[str, Tensor] = saved["module"]
+    return module
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; 2 on bad input."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m trainer.export")
+    parser.add_argument("checkpoint", type=Path, help="trainer folder of a checkpoint")
+    parser.add_argument("model_path", help="model that the run started from")
+    parser.add_argument("out", type=Path, help="new folder to write")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: the one trained in")
+    args = parser.parse_args(argv)
+    try:
+        export(args.checkpoint, args.model_path, args.out, dtype=args.dtype)
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

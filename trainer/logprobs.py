@@ -1,0 +1,109 @@
+"""Log-probabilities of packed tokens: the next-token shift, and the chunked output head.
+
+The shift happens in `score_tokens` and nowhere else: token t is predicted by the hidden state of
+token t - 1, and the first token of a segment by nothing.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class LogprobHead(nn.Module):
+    """Output head that gives logprobs and entropies, never a [T, V] of logits.
+
+    Holds the very Parameter of the head it replaces, so tied embeddings stay tied and ZeRO-3's
+    module hooks gather it once a forward.
+    """
+
+    def __init__(self, weight: nn.Parameter, chunk: int):
+        super().__init__()
+        self.weight = weight
+        self.chunk = chunk
+
+    def forward(self, hidden: Tensor, targets: Tensor, temperature: Tensor) -> Tensor:
+        """Score `targets` [N] from `hidden` [N, H]: fp32 [2, N], logprobs and entropies."""
+        scored: Tensor = _ChunkedLogprob.apply(
+            hidden, self.weight, targets, temperature, self.chunk
+        )
+        return scored
+
+
+def score_tokens(
+    head: nn.Module,
+    hidden: Tensor,
+    token_ids: Tensor,
+    cu_seqlens: Tensor,
+    temperature: Tensor,
+    wanted: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return logprobs and entropies [T] fp32 such that position t describes token t.
+
+    Args:
+        hidden: [T, H], the last hidden states.
+        temperature: [T], of each token's own sampling.
+        wanted: [T] bool, tokens to score, or None for all; the rest get 0, as do first tokens.
+    """
+    total = token_ids.shape[0]
+    predicted = torch.ones(total, dtype=torch.bool, device=token_ids.device)
+    predicted[cu_seqlens[:-1]] = False
+    if wanted is not None:
+        predicted &= wanted
+    at = predicted.nonzero().squeeze(1)
+    scored = head(hidden.index_select(0, at - 1), token_ids[at], temperature[at])
+    placed = torch.zeros(2, total, dtype=torch.float32, device=scored.device)
+    placed = placed.index_copy(1, at, scored)
+    return placed[0], placed[1]
+
+
+def _chunk_log_softmax(hidden: Tensor, weight: Tensor, temperature: Tensor) -> Tensor:
+    """fp32 log-softmax of one chunk's logits over its temperatures: [chunk, V]."""
+    logits = (hidden @ weight.t()).float()
+    return torch.log_softmax(logits.div_(temperature.unsqueeze(1)), dim=-1)
+
+
+class _ChunkedLogprob(torch.autograd.Function):
+    """log softmax(h W^T / temperature) at the targets, and its entropy, a chunk at a time.
+
+    Only hidden states are kept; the backward pass computes each chunk's logits again.
+    With p the softmax: d logprob / d z = onehot - p, d entropy / d z = -p (log p + entropy).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: Tensor, chunk: int
+    ) -> Tensor:
+        count = hidden.shape[0]
+        out = torch.zeros(2, count, dtype=torch.float32, device=hidden.device)
+        for start in range(0, count, chunk):
+            part = slice(start, start + chunk)
+            logp = _chunk_log_softmax(hidden[part], weight, temperature[part])
+            out[0, part] = logp.gather(1, targets[part].unsqueeze(1)).squeeze(1)
+            out[1, part] = -(logp.exp() * logp).sum(-1)
+        ctx.save_for_backward(hidden, weight, targets, temperature)
+        ctx.chunk = chunk
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        hidden, weight, targets, temperature = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        with_entropy = bool(grad[1].any())
+        for start in range(0, hidden.shape[0], ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            logp = _chunk_log_softmax(hidden[part], weight, temperature[part])
+            prob = logp.exp()
+            grad_logits = prob * -grad[0, part].unsqueeze(1)
+            if with_entropy:
+                plogp = prob * logp
+                entropy = -plogp.sum(-1, keepdim=True)
+                grad_logits -= grad[1, part].unsqueeze(1) * (plogp + prob * entropy)
+            grad_logits.scatter_add_(
+                1, targets[part].unsqueeze(1), grad[0, part].unsqueeze(1).to(grad_logits.dtype)
+            )
+            low = grad_logits.div_(temperature[part].unsqueeze(1)).to(hidden.dtype)
+            grad_hidden[part] = low @ weight
+            grad_weight += low.t() @ hidden[part]
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None

@@ -1,0 +1,207 @@
+"""The policy network: a Hugging Face causal LM that returns logprobs instead of logits."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers.utils import is_flash_attn_2_available
+
+from configs.errors import ConfigError, Problem
+from configs.schema import ModelConfig
+from trainer.logprobs import LogprobHead, score_tokens
+
+Packing = Literal["packed", "padded"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# Config keys of models that change logits after the head, with the value that means "not at all".
+_LOGIT_POST_PROCESSING = {
+    "final_logit_softcapping": None,
+    "logit_softcapping": None,
+    "logits_soft_cap": None,
+    "output_logits_soft_cap": None,
+    "logit_scale": 1.0,
+    "logits_scaling": 1.0,
+    "output_logit_scale": 1.0,
+    "lm_head_multiplier": 1.0,
+    "dim_model_base": None,
+}
+
+
+class PolicyModel(nn.Module):
+    """A causal LM over flat token streams; dropout is off in every mode."""
+
+    def __init__(
+        self, network: nn.Module, *, packing: Packing, logprob_chunk: int, attention: str
+    ) -> None:
+        super().__init__()
+        head = network.get_output_embeddings()
+        _check_head(network, head)
+        network.set_output_embeddings(LogprobHead(head.weight, logprob_chunk))
+        for module in network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        self.network = network
+        self.packing = packing
+        self.flash = attention == "flash_attention_2"
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        cu_seqlens: Tensor,
+        temperature: Tensor,
+        wanted: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return (logprobs [T], entropies [T]) in fp32; position t describes token t.
+
+        Args:
+            cu_seqlens: [S+1], S at least 1.
+            wanted: [T] bool, tokens whose scores are needed, or None for all; others get 0.
+        """
+        if self.packing == "packed":
+            hidden = self._packed(token_ids, positions, cu_seqlens)
+        else:
+            hidden = self._padded(token_ids, cu_seqlens)
+        head = self.network.get_output_embeddings()
+        return score_tokens(head, hidden, token_ids, cu_seqlens, temperature, wanted)
+
+    def _packed(self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """One row; segment-local positions keep attention inside segments. Returns [T, H]."""
+        extra: dict[str, Tensor | int] = {}
+        if self.flash:
+            bounds = cu_seqlens.to(torch.int32)
+            longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max())
+            extra = {
+                "cu_seq_lens_q": bounds,
+                "cu_seq_lens_k": bounds,
+                "max_length_q": longest,
+                "max_length_k": longest,
+            }
+        out = self.network.base_model(
+            input_ids=token_ids.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            attention_mask=None,
+            use_cache=False,
+            **extra,
+        )
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden
+
+    def _padded(self, token_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """One right-padded row a segment, gathered back to [T, H]."""
+        lengths = cu_seqlens[1:] - cu_seqlens[:-1]
+        columns = torch.arange(int(lengths.max()), device=token_ids.device)
+        mask = columns.unsqueeze(0) < lengths.unsqueeze(1)
+        rows = torch.zeros(mask.shape, dtype=token_ids.dtype, device=token_ids.device)
+        rows[mask] = token_ids
+        out = self.network.base_model(
+            input_ids=rows,
+            position_ids=columns.unsqueeze(0).expand_as(rows),
+            attention_mask=mask.long(),
+            use_cache=False,
+        )
+        hidden: Tensor = out.last_hidden_state[mask]
+        return hidden
+
+
+def load_policy(
+    cfg: ModelConfig,
+    *,
+    packing: Packing = "packed",
+    logprob_chunk: int = 1024,
+    gradient_checkpointing: Literal["off", "reentrant", "non_reentrant"] = "off",
+    device: torch.device | None = None,
+) -> PolicyModel:
+    """Load `cfg.path`; ConfigError if it is missing, has no tokenizer, or changes its logits."""
+    check_tokenizer(cfg)
+    config = load_hf_config(cfg)
+    attention = "sdpa"
+    if device is not None and device.type == "cuda" and is_flash_attn_2_available():
+        attention = "flash_attention_2" if cfg.dtype == "bfloat16" else "sdpa"
+    try:
+        network = AutoModelForCausalLM.from_pretrained(
+            cfg.path,
+            config=config,
+            dtype=DTYPES[cfg.dtype],
+            attn_implementation=attention,
+            trust_remote_code=cfg.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise _unusable(cfg.path, f"cannot be loaded as a causal LM: {error}") from error
+    if gradient_checkpointing != "off":
+        network.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": gradient_checkpointing == "reentrant"}
+        )
+    network.train()  # dropout is 0 everywhere; recomputation needs training mode
+    model = PolicyModel(network, packing=packing, logprob_chunk=logprob_chunk, attention=attention)
+    return model if device is None else model.to(device)
+
+
+def load_hf_config(cfg: ModelConfig) -> PretrainedConfig:
+    """Load the architecture's config with dropout set to 0; ConfigError if we cannot train it."""
+    check_folder(cfg.path)
+    try:
+        config = AutoConfig.from_pretrained(cfg.path, trust_remote_code=cfg.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _unusable(cfg.path, f"has no usable config.json: {error}") from error
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    for name, neutral in _LOGIT_POST_PROCESSING.items():
+        value = getattr(config, name, None)
+        if value is not None and value != neutral:
+            raise _unusable(
+                cfg.path,
+                f"changes its logits after the head ({name}={value}), which the chunked "
+                "logprobs do not follow",
+            )
+    return config
+
+
+def check_folder(path: str) -> None:
+    """Raise ConfigError if `path` looks like a folder and is none."""
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if looks_local and not Path(path).is_dir():
+        raise _unusable(path, "is not a folder")
+
+
+def check_tokenizer(cfg: ModelConfig) -> None:
+    """Raise ConfigError naming the path if the model comes without a tokenizer."""
+    check_folder(cfg.path)
+    folder = Path(cfg.path)
+    known = (
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.json",
+        "vocab.txt",
+        "tokenizer_config.json",
+    )
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in known):
+            raise _unusable(cfg.path, f"has no tokenizer (none of {', '.join(known)})")
+        return
+    try:
+        AutoTokenizer.from_pretrained(cfg.path, trust_remote_code=cfg.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _unusable(cfg.path, f"has no usable tokenizer: {error}") from error
+
+
+def _check_head(network: nn.Module, head: nn.Module | None) -> None:
+    path = str(getattr(network.config, "_name_or_path", ""))
+    if head is None or not isinstance(getattr(head, "weight", None), nn.Parameter):
+        raise _unusable(path, "has no linear output head")
+    if getattr(head, "bias", None) is not None:
+        raise _unusable(path, "has an output head with a bias, which is not supported")
+
+
+def _unusable(path: str, what: str) -> ConfigError:
+    return ConfigError(
+        Problem(
+            where="model.path",
+            what=f"{path!r} {what}",
+            fix="give a folder or hub name of a Hugging Face causal LM with its tokenizer.",
+        )
+    )
