@@ -9,6 +9,7 @@ import ray
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
+    placement_group_table,
     remove_placement_group,
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -70,6 +71,13 @@ class Placement:
                 placement_group_capture_child_tasks=False,
             ),
         }
+
+    def node(self, role: str, index: int) -> str:
+        """Return the address of the node on which `role[index]` is seated."""
+        group, at, _ = self._seats[role, index]
+        node_id = placement_group_table(group)["bundles_to_node_id"][at]
+        known = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes()}
+        return known.get(node_id, node_id)
 
     def release(self) -> None:
         """Give the reserved resources back."""

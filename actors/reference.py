@@ -1,6 +1,10 @@
-"""The reference actor: logprobs of samples under the frozen reference policy."""
+"""The reference actor: logprobs of samples under the frozen reference policy.
+
+torch and transformers are imported when it starts: the driver imports this module too.
+"""
 
 import itertools
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -9,7 +13,9 @@ from actors.heartbeat import Heartbeat, beat
 from configs.schema import RunConfig
 from rollouts.packing import assemble
 from rollouts.types import MicroBatchPlan, Ref
-from trainer.scorer import ReferenceModel
+
+if TYPE_CHECKING:
+    from trainer.scorer import ReferenceModel
 
 
 class ReferenceActor:
@@ -22,7 +28,13 @@ class ReferenceActor:
 
     def start(self) -> Heartbeat:
         """Load the model."""
-        self._model = ReferenceModel(self._cfg)
+        from trainer.scorer import ReferenceModel
+
+        cfg = self._cfg
+        model = cfg.model.model_copy(update={"path": cfg.reference.path or cfg.model.path})
+        self._model = ReferenceModel(
+            model, packing=cfg.batch.packing, logprob_chunk=cfg.trainer.logprob_chunk
+        )
         return self.heartbeat()
 
     def score(self, plans: tuple[MicroBatchPlan, ...]) -> tuple[Ref, ...]:

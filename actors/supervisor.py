@@ -176,6 +176,8 @@ def explain(member: Member, doing: str, error: RayError) -> Exception:
     remedy = ""
     if isinstance(error, RayTaskError):
         cause_error = error.cause
+        while isinstance(cause_error, BaseExceptionGroup):
+            cause_error = cause_error.exceptions[0]
         if isinstance(cause_error, ConfigError | RunError):
             return cause_error
         kind = type(cause_error).__name__

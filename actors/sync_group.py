@@ -7,7 +7,9 @@ Invariants:
 - no wait is without a deadline, and a failed group is never used again: the driver kills the
   silent peer, which wakes the others, and all join a new generation;
 - a daemon thread with a store connection of its own stamps the peer's phase and bucket each
-  STAMP_S, so that a frozen process can be told from one that merely waits for it.
+  STAMP_S, so that a frozen process can be told from one that merely waits for it;
+- the first peer to fail says so in the store, which ends all waits within two stamps: gloo alone
+  wakes only those whose collective touches the dead peer, and others may wait for each other.
 """
 
 import atexit
@@ -30,7 +32,8 @@ from torch.distributed import distributed_c10d as c10d
 from actors.sync_plan import Manifest, WeightSyncError
 
 log = logging.getLogger("braid.sync")
-STAMP_S = 0.5
+STAMP_S = 0.25
+"""Seconds between stamps, and between looks at whether a peer has failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,16 @@ def stamp_key(generation: int, rank: int) -> str:
     return f"braid/{generation}/stamp/{rank}"
 
 
+class Pending:
+    """A collective under way. Its work is let go as soon as it is over or the group fails: gloo
+    keeps its connections open, and so its peers asleep, for as long as any work is held."""
+
+    def __init__(self, work: Work, tensor: torch.Tensor):
+        self.work: Work | None = work
+        self.tensor = tensor
+        """What is sent or received; must live until then."""
+
+
 class SyncGroup:
     """A peer's connection to its generation.
 
@@ -78,6 +91,8 @@ class SyncGroup:
         self.init = init
         self.device = device
         self.broken = False
+        self._collectives: c10d.Backend | None = None
+        self._pending: set[Pending] = set()
         self._deadline = time.monotonic() + init.timeout_s
         self._timeout = timedelta(seconds=init.timeout_s)
         self._stamper: _Stamper | None = None
@@ -88,11 +103,10 @@ class SyncGroup:
             self.store: Store = PrefixStore(f"braid/{init.generation}/group", store)
             self._stamper = _Stamper(init)
             self.peers = self._meet(manifest)
-            self._backend = _build_backend(self.store, init, self._timeout)
-            self.wait(self._backend.allreduce([torch.zeros(1, device=device)]), "joining")
+            self._collectives = _build_backend(self.store, init, self._timeout)
+            self.wait(self.sum(torch.zeros(1, device=device)), "joining")
         except (RuntimeError, OSError) as error:
-            self._fail()
-            raise self._explain(error, "joining") from error
+            raise self._failed(error, "joining") from error
 
     def begin(self) -> None:
         """Start the clock of one sync: all its waits together have `timeout_s`."""
@@ -100,32 +114,69 @@ class SyncGroup:
             raise WeightSyncError(f"{self._where}: the group has failed; join a new generation")
         self._deadline = time.monotonic() + self.init.timeout_s
 
-    def broadcast(self, tensor: torch.Tensor) -> Work:
+    @property
+    def _backend(self) -> c10d.Backend:
+        if self._collectives is None:
+            raise RuntimeError("the group has failed; join a new generation")
+        return self._collectives
+
+    def broadcast(self, tensor: torch.Tensor) -> Pending:
         """Start sending `tensor` from rank 0 to all others."""
         options = c10d.BroadcastOptions()
         options.rootRank = 0
         options.rootTensor = 0
         with self._explained("broadcast"):
-            return self._backend.broadcast([tensor], options)
+            return self._track(self._backend.broadcast([tensor], options), tensor)
 
-    def sum(self, tensor: torch.Tensor) -> Work:
+    def sum(self, tensor: torch.Tensor) -> Pending:
         """Start summing `tensor` over all peers, in place."""
         with self._explained("allreduce"):
-            return self._backend.allreduce([tensor])
+            return self._track(self._backend.allreduce([tensor]), tensor)
 
-    def wait(self, work: Work, doing: str) -> None:
+    def wait(self, pending: Pending, doing: str) -> None:
         """Wait until a collective is done, at the latest at the sync's deadline."""
         with self._explained(doing):
+            self._pending.discard(pending)
+            work, pending.work = pending.work, None
+            try:
+                self._wait(work)
+            finally:
+                del work  # a traceback must not hold it
+
+    def _track(self, work: Work, tensor: torch.Tensor) -> Pending:
+        pending = Pending(work, tensor)
+        self._pending.add(pending)
+        return pending
+
+    def _wait(self, work: Work | None) -> None:
+        if work is None:
+            raise RuntimeError("the group has failed")
+        try:
             if self.init.backend == "nccl":
-                # wait() would only order streams: poll, so that the deadline holds.
+                # wait() would only order streams: poll first, so that the deadline holds.
                 while not work.is_completed():
-                    if time.monotonic() > self._deadline:
-                        raise RuntimeError("timed out")
+                    self._look_around()
                     time.sleep(5e-5)
                 work.wait()
-            else:
-                left = max(self._deadline - time.monotonic(), 0.001)
-                work.wait(timedelta(seconds=left))
+                return
+            while True:
+                try:
+                    work.wait(timedelta(seconds=STAMP_S))
+                    return
+                except RuntimeError:
+                    if work.is_completed():
+                        raise
+                    self._look_around()
+        finally:
+            del work
+
+    def _look_around(self) -> None:
+        """Raise if a peer has failed, or the deadline has passed."""
+        heard = self._stamper.heard if self._stamper is not None else None
+        if heard is not None:
+            raise RuntimeError(f"a peer failed: {heard}")
+        if time.monotonic() > self._deadline:
+            raise RuntimeError(f"no answer within {self.init.timeout_s:g} s")
 
     def agree(self, code: int, doing: str) -> dict[int, int]:
         """Exchange one status code with all peers; return those that are not 0, by rank."""
@@ -139,13 +190,26 @@ class SyncGroup:
         if self._stamper is not None:
             self._stamper.state = (phase, bucket)
 
+    def abandon(self, reason: str) -> None:
+        """Leave the group for a reason that is not its own, and tell the others."""
+        if not self.broken and self._stamper is not None:
+            self._stamper.tell = f"{self.init.name}: {reason}"
+        self.close()
+
     def close(self) -> None:
         """Leave the group. Returns at once: gloo may block on a frozen peer until it is killed,
         so a daemon thread waits for that."""
+        if self.broken:
+            return
         self.broken = True
         if self._stamper is not None:
             self._stamper.stop()
-        held: list[object] = [self.__dict__.pop("_backend", None)]
+        held: list[object] = [self._collectives]
+        self._collectives = None
+        for pending in self._pending:
+            held.append(pending.work)
+            pending.work = None
+        self._pending.clear()
         threading.Thread(target=held.clear, name="braid-sync-close", daemon=True).start()
 
     @property
@@ -159,6 +223,9 @@ class SyncGroup:
         self.store.set(f"hello/{self.init.rank}", json.dumps(mine))
         keys = [f"hello/{r}" for r in range(self.init.world_size)]
         while missing := [k for k in keys if not self.store.check([k])]:
+            heard = self._stamper.heard if self._stamper is not None else None
+            if heard is not None:
+                raise RuntimeError(f"a peer failed: {heard}")
             if time.monotonic() > self._deadline:
                 ranks = ", ".join(k.removeprefix("hello/") for k in missing)
                 raise RuntimeError(f"rank {ranks} did not join within {self.init.timeout_s:g} s")
@@ -177,22 +244,27 @@ class SyncGroup:
         try:
             yield
         except (RuntimeError, ValueError) as error:
-            self._fail()
-            raise self._explain(error, doing) from error
+            raise self._failed(error, doing) from error
 
-    def _explain(self, error: Exception, doing: str) -> WeightSyncError:
+    def _failed(self, error: Exception, doing: str) -> WeightSyncError:
+        """Leave the group, tell the others why, and return what to raise."""
         line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        return WeightSyncError(f"{self._where}, {doing}: {line}")
-
-    def _fail(self) -> None:
+        if self._stamper is not None and self._stamper.heard is None:
+            self._stamper.tell = f"{self.init.name}, {doing}: {line}"
         self.close()
+        return WeightSyncError(f"{self._where}, {doing}: {line}")
 
 
 class _Stamper:
-    """Stamps the store until stopped; a dead store ends it, and its host is watched elsewhere."""
+    """Stamps the store until stopped, and carries news of failure both ways. A dead store ends
+    it; the store's host is watched elsewhere."""
 
     def __init__(self, init: SyncInit):
         self.state: tuple[str, int] = ("joining", -1)
+        self.tell: str | None = None
+        """Why this peer failed; set before `stop`."""
+        self.heard: str | None = None
+        """Why another one failed."""
         self._init = init
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="braid-sync-stamp", daemon=True)
@@ -212,6 +284,7 @@ class _Stamper:
     def _run(self) -> None:
         init = self._init
         key = stamp_key(init.generation, init.rank)
+        failed = f"braid/{init.generation}/failed"
         count = 0
         try:
             store = TCPStore(
@@ -232,8 +305,12 @@ class _Stamper:
                     "name": init.name,
                 }
                 store.set(key, json.dumps(stamp))
+                if self.tell is not None:
+                    store.set(failed, self.tell)
                 if done:
                     return
+                if self.heard is None and store.check([failed]):
+                    self.heard = store.get(failed).decode()
                 count += 1
                 self._stopped.wait(STAMP_S)
         except RuntimeError as error:

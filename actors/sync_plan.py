@@ -204,19 +204,25 @@ def sampled(manifest: Manifest, version: int, count: int) -> tuple[int, ...]:
     return tuple(sorted(drawn))
 
 
-def checksum(tensor: torch.Tensor) -> tuple[int, int]:
-    """Return a sum and a position-weighted sum over the tensor's bytes, both modulo 2^64.
+def checksum(tensor: torch.Tensor) -> int:
+    """Return a position-weighted sum of the tensor's bytes as 64-bit words, modulo 2^64.
 
-    Exact on every device, and sensitive to order; wrapping int64 arithmetic is meant.
+    The same on every device. Weights are odd, so that a change of any one word shows.
     """
     flat = flat_bytes(tensor.contiguous())
-    words = flat.view(torch.int32) if flat.numel() % 4 == 0 else flat
-    plain = torch.zeros((), dtype=torch.int64, device=words.device)
-    weighted = torch.zeros_like(plain)
-    step = 1 << 20
-    for start in range(0, words.numel(), step):
-        part = words[start : start + step].to(torch.int64)
-        place = torch.arange(start, start + part.numel(), device=part.device).remainder_(65521)
-        plain += part.sum()
-        weighted += (part * place.add_(1)).sum()
-    return int(plain), int(weighted)
+    if flat.numel() % 8 or flat.storage_offset() % 8:
+        flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).clone()
+    words = flat.view(torch.int64)
+    total = torch.zeros((), dtype=torch.int64, device=words.device)
+    for part in words.split(_CHECKSUM_WORDS):
+        weights = _odd_numbers(str(part.device))[: part.numel()]
+        total = total * 1_000_003 + (part * weights).sum()
+    return int(total)
+
+
+_CHECKSUM_WORDS = 1 << 16
+
+
+@lru_cache(maxsize=8)
+def _odd_numbers(device: str) -> torch.Tensor:
+    return torch.arange(1, 2 * _CHECKSUM_WORDS, 2, dtype=torch.int64, device=device)

@@ -1,8 +1,9 @@
 """Weights from the trainer to every engine worker, a bucket at a time. torch only.
 
-A sync is: header (version, manifest hash) and everybody's yes; the buckets; checksums of sampled
-tensors; everybody's yes again. While bucket k is on the wire, k+1 is gathered and packed. Any
-failure breaks the group for good: all peers join a new generation and send again.
+A sync is: header (version, manifest hash), buckets, checksums of sampled tensors, and at the end
+everybody's yes: one round trip in all. A receiver that refuses the header still takes the bytes,
+whose sizes were agreed at join, and says no at the end. While bucket k is on the wire, k+1 is
+gathered and packed. Any failure breaks the group for good: all join a new generation.
 
 The sender's peers in training gather with it: they walk the same plan and send nothing. If the
 wire fails, the sender still walks the plan to its end, so that no rank is left in a gather.
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from actors.sync_group import SyncGroup, SyncInit
+from actors.sync_group import Pending, SyncGroup, SyncInit
 from actors.sync_plan import (
     Bucket,
     Manifest,
@@ -69,7 +70,7 @@ class SendReport:
     send_s: float
     """Waiting for the wire and for the engines' answers."""
     total_bytes: int
-    checksums: dict[str, tuple[int, int]]
+    checksums: dict[str, int]
     """Of the sampled tensors."""
 
 
@@ -82,7 +83,7 @@ class ReceiveStats:
     """Waiting for bytes."""
     load_s: float
     """Copying out of buckets and handing tensors over."""
-    checksums: dict[str, tuple[int, int]]
+    checksums: dict[str, int]
     """Of the sampled tensors; equal to the sender's."""
 
 
@@ -107,8 +108,10 @@ class WeightSender:
         in_place: bool = False,
     ):
         self._manifest, self._gather, self._in_place = manifest, gather, in_place
+        self._order = {n: i for i, n in enumerate(manifest.names)}
         self._group: SyncGroup | None = None
         self._wire: Sender | None = None
+        self._header: Pending | None = None
         self.seconds = {"gather": 0.0, "send": 0.0}
         if init is None:
             return
@@ -128,11 +131,19 @@ class WeightSender:
         Raises:
             WeightSyncError: a peer refused, was lost, or the deadline passed.
         """
+        try:
+            return self._send(version, checksum_tensors)
+        except Exception as error:
+            if self._group is not None:
+                self._group.abandon(f"{type(error).__name__}: {error}")
+            raise
+
+    def _send(self, version: int, checksum_tensors: int) -> SendReport | None:
         self.seconds = {"gather": 0.0, "send": 0.0}
-        sums: dict[int, tuple[int, int]] = {}
+        sums: dict[int, int] = {}
         failure: WeightSyncError | None = None
         wanted = sampled(self._manifest, version, checksum_tensors) if self._group else ()
-        order = {n: i for i, n in enumerate(self._manifest.names)}
+        order = self._order
         if self._group is not None:
             try:
                 self._open(version, checksum_tensors)
@@ -176,9 +187,8 @@ class WeightSender:
         with _Timed(self.seconds, "send"):
             group.begin()
             group.stamp("header", -1)
-            header = [version, int(self._manifest.hash, 16) >> 1, count]
-            group.wait(group.broadcast(torch.tensor(header, device=group.device)), "header")
-            _agreed(group, 0, f"version {version}")
+            words = [version, int(self._manifest.hash, 16) >> 1, count]
+            self._header = group.broadcast(torch.tensor(words, device=group.device))
 
     def _post(self, bucket: Bucket, tensors: Mapping[str, torch.Tensor]) -> None:
         """Pack one bucket and start to send it."""
@@ -203,21 +213,25 @@ class WeightSender:
         with _Timed(self.seconds, "send", "gather"):
             wire.post(bucket.index, slot[: bucket.nbytes])
 
-    def _finish(self, sums: Sequence[tuple[int, int]]) -> None:
+    def _finish(self, sums: Sequence[int]) -> None:
         group, wire = self._group, self._wire
         assert group is not None and wire is not None
         with _Timed(self.seconds, "send"):
-            wire.drain()
-            group.stamp("checksums", -1)
+            wire.flush()
+            group.stamp("verifying", -1)
+            small = [] if self._header is None else [self._header]
             if sums:
-                group.wait(group.broadcast(torch.tensor(sums, device=group.device)), "checksums")
-            _agreed(group, 0, "checksums")
+                mine = torch.tensor(sums, dtype=torch.int64, device=group.device)
+                small.append(group.broadcast(mine))
+            wire.drain()
+            for pending in small:
+                group.wait(pending, "checksums")
+            _agreed(group, 0, "verifying")
             group.stamp("idle", -1)
 
     def _check(self, unit: Unit, tensors: Mapping[str, torch.Tensor]) -> None:
-        specs = {t.name: t for t in self._manifest.tensors}
         for name in unit.names:
-            spec, tensor = specs[name], tensors[name]
+            spec, tensor = self._manifest.tensors[self._order[name]], tensors[name]
             if tuple(tensor.shape) != spec.shape or tensor.dtype != spec.torch_dtype:
                 raise ValueError(
                     f"{name} was gathered as {tuple(tensor.shape)} {tensor.dtype}, but the "
@@ -258,11 +272,23 @@ class WeightReceiver:
         Raises:
             WeightSyncError: refused by any peer, a peer lost, or the deadline passed.
         """
+        try:
+            return self._receive(version, manifest_hash, load)
+        except Exception as error:
+            self._group.abandon(f"{type(error).__name__}: {error}")
+            raise
+
+    def _receive(
+        self,
+        version: int,
+        manifest_hash: str,
+        load: Callable[[Sequence[tuple[str, torch.Tensor]]], None],
+    ) -> ReceiveStats:
         seconds = {"wait": 0.0, "load": 0.0}
-        wanted: tuple[int, ...] = ()
         with _Timed(seconds, "wait"):
-            wanted = sampled(self._manifest, version, self._open(version, manifest_hash))
-        sums: dict[int, tuple[int, int]] = {}
+            code, count = self._open(version, manifest_hash)
+        wanted = sampled(self._manifest, version, count)
+        sums: dict[int, int] = {}
         buckets = plan_buckets(self._manifest)
         self._expect(buckets[0])
         for bucket in buckets:
@@ -274,11 +300,12 @@ class WeightReceiver:
             with _Timed(seconds, "load"):
                 whole = list(self._unpack(bucket, data))
                 self._wire.release(bucket)
-                sums.update((i, checksum(t)) for i, t in whole if i in wanted)
-                load([(self._manifest.tensors[i].name, t) for i, t in whole])
+                if code == 0:
+                    sums.update((i, checksum(t)) for i, t in whole if i in wanted)
+                    load([(self._manifest.tensors[i].name, t) for i, t in whole])
         with _Timed(seconds, "wait"):
             self._wire.drain()
-            self._close([sums[i] for i in wanted])
+            self._close(code, count, [sums[i] for i in wanted if code == 0])
         return ReceiveStats(
             version=version,
             wait_s=seconds["wait"],
@@ -291,8 +318,8 @@ class WeightReceiver:
         self._group.close()
         self._partial.clear()
 
-    def _open(self, version: int, manifest_hash: str) -> int:
-        """Hear the header and answer it; return how many checksums will be compared."""
+    def _open(self, version: int, manifest_hash: str) -> tuple[int, int]:
+        """Hear the header; return why it is refused (0: it is not), and how many checksums come."""
         group = self._group
         group.begin()
         group.stamp("header", -1)
@@ -305,8 +332,7 @@ class WeightReceiver:
             code = _OTHER_VERSION
         elif manifest_hash != self._manifest.hash or sent_hash != int(manifest_hash, 16) >> 1:
             code = _OTHER_MANIFEST
-        _agreed(group, code, f"version {version}")
-        return count
+        return code, count
 
     def _expect(self, bucket: Bucket) -> None:
         """Start to receive a bucket, making room for tensors that begin in it."""
@@ -340,15 +366,16 @@ class WeightReceiver:
     def _is_direct(self, bucket: Bucket) -> bool:
         return bucket.direct and isinstance(self._wire, BroadcastReceiver)
 
-    def _close(self, sums: Sequence[tuple[int, int]]) -> None:
+    def _close(self, code: int, count: int, sums: Sequence[int]) -> None:
         group = self._group
         group.stamp("checksums", -1)
-        code = 0
-        if sums:
-            theirs = torch.zeros(len(sums), 2, dtype=torch.int64, device=group.device)
+        if count:
+            expected = min(count, len(self._manifest.tensors))
+            theirs = torch.zeros(expected, dtype=torch.int64, device=group.device)
             group.wait(group.broadcast(theirs), "checksums")
-            code = 0 if [tuple(t) for t in theirs.tolist()] == list(sums) else _OTHER_CONTENT
-        _agreed(group, code, "checksums")
+            if code == 0 and theirs.tolist() != list(sums):
+                code = _OTHER_CONTENT
+        _agreed(group, code, "verifying")
         group.stamp("idle", -1)
 
 

@@ -3,12 +3,9 @@
 Both ends issue the group's collectives in the same order; two buckets at most are under way.
 """
 
-from collections.abc import Sequence
-
 import torch
-from torch.distributed import Work
 
-from actors.sync_group import SyncGroup
+from actors.sync_group import Pending, SyncGroup
 from actors.sync_plan import Bucket
 from actors.sync_shared import SLOTS, SharedBuffers
 
@@ -24,7 +21,7 @@ class BroadcastSender:
         self._slots = [
             torch.empty(nbytes, dtype=torch.uint8, device=group.device) for _ in range(SLOTS)
         ]
-        self._works: dict[int, tuple[Work, torch.Tensor]] = {}
+        self._works: dict[int, Pending] = {}
 
     def slot(self, index: int) -> torch.Tensor:
         """Return the buffer [bucket_bytes] of bucket `index`, once its last use is over."""
@@ -34,7 +31,10 @@ class BroadcastSender:
     def post(self, index: int, payload: torch.Tensor) -> None:
         """Start to send a bucket's bytes; `payload` must not change until `drain`."""
         self._finish(index - SLOTS)
-        self._works[index] = (self._group.broadcast(payload), payload)
+        self._works[index] = self._group.broadcast(payload)
+
+    def flush(self) -> None:
+        """Nothing is left to post."""
 
     def drain(self) -> None:
         """Wait until all that was posted is across."""
@@ -42,8 +42,8 @@ class BroadcastSender:
             self._finish(index)
 
     def _finish(self, index: int) -> None:
-        if (entry := self._works.pop(index, None)) is not None:
-            self._group.wait(entry[0], f"sending bucket {index}")
+        if (pending := self._works.pop(index, None)) is not None:
+            self._group.wait(pending, f"sending bucket {index}")
 
 
 class SharedSender:
@@ -57,8 +57,8 @@ class SharedSender:
         self._buffers = SharedBuffers.create(group, nbytes, device)
         group.agree(0, "opening shared buffers")
         self._buffers.unlink()
-        self._taken: dict[int, Work] = {}
-        self._ready: dict[int, Work] = {}
+        self._taken: dict[int, Pending] = {}
+        self._ready: dict[int, Pending] = {}
         self._last = -1
 
     def slot(self, index: int) -> torch.Tensor:
@@ -75,18 +75,21 @@ class SharedSender:
             self._taken[index - 1] = self._group.sum(torch.zeros(1))
         self._last = index
 
-    def drain(self) -> None:
-        """Wait until receivers have taken all buckets."""
+    def flush(self) -> None:
+        """Ask whether the last bucket was taken."""
         if self._last >= 0:
             self._taken[self._last] = self._group.sum(torch.zeros(1))
+
+    def drain(self) -> None:
+        """Wait until receivers have taken all buckets."""
         for index in sorted(self._taken):
             self._finish(index)
         self._last = -1
 
     def _finish(self, index: int) -> None:
         for works in (self._ready, self._taken):
-            if (work := works.pop(index, None)) is not None:
-                self._group.wait(work, f"sending bucket {index}")
+            if (pending := works.pop(index, None)) is not None:
+                self._group.wait(pending, f"sending bucket {index}")
 
 
 class BroadcastReceiver:
@@ -97,19 +100,19 @@ class BroadcastReceiver:
         self._slots = [
             torch.empty(nbytes, dtype=torch.uint8, device=group.device) for _ in range(SLOTS)
         ]
-        self._works: dict[int, tuple[Work, torch.Tensor]] = {}
+        self._works: dict[int, Pending] = {}
 
     def expect(self, bucket: Bucket, place: torch.Tensor | None) -> None:
         """Start to receive a bucket: into `place` [nbytes] if it is direct, else a buffer."""
         slot = self._slots[bucket.index % SLOTS][: bucket.nbytes]
         into = slot if place is None else place
-        self._works[bucket.index] = (self._group.broadcast(into), into)
+        self._works[bucket.index] = self._group.broadcast(into)
 
     def take(self, bucket: Bucket) -> torch.Tensor:
         """Wait for a bucket; return its bytes [nbytes]."""
-        work, into = self._works.pop(bucket.index)
-        self._group.wait(work, f"receiving bucket {bucket.index}")
-        return into
+        pending = self._works.pop(bucket.index)
+        self._group.wait(pending, f"receiving bucket {bucket.index}")
+        return pending.tensor
 
     def release(self, bucket: Bucket) -> None:
         """Say that the bucket's bytes were copied."""
@@ -126,18 +129,17 @@ class SharedReceiver:
         self._device = device
         self._buffers = SharedBuffers.open(group, device)
         group.agree(0, "opening shared buffers")
-        self._ready: dict[int, tuple[Work, torch.Tensor]] = {}
-        self._taken: list[Work] = []
+        self._ready: dict[int, Pending] = {}
+        self._taken: list[Pending] = []
 
     def expect(self, bucket: Bucket, place: torch.Tensor | None) -> None:
         """Listen for `ready` of a bucket."""
         word = torch.zeros(1, dtype=torch.int64)
-        self._ready[bucket.index] = (self._group.broadcast(word), word)
+        self._ready[bucket.index] = self._group.broadcast(word)
 
     def take(self, bucket: Bucket) -> torch.Tensor:
         """Wait until a bucket is ready; return its bytes in the sender's memory."""
-        work, _ = self._ready.pop(bucket.index)
-        self._group.wait(work, f"receiving bucket {bucket.index}")
+        self._group.wait(self._ready.pop(bucket.index), f"receiving bucket {bucket.index}")
         return self._buffers.slots[bucket.index % SLOTS][: bucket.nbytes]
 
     def release(self, bucket: Bucket) -> None:
@@ -148,10 +150,9 @@ class SharedReceiver:
 
     def drain(self) -> None:
         """Wait until all peers have taken all buckets."""
-        works: Sequence[Work] = self._taken
-        self._taken = []
-        for work in works:
-            self._group.wait(work, "finishing")
+        taken, self._taken = self._taken, []
+        for pending in taken:
+            self._group.wait(pending, "finishing")
 
 
 Sender = BroadcastSender | SharedSender

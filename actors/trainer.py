@@ -1,10 +1,14 @@
-"""The trainer actor: one ZeRO rank of the policy, and the sending end of weight sync."""
+"""The trainer actor: one ZeRO rank of the policy, and the sending end of weight sync.
+
+DeepSpeed is imported when it starts: the driver imports this module too.
+"""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
@@ -17,7 +21,9 @@ from actors.sync_transport import Manifest, SendReport, SyncInit, WeightSender
 from configs.schema import RunConfig
 from rollouts.packing import assemble
 from rollouts.types import F32, MinibatchPlan, Ref, StepResult
-from trainer.engine import Minibatch, PolicyEngine
+
+if TYPE_CHECKING:
+    from trainer.engine import PolicyEngine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,13 +54,15 @@ class TrainerActor:
         self._progress = 0
 
     @property
-    def engine(self) -> PolicyEngine:
+    def engine(self) -> "PolicyEngine":
         """The ZeRO engine; only after `start`."""
         assert self._engine is not None, "start() was not called"
         return self._engine
 
     def start(self, store_host: str, store_port: int) -> Heartbeat:
         """Join the other ranks through the run's store and build the engine."""
+        from trainer.engine import PolicyEngine
+
         timeout = timedelta(seconds=self._cfg.trainer.collective_timeout_s)
         store = TCPStore(store_host, store_port, is_master=False, timeout=timeout)
         torch.distributed.init_process_group(
@@ -72,6 +80,8 @@ class TrainerActor:
 
     def train_step(self, plan: RankPlan) -> StepResult:
         """Fetch this rank's samples and train all mini-batches of a step."""
+        from trainer.engine import Minibatch
+
         began = time.monotonic()
         rows = [p for m in plan.minibatches for p in m.grid[0]]
         batches = iter(fetch_micro_batches(rows, timeout_s=self._cfg.health.train_s))

@@ -151,7 +151,7 @@ class BraidTransferEngine(WeightTransferEngine[BraidInit, BraidUpdate]):
             view = self._names.loaded_view(specs[name], self._manifest)
             if view is not None:
                 compared += 1
-                wrong.extend([name] if checksum(view) != tuple(expected) else [])
+                wrong.extend([name] if checksum(view) != expected else [])
         not_loaded: set[str] = set()
         if self._loaded is not None:
             not_loaded = {n for n, _ in self.model.named_parameters()} - self._loaded

@@ -48,7 +48,7 @@ def find_model_folder(path: str) -> Path | None:
     home = os.environ.get("HF_HOME", "~/.cache/huggingface")
     hub = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
     snapshots = hub / f"models--{path.replace('/', '--')}" / "snapshots"
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or not snapshots.is_dir():
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) or not snapshots.is_dir():
         return None
     found = [s for s in snapshots.iterdir() if (s / "config.json").is_file()]
     return max(found, key=lambda s: s.stat().st_mtime, default=None)

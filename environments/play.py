@@ -116,7 +116,9 @@ class _Episode:
         self.reward_parts: dict[str, float] = {}
 
     async def run(self, task: Task) -> RolloutStatus:
-        opening = await _guarded(Boundary.ENVIRONMENT, lambda: self._env.reset(task))
+        opening = await _guarded(
+            Boundary.ENVIRONMENT, lambda: self._env.reset(task), ENVIRONMENT_TIMEOUT_S
+        )
         messages = list(opening)
         while True:
             rendered = self._render(messages)
@@ -134,7 +136,9 @@ class _Episode:
                 return RolloutStatus.TRUNCATED
             reply = Message(role="assistant", content=turn.text)
             output: StepOutput = await _guarded(
-                Boundary.ENVIRONMENT, lambda reply=reply: self._env.step(reply)
+                Boundary.ENVIRONMENT,
+                lambda reply=reply: self._env.step(reply),
+                ENVIRONMENT_TIMEOUT_S,
             )
             for name, part in output.reward_parts.items():
                 self.reward_parts[name] = self.reward_parts.get(name, 0.0) + part
@@ -167,7 +171,7 @@ class _Episode:
             temperature=self._sampling.temperature, max_tokens=min(self._sampling.max_tokens, room)
         )
         completion = await _guarded(
-            Boundary.GENERATE, lambda: self._generate(rendered, sampling), timeout_s=None
+            Boundary.GENERATE, lambda: self._generate(rendered, sampling), None
         )
         _check(completion)
         try:
@@ -183,7 +187,7 @@ class _Episode:
 async def _guarded(
     boundary: Boundary,
     call: Callable[[], Awaitable[T]],
-    timeout_s: float | None = ENVIRONMENT_TIMEOUT_S,
+    timeout_s: float | None,
 ) -> T:
     """Await `call()`; what it raises becomes a failure at `boundary`, but for EngineDead."""
     deadline = asyncio.timeout(timeout_s)

@@ -64,7 +64,7 @@ class JsonlSource:
 
     def _read(self) -> str:
         try:
-            return self._path.read_text(encoding="utf-8")
+            return self._path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             problem = Problem(
                 where=f"sources.{self._cfg.name}.data.jsonl",

@@ -8,6 +8,7 @@ training item whose question is among theirs is passed over; the two sets are di
 import difflib
 import importlib
 import json
+import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Protocol, cast
@@ -24,7 +25,7 @@ PREFIX = "reasoning_gym/"
 _PROBES = 10_000
 """Raw items tried for one training item before the question space is called too small."""
 _RAW_SIZE = 2**40
-_CACHED = 65_536
+_CACHED = 8192
 
 
 class _Dataset(Protocol):
@@ -180,7 +181,9 @@ def dataset_name(cfg: SourceConfig) -> str:
 def _gym(where: str) -> _ReasoningGym:
     """Import reasoning-gym (seconds), or say that it is missing."""
     try:
-        importlib.import_module("reasoning_gym")  # registers the datasets
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of a package that it needs
+            importlib.import_module("reasoning_gym")  # registers the datasets
         return cast(_ReasoningGym, importlib.import_module("reasoning_gym.factory"))
     except ModuleNotFoundError as error:
         problem = Problem(

@@ -167,10 +167,18 @@ def _stderr() -> Console:
     return Console(stderr=True)
 
 
+_NAMED_FAILURES = (("actors.errors", "RunError"), ("orchestrator.checkpoints", "CheckpointError"))
+
+
 def _is_run_error(error: Exception) -> bool:
-    """Whether a run failed in a way that it names itself; anything else keeps its traceback."""
-    module = sys.modules.get("actors.errors")
-    return module is not None and isinstance(error, module.RunError)
+    """Whether a run failed in a way that it names itself; anything else keeps its traceback.
+
+    A module that was never imported cannot have raised: so nothing heavy is imported to ask.
+    """
+    return any(
+        module in sys.modules and isinstance(error, getattr(sys.modules[module], name))
+        for module, name in _NAMED_FAILURES
+    )
 
 
 def _call(command: list[str]) -> int:

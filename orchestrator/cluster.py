@@ -154,9 +154,11 @@ class Cluster:
 
     def _create(self, role: str, index: int, cls: type, args: tuple[Any, ...]) -> Member:
         seated: Mapping[str, object] = {"num_cpus": 0}
+        node = "?"
         if role != "rendezvous":
             assert self._placement is not None
             seated = self._placement.options(role, index)
+            node = self._placement.node(role, index)
         cpus = float(str(seated["num_cpus"]))
         remote: Any = ray.remote(concurrency_groups=_CONTROL)(cls)
         handle: ActorHandle = remote.options(
@@ -165,7 +167,7 @@ class Cluster:
             max_task_retries=0,
             runtime_env={"env_vars": _environment(role, cpus)},
         ).remote(*args)
-        member = Member(role=role, index=index, handle=handle)
+        member = Member(role=role, index=index, handle=handle, node=node)
         self._members.append(member)
         return member
 

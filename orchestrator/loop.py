@@ -85,7 +85,7 @@ async def train(parts: Parts, restored: Restored) -> None:
     cfg, cluster, clock = parts.cfg, parts.cluster, parts.clock
     first = restored.step
     await parts.publisher.open()
-    parts.recorder.synced(await parts.publisher.publish(first))
+    await parts.publisher.publish(first)
     if cfg.eval.at_start and first == 0:
         await _evaluate(parts, 0)
     buffer = GroupBuffer()
@@ -126,10 +126,9 @@ async def train(parts: Parts, restored: Restored) -> None:
                 if parts.stop.event.is_set():
                     raise Stopped
         except Stopped:
-            await _checkpoint(parts, producer, done)
+            await _checkpoint(parts, producer, done, last=True)
             raise
-        if done > first:
-            await _checkpoint(parts, producer, done)
+        await _checkpoint(parts, producer, done, last=True)
     if cfg.eval.at_end and done > first:
         await _evaluate(parts, done)
 
@@ -159,10 +158,14 @@ async def _score(parts: Parts, batch: TrainBatch) -> TrainBatch:
         return await parts.cluster.reference.score(batch)
 
 
-async def _checkpoint(parts: Parts, producer: RolloutProducer, step: int) -> None:
+async def _checkpoint(
+    parts: Parts, producer: RolloutProducer, step: int, *, last: bool = False
+) -> None:
     """Commit a checkpoint of `step`, unless there is one."""
     with parts.clock.phase("checkpoint"):
-        await parts.checkpoints.save(step, parts.cluster.trainer, parts.mixer, producer)
+        await parts.checkpoints.save(
+            step, parts.cluster.trainer, parts.mixer, producer, last=last
+        )
 
 
 async def _evaluate(parts: Parts, step: int) -> None:

@@ -4,7 +4,7 @@ Imports no torch, vllm, ray or transformers; `orchestrator.cluster` reserves the
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,13 @@ from configs.model_files import ModelShape, find_model_folder, read_model_shape
 from configs.schema import RunConfig
 from configs.validate import active_groups, colocation_root, find_warnings, validate_run
 from configs.versions import check_versions
+from environments.registry import validate_environments
+from mixing.mixer import source_warnings, validate_sources
+from mixing.quota import Quota
 from orchestrator.memory import MemoryEstimate, estimate_memory
+from rewards.graders import validate_rewards
+
+_STEPS_COUNTED = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +68,13 @@ class SourcePlan:
     share: float
     """Of the groups, by weight."""
     groups_per_step: float
-    """On average; a step has this rounded down or up."""
-    groups_in_run: float
+    """On average."""
+    groups_least: int
+    """In any step, by the mixer's own quota."""
+    groups_most: int
+    groups_in_run: int
     samples_per_step: float
+    """On average."""
     items: int | None
     """Distinct training items of an epoch; None for a JSONL file, which is not read here."""
     epochs: float | None
@@ -77,7 +87,7 @@ class BatchPlan:
 
     groups_per_step: int
     samples_per_step: int
-    """At most, over the ways to round the sources' shares."""
+    """In the largest step; shares are rounded anew each step."""
     completion_tokens_at_most: int
     tokens_at_most: int
     """Were every sample model.max_model_len long."""
@@ -137,8 +147,8 @@ def make_plan(cfg: RunConfig, *, gpu_gib: float | None = None) -> RunPlan:
     shape = read_model_shape(folder) if folder else None
     memory = estimate_memory(cfg, shape, gpu_gib=gpu_gib)
     fullest = _fullest_gpu(bundles, memory)
-    problems = [*validate_run(cfg), *_check_fit(cfg, memory, fullest, gpu_gib)]
-    groups = _plan_groups(cfg)
+    problems = [*_check_all(cfg), *_check_fit(cfg, memory, fullest, gpu_gib)]
+    groups, steps = _plan_groups(cfg), _count_groups(cfg)
     return RunPlan(
         name=cfg.name,
         num_steps=cfg.num_steps,
@@ -150,12 +160,12 @@ def make_plan(cfg: RunConfig, *, gpu_gib: float | None = None) -> RunPlan:
             gpus=_round(sum(b.gpus for b in bundles)),
         ),
         model=shape,
-        sources=_plan_sources(cfg),
-        batch=_plan_batch(cfg),
+        sources=_plan_sources(cfg, steps),
+        batch=_plan_batch(cfg, steps),
         memory=memory,
         fullest_gpu_gib=fullest,
         problems=tuple(problems),
-        warnings=(*find_warnings(cfg), *check_versions()),
+        warnings=(*find_warnings(cfg), *source_warnings(cfg.sources), *check_versions()),
     )
 
 
@@ -204,35 +214,43 @@ def _plan_groups(cfg: RunConfig) -> tuple[GroupPlan, ...]:
     )
 
 
-def _plan_sources(cfg: RunConfig) -> tuple[SourcePlan, ...]:
+def _count_groups(cfg: RunConfig) -> list[dict[str, int]]:
+    """Return the groups of each source in each step, by the mixer's quota; of a long run, in its
+    first steps."""
+    quota = Quota({s.name: s.weight for s in cfg.sources}, cfg.batch.groups_per_step)
+    return [quota.next_counts() for _ in range(min(cfg.num_steps, _STEPS_COUNTED))]
+
+
+def _plan_sources(cfg: RunConfig, steps: Sequence[Mapping[str, int]]) -> tuple[SourcePlan, ...]:
     total = sum(s.weight for s in cfg.sources)
     plans: list[SourcePlan] = []
     for source in cfg.sources:
         share = source.weight / total
         groups = share * cfg.batch.groups_per_step
+        counts = [step[source.name] for step in steps]
+        in_run = sum(counts) + round(groups * (cfg.num_steps - len(steps)))
         items = source.data.size if source.data.procedural else None
         plans.append(
             SourcePlan(
                 name=source.name,
                 share=round(share, 6),
                 groups_per_step=round(groups, 4),
-                groups_in_run=round(groups * cfg.num_steps, 2),
+                groups_least=min(counts),
+                groups_most=max(counts),
+                groups_in_run=in_run,
                 samples_per_step=round(groups * source.group_size, 4),
                 items=items,
-                epochs=round(groups * cfg.num_steps / items, 3) if items else None,
+                epochs=round(in_run / items, 3) if items else None,
             )
         )
     return tuple(plans)
 
 
-def _plan_batch(cfg: RunConfig) -> BatchPlan:
+def _plan_batch(cfg: RunConfig, steps: Sequence[Mapping[str, int]]) -> BatchPlan:
     batch, longest = cfg.batch, cfg.model.max_model_len
-    per_step = _most_groups(cfg)
-    sources = {s.name: s for s in cfg.sources}
-    samples = sum(n * sources[name].group_size for name, n in per_step.items())
-    completion = sum(
-        n * sources[name].group_size * sources[name].sampling.max_tokens
-        for name, n in per_step.items()
+    samples = max(sum(n[s.name] * s.group_size for s in cfg.sources) for n in steps)
+    completion = max(
+        sum(n[s.name] * s.group_size * s.sampling.max_tokens for s in cfg.sources) for n in steps
     )
     per_rank = math.ceil(math.ceil(samples / batch.num_minibatches) / cfg.trainer.actors.count)
     fit = max(1, batch.max_tokens_per_microbatch // longest)
@@ -249,18 +267,16 @@ def _plan_batch(cfg: RunConfig) -> BatchPlan:
     )
 
 
-def _most_groups(cfg: RunConfig) -> dict[str, int]:
-    """Round the shares of one step so that the samples are most: the remainder of the rounding
-    goes to the largest groups first."""
-    total = sum(s.weight for s in cfg.sources)
-    exact = {s.name: s.weight / total * cfg.batch.groups_per_step for s in cfg.sources}
-    groups = {name: math.floor(x + 1e-9) for name, x in exact.items()}
-    left = cfg.batch.groups_per_step - sum(groups.values())
-    for source in sorted(cfg.sources, key=lambda s: -s.group_size):
-        if left and exact[source.name] - groups[source.name] > 1e-9:
-            groups[source.name] += 1
-            left -= 1
-    return groups
+def _check_all(cfg: RunConfig) -> list[Problem]:
+    """Return every problem that shows without the seconds that importing reasoning-gym takes."""
+    found = validate_run(cfg)
+    seen = {problem.where for problem in found}
+    others = [
+        *validate_sources(cfg, generate=False),
+        *validate_environments(cfg.sources),
+        *validate_rewards(cfg.sources),
+    ]
+    return [*found, *(problem for problem in others if problem.where not in seen)]
 
 
 def _fullest_gpu(bundles: tuple[Bundle, ...], memory: tuple[MemoryEstimate, ...]) -> float | None:

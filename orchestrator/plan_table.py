@@ -22,7 +22,7 @@ def render_plan(plan: RunPlan) -> RenderableType:
         _sources(plan),
         *(Text(line) for line in _batch_lines(plan)),
         _memory(plan),
-        *(Text(f"  {m.role}: {m.note}", style="dim") for m in plan.memory if m.note),
+        *_notes(plan),
         *_problems("problem", "red", plan.problems),
         *_problems("warning", "yellow", plan.warnings),
         Text(""),
@@ -95,12 +95,16 @@ def _sources(plan: RunPlan) -> Table:
         table.add_row(
             s.name,
             f"{s.share:.1%}",
-            f"{s.groups_per_step:g}",
+            _range(s.groups_least, s.groups_most, s.groups_per_step),
             f"{s.samples_per_step:g}",
             f"{s.groups_in_run:g}",
             "-" if s.epochs is None else f"{s.epochs:g}",
         )
     return table
+
+
+def _range(least: int, most: int, mean: float) -> str:
+    return f"{mean:g}" if least == most else f"{mean:g} ({least} to {most})"
 
 
 def _batch_lines(plan: RunPlan) -> Iterator[str]:
@@ -131,6 +135,15 @@ def _memory(plan: RunPlan) -> Table:
         table.add_section()
         table.add_row("fullest GPU", "gpu", f"{plan.fullest_gpu_gib:.2f}", "")
     return table
+
+
+def _notes(plan: RunPlan) -> Iterator[Text]:
+    if plan.model is None:
+        yield Text("  unknown until the model's files are on this machine", style="dim")
+        return
+    for m in plan.memory:
+        if m.note:
+            yield Text(f"  {m.role}: {m.note}", style="dim")
 
 
 def _extra(m: MemoryEstimate) -> str:

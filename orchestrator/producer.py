@@ -14,9 +14,9 @@ Invariants:
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from pydantic import JsonValue, TypeAdapter
 
@@ -26,6 +26,7 @@ from configs.schema import RunConfig
 from mixing.mixer import Mixer
 from orchestrator.buffer import GroupBuffer
 from orchestrator.clock import PhaseClock
+from rewards.rates import ErrorRates, GraderErrorRateExceeded
 from rollouts.types import GroupRequest, GroupSummary
 
 log = logging.getLogger("braid.producer")
@@ -56,7 +57,8 @@ class RolloutProducer:
         }
         self._pending: dict[str, GroupRequest] = {}
         self._advanced = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[None]] = set()
+        self._rates = ErrorRates(cfg.reward.max_error_rate)
         self.failed_groups = 0
 
     async def __aenter__(self) -> Self:
@@ -93,18 +95,18 @@ class RolloutProducer:
         """Read back what `pending_state` returned."""
         return _REQUESTS.validate_python(state)
 
-    def _start(self, work: "asyncio._CoroutineLike[None]") -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, task: asyncio.Future[None]) -> None:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
             failing = asyncio.ensure_future(self._buffer.fail(error))
-            self._tasks.add(failing)  # type: ignore[arg-type]
-            failing.add_done_callback(self._tasks.discard)  # type: ignore[arg-type]
+            self._tasks.add(failing)
+            failing.add_done_callback(self._tasks.discard)
 
     async def _dispatch(self) -> None:
         while self._next_step <= self._cfg.num_steps:
@@ -125,10 +127,17 @@ class RolloutProducer:
         request = first
         while True:
             summary = await sample_and_grade(self._rollout, self._reward, self._clock, request)
+            self._count_invalid(summary)
             if summary.samples:
                 await self._buffer.put(first.group_id, summary)
                 return
             request = self._after_failure(request, summary)
+
+    def _count_invalid(self, summary: GroupSummary) -> None:
+        try:
+            self._rates.observe(summary)
+        except GraderErrorRateExceeded as error:
+            raise RunError(str(error)) from error
 
     def _after_failure(self, request: GroupRequest, summary: GroupSummary) -> GroupRequest:
         self.failed_groups += 1

@@ -18,6 +18,7 @@ from configs.errors import ConfigError, Problem
 from configs.schema import RunConfig
 from configs.validate import validate_run
 from configs.versions import check_versions
+from environments.registry import validate_environments
 from mixing.mixer import Mixer, validate_sources
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
@@ -26,15 +27,17 @@ from orchestrator.publisher import WeightPublisher
 from orchestrator.recorder import Recorder
 from orchestrator.resume import Checkpointer
 from orchestrator.run_dir import RunDir
-from rewards.pool import validate_rewards
+from rewards.graders import validate_rewards
+from rollouts.advantages import validate_advantages
 
 log = logging.getLogger("braid.run")
 
 
 def check(cfg: RunConfig) -> None:
     """Raise ConfigError with every problem found without starting anything."""
-    problems: list[Problem] = [*validate_run(cfg)]
-    problems += [*validate_sources(cfg), *validate_rewards(cfg.sources)]
+    problems: list[Problem] = [*validate_run(cfg), *validate_sources(cfg)]
+    for validate in (validate_environments, validate_rewards, validate_advantages):
+        problems += validate(cfg.sources)
     if problems:
         raise ConfigError(problems)
 
@@ -65,14 +68,15 @@ async def _run(cfg: RunConfig, directory: RunDir) -> int:
     directory.truncate_after(restored.step)
     try:
         with recorder, _signals(stop):
-            recorder.starting(restored.step)
+            recorder.say(_opening(cfg, directory, restored.step))
             await stop.or_else(start_ray(cfg))
             cluster = await stop.or_else(Cluster.start(cfg))
             try:
                 parts = _parts(cfg, cluster, mixer, recorder, checkpoints, stop)
-                if restored.folder is not None:
-                    await cluster.trainer.load(restored.folder / "trainer")
+                if restored.trainer is not None:
+                    await cluster.trainer.load(restored.trainer)
                 await train(parts, restored)
+                recorder.finished()
             finally:
                 await cluster.close()
     except Stopped:
@@ -84,6 +88,12 @@ async def _run(cfg: RunConfig, directory: RunDir) -> int:
     finally:
         ray.shutdown()
     return 0
+
+
+def _opening(cfg: RunConfig, directory: RunDir, step: int) -> str:
+    names = ", ".join(s.name for s in cfg.sources)
+    how = f"resuming after step {step}" if step else "starting"
+    return f"{cfg.name}: {how}, {cfg.num_steps} steps on {names}; run directory {directory.path}"
 
 
 def _parts(

@@ -1,93 +1,145 @@
-"""Built-in graders: plain functions `(rollout, task, **args) -> float`.
+"""Graders: plain functions `(rollout, task, **args) -> float`, and which ones are built in.
 
-They run in the worker processes of `rewards.pool` alone: some of what they call (reasoning-gym's
-scorers) evaluates model text.
+A grader that cannot judge raises; the rollout is then invalid and never counts as a reward of 0.
+They run in the main thread of a killable process (`rewards.worker`), so signal.alarm works.
 """
 
+import importlib
+import inspect
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast
+from functools import lru_cache
+from typing import Literal, Protocol, cast
+
+from pydantic import JsonValue
 
 from configs.errors import ConfigError, Problem
 from configs.plugs import bind, resolve
-from configs.schema import PlugConfig, SourceConfig
+from configs.schema import RewardConfig, SourceConfig
 from rollouts.types import Rollout, Task
 
-Grader = Callable[..., float]
+Grader = Callable[[Rollout, Task], object]
+"""A grader with its arguments bound; what it returns is checked to be a finite number."""
+
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
-def exact(rollout: Rollout, task: Task) -> float:
-    """1 if the last completion, stripped, is the task's answer."""
-    if task.answer is None:
-        raise ValueError(f"task {task.task_id} has no answer to compare with")
-    return float(rollout.last_text.strip() == task.answer.strip())
+class _Dataset(Protocol):
+    def score_answer(self, answer: str, entry: Mapping[str, JsonValue]) -> float: ...
 
 
-def format(rollout: Rollout, task: Task, *, pattern: str) -> float:
-    """1 if the regular expression matches the whole last completion, stripped."""
-    return float(re.fullmatch(pattern, rollout.last_text.strip(), re.DOTALL) is not None)
+class _Factory(Protocol):
+    def create_dataset(self, name: str, **kwargs: JsonValue) -> _Dataset: ...
 
 
 def reasoning_gym(
-    rollout: Rollout,
-    task: Task,
-    *,
-    binary: bool = True,
-    extract: Literal["text", "tag"] = "text",
+    rollout: Rollout, task: Task, *, binary: bool = True, extract: Literal["all", "tag"] = "all"
 ) -> float:
-    """Score by the reasoning-gym dataset that made the task.
+    """Score the answer with the reasoning-gym dataset that made the task.
 
     Args:
-        binary: only a full score counts, as 1; reasoning-gym pays partial credit for answers that
-            merely contain the right one.
-        extract: grade the whole text, or what stands in the last <answer> tag (0 without one).
+        binary: pay 1 for a full score and 0 for less; False pays the dataset's partial score.
+        extract: `all` takes the whole last text, `tag` what the last <answer>...</answer> holds
+            (0 if there is none).
     """
-    import reasoning_gym as gym
-
-    text = rollout.last_text.strip()
+    answer = rollout.last_text.strip()
     if extract == "tag":
-        found = _TAG.findall(text)
+        found = _TAG.findall(rollout.last_text)
         if not found:
             return 0.0
-        text = found[-1].strip()
-    dataset = task.metadata.get("dataset")
-    if not isinstance(dataset, str):
-        raise ValueError(f"task {task.task_id} was not made by reasoning-gym")
-    entry = cast(dict[str, Any], task.metadata["entry"])
-    score = float(gym.get_score_answer_fn(dataset)(text, entry))
+        answer = found[-1].strip()
+    dataset = _dataset(str(task.metadata["dataset"]), json.dumps(task.metadata.get("args", {})))
+    entry = cast("dict[str, JsonValue]", task.metadata["entry"])
+    score = float(dataset.score_answer(answer, entry))
     return float(score >= 1.0) if binary else score
 
 
-BUILT_IN: Mapping[str, Grader] = {
-    "exact": exact,
-    "format": format,
+@lru_cache(maxsize=256)
+def _dataset(name: str, args: str) -> _Dataset:
+    importlib.import_module("reasoning_gym")  # registers the datasets
+    factory = cast(_Factory, importlib.import_module("reasoning_gym.factory"))
+    return factory.create_dataset(name, seed=0, size=1, **json.loads(args))
+
+
+def exact(rollout: Rollout, task: Task) -> float:
+    """Pay 1 if the last text, stripped, is the task's answer, else 0."""
+    if task.answer is None:
+        raise ValueError(f"{task.task_id} has no answer to compare with")
+    return float(rollout.last_text.strip() == task.answer.strip())
+
+
+def format_matches(rollout: Rollout, task: Task, *, pattern: str) -> float:
+    """Pay 1 if the whole last text matches the regular expression (`.` matches newlines too)."""
+    return float(re.fullmatch(pattern, rollout.last_text, re.DOTALL) is not None)
+
+
+def environment_part(
+    rollout: Rollout, task: Task, *, part: str, missing: float | None = None
+) -> float:
+    """Pay what the environment itself gave under the name `part`.
+
+    Args:
+        missing: paid where the episode ended without it; empty makes such a rollout invalid.
+    """
+    given = rollout.reward_parts.get(part, missing)
+    if given is None:
+        raise LookupError(f"no part {part!r} from the environment: {sorted(rollout.reward_parts)}")
+    return given
+
+
+BUILT_IN: Mapping[str, Callable[..., float]] = {
     "reasoning_gym": reasoning_gym,
+    "exact": exact,
+    "format": format_matches,
+    "environment": environment_part,
 }
 
+PRELOAD: Mapping[str, str] = {"reasoning_gym": "reasoning_gym"}
+"""Built-in grader -> module that a worker imports before it is called ready."""
 
-def resolve_grader(plug: PlugConfig, *, where: str) -> Grader:
-    """Return a grader with its arguments bound; ConfigError if it is none."""
-    found = resolve(plug.use, BUILT_IN, where=f"{where}.use")
-    return bind(found, plug.args, parameters=("rollout", "task"), where=f"{where}.args")
+
+def resolve_grader(reward: RewardConfig, *, where: str = "") -> Grader:
+    """Return the grader with its arguments bound.
+
+    Raises:
+        ConfigError: it cannot be imported, or does not fit `(rollout, task, **args)`.
+    """
+    found = resolve(reward.use, BUILT_IN, where=where)
+    if inspect.iscoroutinefunction(found):
+        what = f"{reward.use!r} is `async def`; graders are plain functions"
+        raise ConfigError(Problem(where=where, what=what, fix="Write it as `def`."))
+    grader = bind(found, reward.args, parameters=("rollout", "task"), use=reward.use, where=where)
+    if reward.use == "format":
+        try:
+            re.compile(str(reward.args["pattern"]))
+        except re.error as error:
+            what = f"{reward.args['pattern']!r} is not a regular expression: {error}"
+            raise ConfigError(Problem(where=f"{where}.args.pattern", what=what)) from error
+    return grader
 
 
 def validate_rewards(sources: Sequence[SourceConfig]) -> list[Problem]:
-    """Return what is wrong with the sources' rewards, before any actor starts."""
+    """Return every problem with the sources' graders; modules are imported, nothing is graded."""
     problems: list[Problem] = []
     for source in sources:
         where = f"sources.{source.name}.rewards"
         if not source.rewards:
-            problems.append(Problem(where=where, what="needs at least one reward"))
-        names = [r.name for r in source.rewards]
+            problems.append(Problem(where=where, what="is empty", fix="Add a grader."))
+        names = [reward.name for reward in source.rewards]
         for name in sorted({n for n in names if names.count(n) > 1}):
-            problems.append(Problem(where=where, what=f"two parts are called {name!r}"))
+            problems.append(Problem(where=f"{where}.{name}", what="two parts have this name"))
         for reward in source.rewards:
+            if reward.use == "reasoning_gym" and source.data.procedural is None:
+                problems.append(
+                    Problem(
+                        where=f"{where}.{reward.name}",
+                        what="`reasoning_gym` grades tasks of `data.procedural` alone",
+                        fix="Use `exact`, or a grader of your own.",
+                    )
+                )
             try:
                 resolve_grader(reward, where=f"{where}.{reward.name}")
             except ConfigError as error:
                 problems.extend(error.problems)
-            if reward.use == "reasoning_gym" and source.data.procedural is None:
-                what = "the grader `reasoning_gym` needs tasks made by reasoning-gym"
-                problems.append(Problem(where=f"{where}.{reward.name}.use", what=what))
     return problems

@@ -1,162 +1,160 @@
-"""Grading in killable processes.
+"""A pool of killable grader processes.
 
 Invariants:
-- a grading that raises, hangs past its deadline, kills its process or returns no number is tried
-  `retries` times more and then INVALID: never a reward of 0;
-- a hung grader costs no other rollout its grade: its process is killed by pid and replaced;
-- no zombie: every process that is killed is waited for; none outlives the pool or its owner.
+- a process is used by one grading at a time, and returns to the idle queue when its thread is
+  done with it, also when the caller was cancelled meanwhile;
+- a process past its deadline is killed; its place is refilled in the background, so a hung
+  grader costs its own rollout and nobody else's;
+- a rollout leaves with a finite reward or as INVALID with the reason; never with a 0 in place of
+  a failure.
 """
 
 import asyncio
-import contextlib
-import os
-import sys
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeVar
+
+from pydantic import JsonValue
 
 from configs.schema import RewardGroupConfig, SourceConfig
-from rewards.wire import WireReply, WireSetup, encode
+from rewards import wire
+from rewards.process import GraderProcess, GraderStartError
 from rollouts.types import Boundary, Rollout, RolloutError, RolloutStatus, Task
 
-START_S = 60.0
-"""Seconds that a grader process may take to import its graders."""
-_LINE_LIMIT = 2**26
+__all__ = ["GraderPool", "GraderStartError"]
 
-
-class GraderProcessError(RuntimeError):
-    """A grader process that could not be started."""
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Worker:
-    process: asyncio.subprocess.Process
-    replies: asyncio.StreamReader
-    transport: asyncio.ReadTransport
-
-    async def ask(self, line: str, timeout_s: float) -> WireReply:
-        """Send one line and await one; TimeoutError or ConnectionError if none comes."""
-        assert self.process.stdin is not None
-        async with asyncio.timeout(timeout_s):
-            self.process.stdin.write(line.encode() + b"\n")
-            await self.process.stdin.drain()
-            answer = await self.replies.readline()
-        if not answer:
-            raise ConnectionError("the grader process died")
-        return WireReply.model_validate_json(answer)
-
-    async def kill(self) -> None:
-        """Kill the process and wait until it is gone."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-        await self.process.wait()
-        self.transport.close()
+T = TypeVar("T")
 
 
 class GraderPool:
-    """Grader processes for the sources' rewards. `start` before use, `close` after."""
+    """Grades rollouts in `cfg.workers` processes. Use from one event loop."""
 
     def __init__(self, cfg: RewardGroupConfig, sources: Sequence[SourceConfig]):
         self._cfg = cfg
-        self._weights = {s.name: {r.name: r.weight for r in s.rewards} for s in sources}
-        self._setup = WireSetup(rewards={s.name: s.rewards for s in sources}).model_dump_json()
-        self._idle: asyncio.Queue[_Worker | None] = asyncio.Queue()
-        self._workers: set[_Worker] = set()
-
-    async def start(self) -> None:
-        """Start all processes, warm.
-
-        Raises:
-            GraderProcessError: one does not come up.
-        """
-        started = await asyncio.gather(*(self._spawn() for _ in range(self._cfg.workers)))
-        for worker in started:
-            self._idle.put_nowait(worker)
-
-    async def grade(self, rollout: Rollout, task: Task) -> Rollout:
-        """Return the rollout with its reward and parts, or INVALID with the reason.
-
-        A rollout that is invalid already is returned as it is.
-        """
-        if rollout.status is RolloutStatus.INVALID:
-            return rollout
-        line = encode(rollout, task).model_dump_json()
-        reply = WireReply()
-        for _ in range(1 + self._cfg.retries):
-            reply = await self._ask_one(line)
-            if not reply.error_kind:
-                weights = self._weights[task.source]
-                reward = sum(weights[n] * v for n, v in reply.parts.items())
-                return replace(rollout, reward=reward, reward_parts=reply.parts)
-        error = RolloutError(boundary=Boundary.REWARD, kind=reply.error_kind, message=reply.error)
-        return replace(rollout, status=RolloutStatus.INVALID, reward=None, error=error)
+        self._rewards = {source.name: source.rewards for source in sources}
+        self._processes = [GraderProcess(self._rewards) for _ in range(cfg.workers)]
+        self._threads = ThreadPoolExecutor(cfg.workers, thread_name_prefix="grader")
+        self._idle: asyncio.Queue[GraderProcess] = asyncio.Queue()
+        self._background: set[asyncio.Task[object]] = set()
+        self._closed = False
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Process ids of the living workers."""
-        return tuple(w.process.pid for w in self._workers)
+        """Process ids of the live workers."""
+        return tuple(p.pid for p in self._processes if p.pid is not None)
+
+    async def start(self) -> None:
+        """Start all workers and wait until they have loaded their graders.
+
+        Raises:
+            GraderStartError: one could not start; all are killed.
+        """
+        starts = [self._in_thread(p.ensure_started) for p in self._processes]
+        results = await asyncio.gather(*starts, return_exceptions=True)
+        for error in results:
+            if isinstance(error, BaseException):
+                await self.close()
+                raise error
+        for process in self._processes:
+            self._idle.put_nowait(process)
+
+    async def grade(self, rollout: Rollout, task: Task) -> Rollout:
+        """Return the rollout with its reward, or INVALID with the reason.
+
+        An incoming INVALID rollout is returned as it is. A failure is tried again
+        `cfg.retries` times.
+
+        Raises:
+            GraderStartError: a killed worker could not be replaced.
+        """
+        if rollout.status is RolloutStatus.INVALID:
+            return rollout
+        request: JsonValue = {"task": wire.pack_task(task), "rollout": wire.pack_rollout(rollout)}
+        graded = await self._attempt(rollout, task, request)
+        for _ in range(self._cfg.retries):
+            if graded.status is not RolloutStatus.INVALID:
+                break
+            graded = await self._attempt(rollout, task, request)
+        return graded
 
     async def close(self) -> None:
-        """Kill all processes."""
-        workers, self._workers = self._workers, set()
-        await asyncio.gather(*(w.kill() for w in workers))
+        """Kill all workers, reap them and end the threads. Gradings under way become INVALID."""
+        self._closed = True
+        for process in self._processes:
+            process.interrupt()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.to_thread(self._threads.shutdown)
+        for process in self._processes:
+            process.kill()
 
-    async def _ask_one(self, line: str) -> WireReply:
-        """Have the next free process grade; one that fails is killed, and None stands for it in
-        the queue, so that whoever draws it next starts another."""
-        worker = await self._idle.get()
-        kept: _Worker | None = None
+    async def _attempt(self, rollout: Rollout, task: Task, request: JsonValue) -> Rollout:
+        if self._closed:
+            return _invalid(rollout, "WorkerLost", "the grader pool is closed")
+        process = await self._idle.get()
+        grading = asyncio.ensure_future(self._use(process, request))
+        self._keep(grading)
         try:
-            worker = worker or await self._spawn()
-            reply = await worker.ask(line, self._cfg.timeout_s)
-            kept = worker
+            parts = await asyncio.shield(grading)
         except TimeoutError:
-            what = f"grading took longer than {self._cfg.timeout_s:g} s"
-            reply = WireReply(error_kind="timeout", error=what)
-        except ConnectionError as error:
-            reply = WireReply(error_kind="crash", error=str(error))
+            why = f"no reward within {self._cfg.timeout_s:g} s; the grader process was killed"
+            return _invalid(rollout, "timeout", why)
+        except wire.WorkerLost as error:
+            return _invalid(rollout, "WorkerLost", str(error))
+        return self._sum(rollout, task, parts)
+
+    async def _use(self, process: GraderProcess, request: JsonValue) -> dict[str, wire.PartResult]:
+        try:
+            if self._closed:
+                raise wire.WorkerLost("the grader pool is closed")
+            return await self._in_thread(lambda: process.grade(request, self._cfg.timeout_s))
         finally:
-            if kept is None and worker is not None:
-                self._workers.discard(worker)
-                await worker.kill()
-            self._idle.put_nowait(kept)
-        return reply
+            if process.pid is None and not self._closed:
+                self._keep(asyncio.ensure_future(self._refill(process)))
+            else:
+                self._idle.put_nowait(process)
 
-    async def _spawn(self) -> _Worker:
-        read_fd, write_fd = os.pipe()
-        with tempfile.TemporaryFile() as stderr:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "rewards.worker", str(write_fd)),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=stderr,
-                pass_fds=(write_fd,),
-                env=_environment(),
-            )
-            os.close(write_fd)
-            replies = asyncio.StreamReader(limit=_LINE_LIMIT)
-            transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-                lambda: asyncio.StreamReaderProtocol(replies), os.fdopen(read_fd, "rb")
-            )
-            worker = _Worker(process=process, replies=replies, transport=transport)
-            self._workers.add(worker)
-            try:
-                await worker.ask(self._setup, START_S)
-            except (TimeoutError, ConnectionError) as error:
-                self._workers.discard(worker)
-                await worker.kill()
-                stderr.seek(0)
-                said = stderr.read().decode(errors="replace").strip().splitlines()
-                last = said[-1] if said else "it said nothing"
-                raise GraderProcessError(f"a grader process did not start: {last}") from error
-        return worker
+    async def _refill(self, process: GraderProcess) -> None:
+        """Start a worker in place of a killed one. If that fails, the next grading that gets this
+        place tries again, and raises."""
+        try:
+            await self._in_thread(process.ensure_started)
+        except GraderStartError:
+            pass
+        finally:
+            self._idle.put_nowait(process)
+
+    def _sum(self, rollout: Rollout, task: Task, parts: dict[str, wire.PartResult]) -> Rollout:
+        values: dict[str, float] = {}
+        total = 0.0
+        for reward in self._rewards[task.source]:
+            part = parts[reward.name]
+            if part["value"] is None:
+                return _invalid(rollout, part["kind"], f"{reward.name}: {part['message']}")
+            values[reward.name] = part["value"]
+            total += reward.weight * part["value"]
+        if not math.isfinite(total):
+            return _invalid(rollout, "NotANumber", f"the weighted sum of {values} is {total}")
+        return replace(rollout, reward=total, reward_parts=values)
+
+    def _in_thread(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def _keep(self, task: "asyncio.Task[object] | asyncio.Future[object]") -> None:
+        self._background.add(task)  # type: ignore[arg-type]
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: "asyncio.Future[object]") -> None:
+        self._background.discard(task)  # type: ignore[arg-type]
+        if not task.cancelled():
+            task.exception()  # read, so that one whose caller was cancelled is not reported
 
 
-def _environment() -> dict[str, str]:
-    """Return the worker's whole environment: no secret of the parent's is in it."""
-    return {
-        "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-        "LANG": "C.UTF-8",
-        "OMP_NUM_THREADS": "1",
-    }
+def _invalid(rollout: Rollout, kind: str, message: str) -> Rollout:
+    return replace(
+        rollout,
+        status=RolloutStatus.INVALID,
+        reward=None,
+        error=RolloutError(boundary=Boundary.REWARD, kind=kind, message=message),
+    )

@@ -1,12 +1,19 @@
-"""Rollouts and tasks as JSON, for the pipe to a grader process: data alone, never pickled code."""
+"""What travels between the pool and its workers: frames of JSON, a length before each.
+
+Arrays travel as base64 of their bytes, so a grader sees the very rollout that was sampled.
+"""
 
 import base64
-from collections.abc import Sequence
+import json
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from typing import TypedDict, TypeVar, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import JsonValue
 
-from configs.schema import RewardConfig
 from rollouts.types import (
     Completion,
     FinishReason,
@@ -18,109 +25,146 @@ from rollouts.types import (
     VersionSpan,
 )
 
+_LENGTH = struct.Struct("!Q")
+MAX_FRAME = 1 << 30
+"""Bytes; a longer frame is a protocol error, not a message."""
 
-class _Wire(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class WireSetup(_Wire):
-    """First line to a worker: each source's rewards."""
-
-    rewards: dict[str, tuple[RewardConfig, ...]]
+N = TypeVar("N", bound=np.generic)
 
 
-class WireTurn(_Wire):
-    """A turn, its arrays as base64 of little-endian bytes."""
+class PartResult(TypedDict):
+    """One part of the reward as a worker graded it: a value, or what went wrong."""
 
-    prompt_ids: str
-    token_ids: str
-    logprobs: str
-    finish_reason: FinishReason
-    versions: tuple[tuple[int, int, int], ...]
-    text: str
+    value: float | None
+    kind: str
+    message: str
 
 
-class WireTask(_Wire):
-    """A task."""
-
-    task_id: str
-    source: str
-    prompt: tuple[tuple[str, str], ...]
-    answer: str | None
-    metadata: dict[str, JsonValue]
+class WorkerLost(Exception):
+    """The other end of the connection closed."""
 
 
-class WireRequest(_Wire):
-    """Grade this rollout."""
-
-    index: int
-    status: RolloutStatus
-    turns: tuple[WireTurn, ...]
-    task: WireTask
-
-
-class WireReply(_Wire):
-    """Parts by name, or what went wrong."""
-
-    parts: dict[str, float] = {}
-    error_kind: str = ""
-    error: str = ""
+def send(sock: socket.socket, message: JsonValue, deadline: float | None = None) -> None:
+    """Send one frame. TimeoutError at `deadline` (monotonic seconds), WorkerLost on a dead peer."""
+    body = json.dumps(message).encode()
+    _arm(sock, deadline)
+    try:
+        sock.sendall(_LENGTH.pack(len(body)) + body)
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise WorkerLost(str(error)) from error
 
 
-def encode(rollout: Rollout, task: Task) -> WireRequest:
-    """Return the request to grade `rollout`."""
-    return WireRequest(
-        index=rollout.index,
-        status=rollout.status,
-        turns=tuple(
-            WireTurn(
-                prompt_ids=_pack(t.prompt_ids.astype("<i4")),
-                token_ids=_pack(t.completion.token_ids.astype("<i4")),
-                logprobs=_pack(t.completion.logprobs.astype("<f4")),
-                finish_reason=t.completion.finish_reason,
-                versions=tuple((v.version, v.start, v.end) for v in t.completion.versions),
-                text=t.text,
-            )
-            for t in rollout.turns
+def receive(sock: socket.socket, deadline: float | None = None) -> JsonValue:
+    """Receive one frame. TimeoutError at `deadline`, WorkerLost when the peer closed."""
+    (length,) = _LENGTH.unpack(_read(sock, _LENGTH.size, deadline))
+    if length > MAX_FRAME:
+        raise WorkerLost(f"a frame of {length} bytes is announced")
+    body = _read(sock, length, deadline)
+    try:
+        return cast(JsonValue, json.loads(body))
+    except ValueError as error:
+        raise WorkerLost(f"a frame is not JSON: {error}") from error
+
+
+def _read(sock: socket.socket, size: int, deadline: float | None) -> bytes:
+    chunks: list[bytes] = []
+    while size > 0:
+        _arm(sock, deadline)
+        try:
+            chunk = sock.recv(min(size, 1 << 20))
+        except ConnectionResetError as error:
+            raise WorkerLost(str(error)) from error
+        if not chunk:
+            raise WorkerLost("the connection was closed")
+        chunks.append(chunk)
+        size -= len(chunk)
+    return b"".join(chunks)
+
+
+def _arm(sock: socket.socket, deadline: float | None) -> None:
+    if deadline is None:
+        sock.settimeout(None)
+        return
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    sock.settimeout(left)
+
+
+def pack_task(task: Task) -> JsonValue:
+    """Return the task as JSON."""
+    return {
+        "task_id": task.task_id,
+        "source": task.source,
+        "prompt": [[m.role, m.content] for m in task.prompt],
+        "answer": task.answer,
+        "metadata": dict(task.metadata),
+    }
+
+
+def unpack_task(data: JsonValue) -> Task:
+    """Return the task that `pack_task` wrote."""
+    fields = cast("dict[str, JsonValue]", data)
+    prompt = cast("list[list[str]]", fields["prompt"])
+    return Task(
+        task_id=str(fields["task_id"]),
+        source=str(fields["source"]),
+        prompt=tuple(Message(role=role, content=content) for role, content in prompt),
+        answer=cast("str | None", fields["answer"]),
+        metadata=cast("dict[str, JsonValue]", fields["metadata"]),
+    )
+
+
+def pack_rollout(rollout: Rollout) -> JsonValue:
+    """Return an ungraded rollout as JSON."""
+    return {
+        "index": rollout.index,
+        "status": rollout.status.value,
+        "reward_parts": dict(rollout.reward_parts),
+        "turns": [_pack_turn(turn) for turn in rollout.turns],
+    }
+
+
+def unpack_rollout(data: JsonValue) -> Rollout:
+    """Return the rollout that `pack_rollout` wrote."""
+    fields = cast("dict[str, JsonValue]", data)
+    return Rollout(
+        index=cast(int, fields["index"]),
+        turns=tuple(_unpack_turn(t) for t in cast("list[dict[str, JsonValue]]", fields["turns"])),
+        status=RolloutStatus(cast(str, fields["status"])),
+        reward_parts=cast("dict[str, float]", fields["reward_parts"]),
+    )
+
+
+def _pack_turn(turn: Turn) -> JsonValue:
+    done = turn.completion
+    return {
+        "prompt_ids": _pack(turn.prompt_ids, np.int32),
+        "token_ids": _pack(done.token_ids, np.int32),
+        "logprobs": _pack(done.logprobs, np.float32),
+        "finish_reason": done.finish_reason.value,
+        "versions": [[s.version, s.start, s.end] for s in done.versions],
+        "text": turn.text,
+    }
+
+
+def _unpack_turn(data: Mapping[str, JsonValue]) -> Turn:
+    spans = cast("list[list[int]]", data["versions"])
+    return Turn(
+        prompt_ids=_unpack(data["prompt_ids"], np.int32),
+        completion=Completion(
+            token_ids=_unpack(data["token_ids"], np.int32),
+            logprobs=_unpack(data["logprobs"], np.float32),
+            finish_reason=FinishReason(cast(str, data["finish_reason"])),
+            versions=tuple(VersionSpan(version=v, start=s, end=e) for v, s, e in spans),
         ),
-        task=WireTask(
-            task_id=task.task_id,
-            source=task.source,
-            prompt=tuple((m.role, m.content) for m in task.prompt),
-            answer=task.answer,
-            metadata=dict(task.metadata),
-        ),
+        text=str(data["text"]),
     )
 
 
-def decode(request: WireRequest) -> tuple[Rollout, Task]:
-    """Return what `encode` was given."""
-    wire = request.task
-    task = Task(
-        task_id=wire.task_id,
-        source=wire.source,
-        prompt=tuple(Message(role=r, content=c) for r, c in wire.prompt),
-        answer=wire.answer,
-        metadata=wire.metadata,
-    )
-    turns = tuple(_turn(t) for t in request.turns)
-    return Rollout(index=request.index, turns=turns, status=request.status, reward_parts={}), task
+def _pack(array: np.ndarray[tuple[int, ...], np.dtype[N]], dtype: type[N]) -> str:
+    return base64.b64encode(np.ascontiguousarray(array, dtype).tobytes()).decode()
 
 
-def _turn(wire: WireTurn) -> Turn:
-    completion = Completion(
-        token_ids=np.frombuffer(base64.b64decode(wire.token_ids), "<i4").astype(np.int32),
-        logprobs=np.frombuffer(base64.b64decode(wire.logprobs), "<f4").astype(np.float32),
-        finish_reason=wire.finish_reason,
-        versions=_spans(wire.versions),
-    )
-    prompt = np.frombuffer(base64.b64decode(wire.prompt_ids), "<i4").astype(np.int32)
-    return Turn(prompt_ids=prompt, completion=completion, text=wire.text)
-
-
-def _spans(spans: Sequence[tuple[int, int, int]]) -> tuple[VersionSpan, ...]:
-    return tuple(VersionSpan(version=v, start=a, end=b) for v, a, b in spans)
-
-
-def _pack(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> str:
-    return base64.b64encode(array.tobytes()).decode("ascii")
+def _unpack(data: JsonValue, dtype: type[N]) -> np.ndarray[tuple[int, ...], np.dtype[N]]:
+    return np.frombuffer(base64.b64decode(cast(str, data)), dtype)

@@ -1,66 +1,100 @@
-"""A grader process: `python -m rewards.worker REPLY_FD`.
+"""The process in which graders run: `python -m rewards.worker FD`, started by `rewards.process`.
 
-Requests come as JSON lines on stdin, replies leave as JSON lines on a descriptor of their own, so
-that a grader's prints spoil nothing. Graders run in the main thread (those that use signal.alarm
-need it). The process ends when its parent does. It never imports torch, ray or vllm.
+FD is one end of a socket pair. It reads the rewards of every source, loads all graders, answers
+that it is ready, then grades one rollout a frame. It grades in its main thread, imports neither
+torch nor ray nor vllm, and dies with its parent, be it busy (by the kernel) or idle (closed FD).
 """
 
 import ctypes
+import importlib
 import math
+import numbers
 import os
 import signal
+import socket
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TextIO
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+from pydantic import JsonValue
 
 from configs.schema import RewardConfig
-from rewards.graders import Grader, resolve_grader
-from rewards.wire import WireReply, WireRequest, WireSetup, decode
+from rewards import wire
+from rewards.graders import PRELOAD, Grader, resolve_grader
+from rollouts.types import Rollout, Task
 
 _PR_SET_PDEATHSIG = 1
-Parts = Mapping[str, Sequence[tuple[str, Grader]]]
+_MESSAGE_CHARS = 500
 
 
-def main(reply_fd: int) -> None:
-    """Serve until stdin ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    setup = WireSetup.model_validate_json(sys.stdin.readline())
-    graders = {name: _graders(name, rewards) for name, rewards in setup.rewards.items()}
-    with os.fdopen(reply_fd, "w", encoding="utf-8") as out:
-        _reply(out, WireReply())
-        for line in sys.stdin:
-            _reply(out, grade(graders, WireRequest.model_validate_json(line)))
-
-
-def _graders(source: str, rewards: Sequence[RewardConfig]) -> list[tuple[str, Grader]]:
-    where = f"sources.{source}.rewards"
-    found = [(r.name, resolve_grader(r, where=f"{where}.{r.name}")) for r in rewards]
-    if any(r.use == "reasoning_gym" for r in rewards):
-        import reasoning_gym  # noqa: F401 - imported now, so that the first grading is not slow
-    return found
-
-
-def _reply(out: TextIO, reply: WireReply) -> None:
-    out.write(reply.model_dump_json() + "\n")
-    out.flush()
-
-
-def grade(graders: Parts, request: WireRequest) -> WireReply:
-    """Run all graders of the request's source; the first failure is the reply."""
-    rollout, task = decode(request)
-    parts: dict[str, float] = {}
-    for name, grader in graders[task.source]:
+def main() -> None:
+    """Serve until the parent closes the connection."""
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    sock.set_inheritable(False)
+    _die_with_parent(int(sys.argv[2]))
+    try:
+        graders = _load(cast("dict[str, list[JsonValue]]", wire.receive(sock)))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the pool must hear of it
+        wire.send(sock, {"ready": False, "message": f"{type(error).__name__}: {error}"})
+        return
+    wire.send(sock, {"ready": True, "message": ""})
+    while True:
         try:
-            value: object = grader(rollout, task)
-        except Exception as error:  # noqa: BLE001 - a user's grader may raise anything; it is told
-            return WireReply(error_kind=type(error).__name__, error=f"grader {name!r}: {error}")
-        if isinstance(value, bool | int | float) and math.isfinite(value):
-            parts[name] = float(value)
-        else:
-            what = f"grader {name!r} returned {value!r}, not a finite number"
-            return WireReply(error_kind="NotANumber", error=what)
-    return WireReply(parts=parts)
+            request = cast("dict[str, JsonValue]", wire.receive(sock))
+        except wire.WorkerLost:
+            return
+        task = wire.unpack_task(request["task"])
+        rollout = wire.unpack_rollout(request["rollout"])
+        parts = {name: _grade(fn, rollout, task) for name, fn in graders[task.source].items()}
+        wire.send(sock, cast(JsonValue, parts))
+
+
+def _die_with_parent(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit("the parent died before this worker started")
+
+
+def _load(sources: Mapping[str, list[JsonValue]]) -> dict[str, dict[str, Grader]]:
+    graders: dict[str, dict[str, Grader]] = {}
+    for source, rewards in sources.items():
+        parts = [RewardConfig.model_validate(reward) for reward in rewards]
+        for reward in parts:
+            if reward.use in PRELOAD:
+                importlib.import_module(PRELOAD[reward.use])
+        graders[source] = {
+            r.name: resolve_grader(r, where=f"sources.{source}.rewards.{r.name}") for r in parts
+        }
+    return graders
+
+
+def _grade(grader: Grader, rollout: Rollout, task: Task) -> wire.PartResult:
+    try:
+        value = grader(rollout, task)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - becomes data: an invalid rollout
+        message = str(error)[:_MESSAGE_CHARS]
+        return {"value": None, "kind": type(error).__name__, "message": message}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    number = _finite(value)
+    if number is None:
+        shown = f"returned {value!r:.100}, must be a finite number"
+        return {"value": None, "kind": "NotANumber", "message": shown}
+    return {"value": number, "kind": "", "message": ""}
+
+
+def _finite(value: object) -> float | None:
+    if not isinstance(value, numbers.Real | np.bool_):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond every float
+        return None
+    return number if math.isfinite(number) else None
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main()

@@ -1,11 +1,7 @@
-"""Advantages of a group's rollouts from their rewards.
-
-A group is always explicit: its rewards come together, and nothing is reshaped out of a batch.
-Rollouts without a reward (invalid) are left out of mean and deviation, and get no advantage.
-"""
+"""Advantages of a group from its rewards. Estimators are functions of rewards [G] -> [G]."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,68 +9,52 @@ from numpy.typing import NDArray
 from configs.errors import ConfigError, Problem
 from configs.plugs import bind, resolve
 from configs.schema import PlugConfig, SourceConfig
+from rollouts.types import F32
 
-F64: TypeAlias = NDArray[np.float64]
-Estimator: TypeAlias = Callable[[F64], F64]
+F64 = NDArray[np.float64]
+Estimator = Callable[[F64], NDArray[Any]]
 
-STD_EPSILON = 1e-6
-"""Added to the deviation in `grpo`."""
-ZERO_VARIANCE = 1e-9
-"""A spread of rewards up to this is none: floating-point noise must not become a gradient."""
+STD_EPS = 1e-6
+"""Added to the standard deviation in `grpo`."""
+SAME = 1e-9
+"""Rewards whose spread is at most this, relative to the largest (or to 1), count as equal."""
 
 
 def grpo(rewards: F64) -> F64:
-    """(r - mean) / (std + eps) with the biased deviation (arXiv 2402.03300); [G] -> [G].
+    """Return (r - mean) / (std + STD_EPS), std over all G, not G - 1 (arXiv:2402.03300).
 
-    Exactly 0 for a single rollout and for equal rewards.
+    A group of one, or of equal rewards, gives exactly 0.
     """
-    if len(rewards) < 2 or np.ptp(rewards) <= ZERO_VARIANCE:
-        return np.zeros(len(rewards))
-    return (rewards - rewards.mean()) / (rewards.std() + STD_EPSILON)
+    if _all_same(rewards):
+        return np.zeros_like(rewards)
+    return (rewards - rewards.mean()) / (rewards.std() + STD_EPS)
 
 
 def mean_baseline(rewards: F64) -> F64:
-    """r - mean, without the division that favours easy and hard tasks (arXiv 2503.20783).
+    """Return r - mean: no division by the spread (Dr. GRPO, arXiv:2503.20783).
 
-    Exactly 0 for a single rollout and for equal rewards.
+    A group of one, or of equal rewards, gives exactly 0.
     """
-    if len(rewards) < 2 or np.ptp(rewards) <= ZERO_VARIANCE:
-        return np.zeros(len(rewards))
+    if _all_same(rewards):
+        return np.zeros_like(rewards)
     return rewards - rewards.mean()
+
+
+def _all_same(rewards: F64) -> bool:
+    return len(rewards) < 2 or bool(np.ptp(rewards) <= SAME * max(1.0, np.abs(rewards).max()))
 
 
 BUILT_IN: Mapping[str, Estimator] = {"grpo": grpo, "mean_baseline": mean_baseline}
 
 
-def resolve_advantage(plug: PlugConfig, *, where: str = "advantage") -> Estimator:
-    """Return the estimator named by `plug` with its arguments bound; ConfigError if it is none."""
-    found = resolve(plug.use, BUILT_IN, where=f"{where}.use")
-    return bind(found, plug.args, parameters=("rewards",), where=f"{where}.args")
-
-
-def group_advantages(
-    rewards: Sequence[float | None], estimator: Estimator
-) -> tuple[float | None, ...]:
-    """Return each rollout's advantage; None where its reward is None.
-
-    Raises:
-        ValueError: the estimator returned another shape, or a value that is not finite.
-    """
-    valid = [i for i, r in enumerate(rewards) if r is not None]
-    found = np.asarray(estimator(np.array([rewards[i] for i in valid], np.float64)), np.float64)
-    if found.shape != (len(valid),) or not np.isfinite(found).all():
-        raise ValueError(
-            f"the advantage estimator must return {len(valid)} finite numbers for "
-            f"{len(valid)} rewards; it returned {found!r}"
-        )
-    advantages: list[float | None] = [None] * len(rewards)
-    for i, value in zip(valid, found.tolist(), strict=True):
-        advantages[i] = value
-    return tuple(advantages)
+def resolve_advantage(plug: PlugConfig, *, where: str = "") -> Estimator:
+    """Return the estimator with its arguments bound; ConfigError if it is not one."""
+    found = resolve(plug.use, BUILT_IN, where=where)
+    return bind(found, plug.args, parameters=("rewards",), use=plug.use, where=where)
 
 
 def validate_advantages(sources: Sequence[SourceConfig]) -> list[Problem]:
-    """Return what is wrong with the sources' estimators."""
+    """Return every problem with the sources' advantage estimators."""
     problems: list[Problem] = []
     for source in sources:
         try:
@@ -82,3 +62,28 @@ def validate_advantages(sources: Sequence[SourceConfig]) -> list[Problem]:
         except ConfigError as error:
             problems.extend(error.problems)
     return problems
+
+
+def group_advantages(rewards: Sequence[float | None], estimator: Estimator) -> F32:
+    """Return the advantage of each rollout [G].
+
+    Args:
+        rewards: None where the rollout is invalid: it takes no part in the estimate, and its place
+            holds 0.
+
+    Raises:
+        ValueError: the estimator returned another shape, or a value that is not finite.
+    """
+    advantages = np.zeros(len(rewards), np.float32)
+    valid = np.array([reward is not None for reward in rewards], bool)
+    known = np.array([reward for reward in rewards if reward is not None], np.float64)
+    if len(known) == 0:
+        return advantages
+    estimate = np.asarray(estimator(known.copy())).astype(np.float32)
+    if estimate.shape != known.shape or not np.isfinite(estimate).all():
+        raise ValueError(
+            f"the advantage estimator must return {len(known)} finite numbers for the rewards "
+            f"{known.tolist()}, returned {estimate.tolist()}"
+        )
+    advantages[valid] = estimate
+    return advantages

@@ -9,9 +9,11 @@ What must hold:
 - No optimizer step happens on a non-finite loss or gradient, and all ranks learn of it together.
 """
 
+import logging
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -107,6 +109,7 @@ class PolicyEngine:
         os.environ.setdefault("RANK", str(rank))
         os.environ.setdefault("WORLD_SIZE", str(world_size))
         os.environ.setdefault("LOCAL_RANK", "0")
+        _quieten()
         model = self._load_model(settings)
         schedule = lr_factor(cfg.trainer.optimizer, total_steps=total_optimizer_steps)
         self._engine, _, _, self._scheduler = deepspeed.initialize(
@@ -351,6 +354,15 @@ class PolicyEngine:
     def load(self, folder: str | Path) -> None:
         """Set weights, optimizer, schedule and generators from `folder`. A collective."""
         checkpoint.load(self._engine, self.cfg, Path(folder))
+
+
+def _quieten() -> None:
+    """Keep DeepSpeed's running commentary out of the log; its warnings stay."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # torch deprecates what DeepSpeed calls in every reduction.
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger"
+    )
 
 
 def _deviation(x: LossInputs) -> Tensor:

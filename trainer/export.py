@@ -20,6 +20,15 @@ from trainer.model import DTYPES, check_tokenizer, load_hf_config
 
 _PREFIX = "network."
 """Where PolicyModel holds the Hugging Face network."""
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "generation_config.json",
+)
 
 
 def export(checkpoint: Path, model_path: str, out: Path, *, dtype: str | None = None) -> None:
@@ -59,10 +68,24 @@ def export(checkpoint: Path, model_path: str, out: Path, *, dtype: str | None = 
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     network.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(model_path).save_pretrained(partial)
+    _copy_tokenizer(model_path, partial)
     if out.exists():
         out.rmdir()
     partial.rename(out)
+
+
+def _copy_tokenizer(model_path: str, out: Path) -> None:
+    """Copy the tokenizer's own files: loading and saving again may change what it does."""
+    source = Path(model_path)
+    if not source.is_dir():
+        AutoTokenizer.from_pretrained(model_path).save_pretrained(out)
+        return
+    for pattern in _TOKENIZER_FILES:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, out / file.name)
+    templates = source / "additional_chat_templates"
+    if templates.is_dir():
+        shutil.copytree(templates, out / templates.name)
 
 
 def _full_weights(checkpoint: Path, card: TrainerCard) -> dict[str, Tensor]:

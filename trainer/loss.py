@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from configs.errors import ConfigError, Problem
+from configs.plugs import resolve
 from configs.schema import PlugConfig
 from trainer.metrics import Max, Mean, Metric
 
@@ -166,11 +167,7 @@ BUILT_IN: Mapping[str, Callable[..., LossOutput]] = {"ppo_clip": ppo_clip}
 
 def resolve_loss(plug: PlugConfig) -> LossFunction:
     """Return the loss named by `plug` with its arguments bound; ConfigError if it is not one."""
-    found: object = BUILT_IN.get(plug.use)
-    if found is None:
-        from configs.plugs import resolve
-
-        found = resolve(plug.use)
+    found: object = BUILT_IN[plug.use] if plug.use in BUILT_IN else resolve(plug.use)
     where = "algorithm.loss"
     if not callable(found):
         raise ConfigError(Problem(where=where, what=f"{plug.use!r} is not a function"))

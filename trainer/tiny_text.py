@@ -48,20 +48,20 @@ def spoil(answer: str, care: Care, rng: random.Random) -> str:
 
 
 def sums(seed: int) -> Iterator[Lesson]:
-    """Yield sums and differences of two numbers of two digits."""
-    yield from _drawn("chain_sum", seed, min_terms=2, max_terms=2, min_digits=2, max_digits=2)
+    """Yield sums and differences of three digits."""
+    yield from _drawn("chain_sum", seed, min_terms=3, max_terms=3, min_digits=1, max_digits=1)
 
 
 def filters(seed: int) -> Iterator[Lesson]:
-    """Yield lists of three or four numbers of which some are to be kept or removed."""
+    """Yield lists of three or four digits of which some are to be kept or removed."""
     yield from _drawn(
         "number_filtering",
         seed,
         min_numbers=3,
         max_numbers=4,
         max_decimals=0,
-        min_value=10.0,
-        max_value=99.0,
+        min_value=0.0,
+        max_value=9.0,
     )
 
 

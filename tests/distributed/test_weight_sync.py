@@ -190,7 +190,7 @@ def test_bytes_arrive_unchanged(
             answer = peer.answer()
             assert answer["got"] == fingerprints(source)
             assert list(answer["got"]) == list(source), "order of the manifest"
-            assert {n: tuple(c) for n, c in answer["checksums"].items()} == report.checksums
+            assert answer["checksums"] == report.checksums
     sender.close()
 
 
@@ -349,6 +349,21 @@ def test_a_lost_engine_leaves_no_trainer_rank_in_a_gather(rendezvous: Rendezvous
         with pytest.raises(WeightSyncError):
             sender.send(1, 2)
     assert entered == list(source)
+
+
+def test_a_failing_gather_wakes_the_receivers(
+    rendezvous: Rendezvous, peers: list[Peer]
+) -> None:
+    source = weights(0)
+    manifest = manifest_of(source, 1024)
+    _, sender = join(rendezvous, peers, manifest, source)
+    source["head"] = source["head"].float()  # not what the manifest says
+    for peer in peers:
+        peer.order(do="receive", version=1, hash=manifest.hash)
+    with pytest.raises(ValueError, match="head was gathered as"):
+        sender.send(1, 2)
+    for peer in peers:
+        assert "rollout[" in peer.answer(20)["error"], "long before the 30 s of the group"
 
 
 def test_shared_buffers_leave_no_file_behind(rendezvous: Rendezvous, peers: list[Peer]) -> None:

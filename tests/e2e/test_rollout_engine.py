@@ -287,7 +287,7 @@ def test_a_failed_transfer_leaves_a_stale_engine_that_the_next_sync_mends(tied: 
         receiving = asyncio.create_task(tied.engine.receive(tied.version + 1, tied.manifest.hash))
         with pytest.raises(WeightSyncError, match="dies here"):
             await asyncio.to_thread(sender.send, tied.version + 1, 4)
-        with pytest.raises(Exception, match="weight sync, generation .* receiving bucket 3"):
+        with pytest.raises(Exception, match=r"weight sync, generation .* receiving bucket"):
             await receiving
 
     tied.run(fail_half_way())

@@ -1,0 +1,154 @@
+"""Save, load, go on: bitwise what not stopping gives; and the export that Hugging Face loads."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from configs.errors import ConfigError
+from trainer.export import export, main
+
+WORKER = Path(__file__).with_name("trainer_worker.py")
+
+
+def load_worker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("trainer_worker", WORKER)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def worker() -> ModuleType:
+    return load_worker()
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory, worker: ModuleType) -> Path:
+    """Run the resume worlds once; the folder holds their checkpoints and reports."""
+    folder = tmp_path_factory.mktemp("resume")
+    worker.make_model(folder / "models" / "tied", tied=True)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    world = 2
+    logs = [folder / f"rank_{rank}.log" for rank in range(world)]
+    ranks = []
+    for rank, log in enumerate(logs):
+        command = [sys.executable, WORKER, "resume", rank, world, folder / "models", folder]
+        with log.open("w") as sink:
+            ranks.append(
+                subprocess.Popen(
+                    list(map(str, command)), stdout=sink, stderr=subprocess.STDOUT, env=env
+                )
+            )
+    try:
+        codes = [process.wait(timeout=240) for process in ranks]
+    finally:
+        for process in ranks:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+    tails = "\n".join(log.read_text()[-3000:] for log in logs)
+    assert codes == [0] * world, f"ranks ended with {codes}:\n{tails}"
+    return folder
+
+
+@pytest.mark.timeout(300)
+def test_resume_is_bitwise_no_resume(resumed: Path) -> None:
+    reports = [json.loads((resumed / f"resume_2_{rank}.json").read_text()) for rank in (0, 1)]
+    assert len(reports[0]) == 8
+    for report in reports:
+        for case, seen in report.items():
+            assert seen["same_weights"], case
+            assert seen["resumed"] == seen["rest"], case
+            assert seen["rest"] != seen["first"], case
+            assert seen["draws"][0] == seen["draws"][1], case
+            assert seen["steps"] == 8, case
+    # the ranks' generators are their own, their metrics are shared
+    for case in reports[0]:
+        assert reports[0][case]["draws"] != reports[1][case]["draws"]
+        assert reports[0][case]["rest"] == reports[1][case]["rest"]
+
+
+@pytest.mark.timeout(300)
+def test_metrics_of_a_step(resumed: Path) -> None:
+    """Warm-up of two steps, frozen proximal logprobs, numbers that are there and finite."""
+    report = json.loads((resumed / "resume_2_0.json").read_text())
+    for case, seen in report.items():
+        first, second = seen["first"]
+        assert first["lr"] == second["lr"] == pytest.approx(1e-2), case
+        assert first["minibatches"] == 2, case
+        deviation = first["ratio/first_minibatch_max_deviation"]
+        assert deviation <= (1e-4 if "float32" in case else 2e-2), case
+        # the second minibatch runs after an update: its ratio has moved
+        assert first["ratio/max_deviation"] > 1e-3, case
+        assert 0 < first["grad_norm"] <= first["grad_norm_max"], case
+        assert all(np.isfinite(v) for v in first.values()), case
+        assert {"entropy", "kl_ref", "clip/low", "clip/high", "mismatch/kl"} <= first.keys()
+
+
+CHECKPOINTS = [(s, d) for s in (0, 1, 2, 3) for d in ("float32", "bfloat16")]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("stage", "dtype"), CHECKPOINTS)
+def test_export_loads_in_transformers_with_the_engines_logprobs(
+    stage: int, dtype: str, resumed: Path, worker: ModuleType, tmp_path: Path
+) -> None:
+    folder = resumed / f"ckpt_{stage}_{dtype}_2"
+    out = tmp_path / "hf"
+    export(folder, str(resumed / "models" / "tied"), out)
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.dtype == getattr(torch, dtype)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (out / name).read_bytes() == (resumed / "models" / "tied" / name).read_bytes()
+    assert AutoTokenizer.from_pretrained(out).decode([3, 5]) == "t3 t5"
+    start = AutoModelForCausalLM.from_pretrained(resumed / "models" / "tied")
+    moved = (model.lm_head.weight.float() - start.lm_head.weight).abs().max().item()
+    assert moved > 1e-3, "the export holds the weights that the run started from"
+
+    samples = worker.make_samples(99)
+    expected = np.load(folder / "logprobs.npy")
+    mine = []
+    for sample in samples:
+        ids = torch.from_numpy(sample.token_ids).long()
+        with torch.no_grad():
+            logits = model(ids.unsqueeze(0)).logits[0, :-1].float()
+        tempered = logits / torch.from_numpy(sample.temperature[1:]).unsqueeze(1)
+        scored = torch.log_softmax(tempered, -1)[torch.arange(len(ids) - 1), ids[1:]]
+        mine += [0.0, *torch.where(torch.from_numpy(sample.loss_mask[1:]), scored, 0).tolist()]
+    gap = np.abs(np.array(mine) - expected)
+    assert gap.max() < (1e-5 if dtype == "float32" else 0.1)
+
+
+def test_export_refuses_what_it_cannot_do(
+    resumed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(resumed / "models" / "tied")
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "file").write_text("mine")
+    with pytest.raises(ConfigError, match="exists already"):
+        export(resumed / "ckpt_2_float32_2", model, taken)
+    assert main([str(tmp_path / "nothing"), model, str(tmp_path / "out")]) == 2
+    assert str(tmp_path / "nothing") in capsys.readouterr().err
+
+
+def test_export_can_change_the_dtype(resumed: Path, tmp_path: Path) -> None:
+    arguments = [
+        str(resumed / "ckpt_2_float32_2"),
+        str(resumed / "models" / "tied"),
+        str(tmp_path / "out"),
+    ]
+    assert main([*arguments, "--dtype", "bfloat16"]) == 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.bfloat16

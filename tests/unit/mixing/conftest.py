@@ -1,0 +1,56 @@
+"""Recipes with JSONL sources, which need no generation."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from configs.schema import (
+    BatchConfig,
+    DataConfig,
+    ModelConfig,
+    RewardConfig,
+    RunConfig,
+    SourceConfig,
+)
+
+MakeRun = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Return a maker of recipes: `sizes` training rows a source, `weights`, `groups` a step."""
+
+    def make(
+        sizes: dict[str, int],
+        *,
+        weights: dict[str, float] | None = None,
+        groups: int = 8,
+        seed: int = 1,
+        max_staleness: int = 0,
+    ) -> RunConfig:
+        sources: list[SourceConfig] = []
+        for name, size in sizes.items():
+            path = tmp_path / f"{name}.jsonl"
+            rows = [{"prompt": f"{name} {i}", "answer": str(i)} for i in range(size + 2)]
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            sources.append(
+                SourceConfig(
+                    name=name,
+                    data=DataConfig(jsonl=str(path), held_out=2),
+                    rewards=(RewardConfig(name="r", use="exact"),),
+                    weight=(weights or {}).get(name, 1.0),
+                    group_size=3,
+                )
+            )
+        return RunConfig(
+            name="t",
+            seed=seed,
+            num_steps=10,
+            model=ModelConfig(path="m"),
+            sources=tuple(sources),
+            batch=BatchConfig(groups_per_step=groups, max_staleness=max_staleness),
+        )
+
+    return make
