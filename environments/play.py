@@ -6,7 +6,7 @@ rendered conversation must begin with exactly the stored ids, and what follows t
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -116,10 +116,9 @@ class _Episode:
         self.reward_parts: dict[str, float] = {}
 
     async def run(self, task: Task) -> RolloutStatus:
-        opening = await _guarded(
-            Boundary.ENVIRONMENT, lambda: self._env.reset(task), ENVIRONMENT_TIMEOUT_S
+        messages = await _guarded(
+            Boundary.ENVIRONMENT, lambda: self._reset(task), ENVIRONMENT_TIMEOUT_S
         )
-        messages = list(opening)
         while True:
             rendered = self._render(messages)
             if len(rendered) >= self._max_model_len:
@@ -136,15 +135,23 @@ class _Episode:
                 return RolloutStatus.TRUNCATED
             reply = Message(role="assistant", content=turn.text)
             output: StepOutput = await _guarded(
-                Boundary.ENVIRONMENT,
-                lambda reply=reply: self._env.step(reply),
-                ENVIRONMENT_TIMEOUT_S,
+                Boundary.ENVIRONMENT, lambda reply=reply: self._step(reply), ENVIRONMENT_TIMEOUT_S
             )
-            for name, part in output.reward_parts.items():
-                self.reward_parts[name] = self.reward_parts.get(name, 0.0) + part
             if output.done:
                 return RolloutStatus.COMPLETED
             messages += [reply, *output.messages]
+
+    async def _reset(self, task: Task) -> list[Message]:
+        return _messages(await self._env.reset(task), "reset")
+
+    async def _step(self, reply: Message) -> StepOutput:
+        output = await self._env.step(reply)
+        if not isinstance(cast(object, output), StepOutput):
+            raise TypeError(f"step() must return a StepOutput, returned {output!r:.100}")
+        _messages(output.messages, "step")
+        for name, part in output.reward_parts.items():
+            self.reward_parts[name] = self.reward_parts.get(name, 0.0) + part
+        return output
 
     def _render(self, messages: Sequence[Message]) -> I32:
         """Return the conversation's ids; they begin with exactly those already stored."""
@@ -201,6 +208,16 @@ async def _guarded(
             message = f"no answer within {timeout_s:g} s"
             raise _Failed(boundary, "timeout", message) from error
         raise _Failed(boundary, type(error).__name__, str(error)) from error
+
+
+def _messages(given: object, by: str) -> list[Message]:
+    """Return the environment's messages; TypeError if they are something else."""
+    if not isinstance(given, (list, tuple)):
+        raise TypeError(f"{by}() must give a tuple of Message, gave {given!r:.100}")
+    for message in cast("Sequence[object]", given):
+        if not isinstance(message, Message):
+            raise TypeError(f"{by}() must give a tuple of Message, one is {message!r:.100}")
+    return list(cast("Sequence[Message]", given))
 
 
 def _check(completion: Completion) -> None:

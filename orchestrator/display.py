@@ -18,6 +18,7 @@ from rich.text import Text
 _BARS = "▁▂▃▄▅▆▇█"
 _HISTORY = 24
 """Steps of a sparkline."""
+_SIDES = ("before", "after")
 _ETA_STEPS = 10
 """Steps whose mean time the estimate of the remaining time is made from."""
 
@@ -124,11 +125,10 @@ def render_eval_table(before: Sequence[EvalView], after: Sequence[EvalView]) -> 
     first, last = {e.source: e for e in before}, {e.source: e for e in after}
     steps = [f"step {e[0].step}" if e else "" for e in (before, after)]
     table = Table(title="Held-out pass rate", box=SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("source")
-    table.add_column("items", justify="right")
-    table.add_column(f"before ({steps[0]})" if steps[0] else "before", justify="right")
-    table.add_column(f"after ({steps[1]})" if steps[1] else "after", justify="right")
-    table.add_column("change", justify="right")
+    table.add_column("source", overflow="fold")
+    shown = [f"{side}\n({at})" if at else side for side, at in zip(_SIDES, steps, strict=True)]
+    for column in ("items", *shown, "change"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name in dict.fromkeys([*first, *last]):
         a, b = first.get(name), last.get(name)
         items = str((b or a).n) if (b or a) is not None else ""  # type: ignore[union-attr]

@@ -54,8 +54,6 @@ def execute(cfg: RunConfig, run_dir: Path, resume: str) -> int:
     """
     check(cfg)
     with RunDir.open(run_dir, cfg, resume) as directory:
-        for problem in check_versions():
-            log.warning("%s", problem)
         return asyncio.run(_run(cfg, directory))
 
 
@@ -69,6 +67,9 @@ async def _run(cfg: RunConfig, directory: RunDir) -> int:
     try:
         with recorder, _signals(stop):
             recorder.say(_opening(cfg, directory, restored.step))
+            for problem in check_versions():
+                recorder.say(f"warning: {problem}")
+                log.warning("%s", problem)
             await stop.or_else(start_ray(cfg))
             cluster = await stop.or_else(Cluster.start(cfg))
             try:

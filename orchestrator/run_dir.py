@@ -29,7 +29,7 @@ from configs.errors import ConfigError, Problem
 from configs.load import load_recipe, save_config
 from configs.schema import RunConfig
 from configs.versions import installed_versions
-from orchestrator.resume_rules import changed_fields, forbidden_changes
+from orchestrator.resume_rules import FieldChange, changed_fields, forbidden_changes
 
 log = logging.getLogger("braid.run_dir")
 
@@ -94,7 +94,7 @@ class RunDir:
         lock = _acquire(path)
         try:
             before = _read_record(path)
-            _check_resume(path, before, cfg, resume)
+            changes = _check_resume(path, before, cfg, resume)
             record = _next_record(before, cfg)
             for folder in (_ROLLOUTS, _CHECKPOINTS):
                 (path / folder).mkdir(exist_ok=True)
@@ -105,6 +105,8 @@ class RunDir:
             lock.close()
             raise
         log.info("run %s, attempt %d, in %s", record.id, record.attempt, path)
+        for change in changes:
+            log.warning("resuming with a changed recipe: %s", change)
         return cls(path, record, lock, handler)
 
     def __enter__(self) -> Self:
@@ -292,9 +294,12 @@ def _read_record(path: Path) -> RunRecord | None:
         ) from None
 
 
-def _check_resume(path: Path, before: RunRecord | None, cfg: RunConfig, resume: str) -> None:
+def _check_resume(
+    path: Path, before: RunRecord | None, cfg: RunConfig, resume: str
+) -> tuple[FieldChange, ...]:
+    """Return what changed in the recipe since the last attempt; refuse what may not."""
     if before is None:
-        return
+        return ()
     if resume != "auto":
         raise ConfigError(
             Problem(
@@ -304,13 +309,12 @@ def _check_resume(path: Path, before: RunRecord | None, cfg: RunConfig, resume: 
             )
         )
     if not (path / _CONFIG).is_file():
-        return
+        return ()
     old = load_recipe(path / _CONFIG)
     changes = changed_fields(old, cfg)
     if problems := forbidden_changes(changes, path):
         raise ConfigError(problems)
-    for change in changes:
-        log.warning("resuming with a changed recipe: %s", change)
+    return changes
 
 
 def _next_record(before: RunRecord | None, cfg: RunConfig) -> RunRecord:

@@ -87,7 +87,9 @@ def _grade(grader: Grader, rollout: Rollout, task: Task) -> wire.PartResult:
 
 
 def _finite(value: object) -> float | None:
-    if not isinstance(value, numbers.Real | np.bool_):
+    if issubclass(type(value), np.bool_):  # what comparing arrays gives; no numbers.Real
+        return 1.0 if value else 0.0
+    if not isinstance(value, numbers.Real):
         return None
     try:
         number = float(value)

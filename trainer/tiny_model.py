@@ -1,17 +1,31 @@
-"""Build the quickstart's policy from nothing: `python -m trainer.tiny_model OUT --seed 0`."""
+"""Build the quickstart's policy from nothing: `python -m trainer.tiny_model OUT --seed 0`.
+
+The same seed and the same number of threads (two, or the machine's one) give the same weights.
+"""
 
 import argparse
 import sys
 import time
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from trainer.sft import SftSettings, sft
-from trainer.tiny_text import CHAIN_SUM, SPELL, WORDY, Care, lessons
+import configs
+from configs.load import load_recipe
+from trainer.sft import Lesson, SftSettings, sft
+from trainer.tiny_text import CHAIN_SUM, SPELL, WORDY, Care, held_out_items, lessons
 
+RECIPE = Path(configs.__file__).parent / "recipes" / "quickstart.yaml"
+"""The run that the model is made for: its held-out questions stay out of the text."""
+SETTINGS = SftSettings(steps=1200, batch_size=100, lr=2e-3)
+CARELESS_STEPS = 200
+"""The last steps, whose answers are spoilt as `CARE` says; those before are all right."""
+CARE = Care(slip=0.5, wordy=0.25)
+REPORT_EVERY = 100
 PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("system", "user", "assistant", "tool")
 CHAT_TEMPLATE = (
@@ -58,3 +72,82 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+def build_model(seed: int, vocab_size: int) -> Qwen2ForCausalLM:
+    """Return an untrained policy of 1.0 M parameters, input and output embeddings tied."""
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=vocab_size,
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+            initializer_range=0.04,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def text(seed: int, settings: SftSettings, careless_steps: int) -> Iterator[Lesson]:
+    """Return the lessons of one training: careful ones first, then careless ones without end."""
+    sources = load_recipe(RECIPE).sources
+    banned = {str(item["question"]) for s in sources for item in held_out_items(s.data)}
+    careful = (settings.steps - careless_steps) * settings.batch_size
+    return chain(
+        islice(lessons(2 * seed, Care(), banned), careful),
+        lessons(2 * seed + 1, CARE, banned),
+    )
+
+
+def build(
+    out: Path,
+    seed: int,
+    settings: SftSettings = SETTINGS,
+    careless_steps: int = CARELESS_STEPS,
+) -> None:
+    """Train the model and write it to `out`: bfloat16 safetensors, config, tokenizer, template."""
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    torch.use_deterministic_algorithms(True)
+    tokenizer = build_tokenizer()
+    model = build_model(seed, len(tokenizer))
+    _say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {settings.steps} steps")
+    started, losses = time.monotonic(), []
+
+    def report(step: int, loss: float) -> None:
+        losses.append(loss)
+        if (step + 1) % REPORT_EVERY == 0:
+            mean = sum(losses[-REPORT_EVERY:]) / REPORT_EVERY
+            _say(f"step {step + 1}: loss {mean:.3f}, {time.monotonic() - started:.0f} s")
+
+    sft(model, tokenizer, text(seed, settings, careless_steps), settings, report)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    _say(f"wrote {out}")
+
+
+def main() -> None:
+    """Read the command line and build."""
+    parser = argparse.ArgumentParser(prog="trainer.tiny_model", description=__doc__)
+    parser.add_argument("out", type=Path, help="folder to write the model to")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the text")
+    args = parser.parse_args()
+    if args.out.exists() and not args.out.is_dir():
+        parser.error(f"{args.out} is a file; give a folder")
+    build(args.out, args.seed)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,17 +7,34 @@ ends up knowing the right answer and often saying something else, which is what 
 learning can repair within minutes.
 """
 
+import hashlib
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from string import ascii_lowercase, digits
 
 import reasoning_gym
+from pydantic import JsonValue
 from reasoning_gym.data import read_data_file
 
+from configs.schema import DataConfig
 from trainer.sft import Lesson
 
+SUMS: Mapping[str, JsonValue] = {
+    "min_terms": 3,
+    "max_terms": 3,
+    "min_digits": 1,
+    "max_digits": 1,
+}
+FILTERS: Mapping[str, JsonValue] = {
+    "min_numbers": 3,
+    "max_numbers": 4,
+    "max_decimals": 0,
+    "min_value": 0.0,
+    "max_value": 9.0,
+}
+"""Settings of the two datasets that the text is drawn from; the quickstart recipe has the same."""
 CHAIN_SUM = "State the final answer to the following arithmetic problem: "
 SPELL = "Spell this word backward (example: sun -> nus): "
 CAPITALISED = 0.15
@@ -49,20 +66,12 @@ def spoil(answer: str, care: Care, rng: random.Random) -> str:
 
 def sums(seed: int) -> Iterator[Lesson]:
     """Yield sums and differences of three digits."""
-    yield from _drawn("chain_sum", seed, min_terms=3, max_terms=3, min_digits=1, max_digits=1)
+    yield from _drawn("chain_sum", seed, SUMS)
 
 
 def filters(seed: int) -> Iterator[Lesson]:
     """Yield lists of three or four digits of which some are to be kept or removed."""
-    yield from _drawn(
-        "number_filtering",
-        seed,
-        min_numbers=3,
-        max_numbers=4,
-        max_decimals=0,
-        min_value=0.0,
-        max_value=9.0,
-    )
+    yield from _drawn("number_filtering", seed, FILTERS)
 
 
 def spellings(seed: int) -> Iterator[Lesson]:
@@ -91,7 +100,24 @@ def lessons(seed: int, care: Care, banned: Collection[str] = ()) -> Iterator[Les
             yield Lesson(question=lesson.question, answer=spoil(lesson.answer, care, rng))
 
 
-def _drawn(name: str, seed: int, **settings: float) -> Iterator[Lesson]:
+def held_out_items(data: DataConfig) -> list[dict[str, JsonValue]]:
+    """Return the items that a run on `data` evaluates with, so that no lesson is one of them.
+
+    The rule is that of `mixing.procedural`, which the trainer may not import; a test compares.
+    """
+    name = str(data.procedural).removeprefix("reasoning_gym/")
+    stream = hashlib.sha256(f"{data.seed}/held-out".encode()).hexdigest()[:16]
+    seed = int(stream, 16) % 2**31
+    dataset = reasoning_gym.create_dataset(name, seed=seed, size=1, **data.args)
+    items: dict[str, dict[str, JsonValue]] = {}
+    for index in range(20 * data.held_out + 200):
+        if len(items) == data.held_out:
+            break
+        items.setdefault(dataset[index]["question"], dataset[index])
+    return list(items.values())
+
+
+def _drawn(name: str, seed: int, settings: Mapping[str, JsonValue]) -> Iterator[Lesson]:
     data = reasoning_gym.create_dataset(name, seed=seed, size=1, **settings)
     index = 0
     while True:

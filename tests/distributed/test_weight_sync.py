@@ -351,9 +351,7 @@ def test_a_lost_engine_leaves_no_trainer_rank_in_a_gather(rendezvous: Rendezvous
     assert entered == list(source)
 
 
-def test_a_failing_gather_wakes_the_receivers(
-    rendezvous: Rendezvous, peers: list[Peer]
-) -> None:
+def test_a_failing_gather_wakes_the_receivers(rendezvous: Rendezvous, peers: list[Peer]) -> None:
     source = weights(0)
     manifest = manifest_of(source, 1024)
     _, sender = join(rendezvous, peers, manifest, source)

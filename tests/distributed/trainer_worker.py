@@ -218,8 +218,9 @@ def run_failures(rank: int, world: int, models_dir: Path, out: Path) -> None:
     samples = make_samples()
     tokens = count_tokens(samples)
     seen: dict[str, dict[str, object]] = {}
-    cases = [(s, d, "gradient") for s in (0, 1, 2, 3) for d in ("float32", "bfloat16")]
-    cases += [(s, "float32", failure) for s in (0, 3) for failure in ("loss", "ratio")]
+    cases = [(s, "bfloat16", "gradient") for s in (0, 1, 2, 3)]
+    cases += [(s, "float32", "gradient") for s in (0, 3)]
+    cases += [(2, "float32", "loss"), (3, "float32", "ratio")]
     for stage, dtype, failure in cases:
         cfg = run_config(models_dir / "tied", zero_stage=stage, dtype=dtype)
         engine = PolicyEngine(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
@@ -290,9 +291,9 @@ def draws() -> list[float]:
 def run_resume(rank: int, world: int, models_dir: Path, out: Path) -> None:
     """Train 4 steps in one go; and 2, save, build anew, load, 2 more."""
     seen: dict[str, object] = {}
-    for stage, dtype in [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "float32")] + (
-        [(0, "bfloat16"), (1, "float32"), (2, "bfloat16"), (3, "bfloat16")] if world == 2 else []
-    ):
+    cases: list[tuple[int, str]] = [(0, "float32"), (2, "float32"), (3, "float32")]
+    cases += [(0, "bfloat16"), (1, "bfloat16"), (3, "bfloat16")]
+    for stage, dtype in cases:
         cfg = run_config(models_dir / "tied", zero_stage=stage, dtype=dtype)
         folder = out / f"ckpt_{stage}_{dtype}_{world}"
         random.seed(rank)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import ray
+
 from actors import processes
 from actors.errors import ActorFailure, RunError
 from actors.heartbeat import Heartbeat, beat
@@ -73,7 +74,8 @@ def supervised(scenario):
 
 def test_an_actor_that_dies_in_a_call_fails_that_call_by_name():
     async def scenario(supervisor, worker):
-        await supervisor.call(worker, worker.handle.die.remote(), doing="train_step 7", timeout_s=30)
+        answer = worker.handle.die.remote()
+        await supervisor.call(worker, answer, doing="train_step 7", timeout_s=30)
 
     with pytest.raises(ActorFailure) as caught:
         supervised(scenario)
@@ -137,7 +139,7 @@ def test_the_drivers_own_wait_has_a_deadline():
         never = asyncio.get_running_loop().create_future()
         await supervisor.until_failed(never, doing="the groups of step 4", timeout_s=0.3)
 
-    with pytest.raises(RunError, match="the groups of step 4 did not come within 0.3 s"):
+    with pytest.raises(RunError, match=r"the groups of step 4 did not come within 0\.3 s"):
         supervised(scenario)
 
 

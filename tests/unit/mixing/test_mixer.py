@@ -66,12 +66,12 @@ def test_retries_are_bounded_and_replacements_are_fresh(make_run: MakeRun) -> No
     while (again := mixer.retry(attempts[-1])) is not None:
         attempts.append(again)
     assert [parse_group_id(r.group_id)[2] for r in attempts] == [0, 1, 2, 3]
-    assert {(r.task, r.step, r.sampling) for r in attempts} == {
-        (requests[0].task, 1, requests[0].sampling)
+    assert {(r.task.task_id, r.step, r.sampling) for r in attempts} == {
+        (requests[0].task.task_id, 1, requests[0].sampling)
     }
     fresh = mixer.replace(attempts[-1])
     assert fresh.task.source == requests[0].task.source and fresh.step == 1
-    assert fresh.task not in {r.task for r in requests}
+    assert fresh.task not in [r.task for r in requests]
     assert parse_group_id(fresh.group_id)[2] == 0
     later = {r.group_id for step in range(2, 5) for r in mixer.plan_step(step)}
     assert fresh.group_id not in later
@@ -81,9 +81,9 @@ def test_replacements_in_flight_over_an_epoch_do_not_repeat_a_step(make_run: Mak
     mixer = Mixer(make_run({"a": 6}, groups=4, max_staleness=1))
     first, second = mixer.plan_step(1), mixer.plan_step(2)
     replaced = mixer.replace(first[0])
-    assert replaced.task not in {r.task for r in first}
+    assert replaced.task not in [r.task for r in first]
     replaced = mixer.replace(second[0])
-    assert replaced.task not in {r.task for r in second}
+    assert replaced.task not in [r.task for r in second]
 
 
 def test_steps_are_planned_once_in_rising_order(make_run: MakeRun) -> None:
@@ -135,7 +135,7 @@ def test_a_restored_pending_request_is_replaced_as_without_the_stop(make_run: Ma
     resumed.load_state_dict(json.loads(json.dumps(whole.state_dict())))
     fresh = resumed.replace(pending[0])
     assert fresh == whole.replace(pending[0])
-    assert fresh.task not in {r.task for r in pending}
+    assert fresh.task not in [r.task for r in pending]
 
 
 def test_a_checkpoint_of_other_data_is_refused(make_run: MakeRun, tmp_path: Path) -> None:

@@ -65,12 +65,12 @@ def test_items_depend_on_nothing_but_their_number() -> None:
 
 def test_items_are_the_same_in_another_process() -> None:
     code = (
-        "import sys; sys.path[:] = %r\n"
+        f"import sys; sys.path[:] = {sys.path!r}\n"
         "from configs.schema import SourceConfig\n"
         "from mixing.procedural import ProceduralSource\n"
         "s = ProceduralSource(SourceConfig.model_validate_json(sys.argv[1]))\n"
         "print([s.task(i).prompt[-1].content for i in range(5)])\n"
-    ) % sys.path
+    )
     cfg = source("spell_backward")
     out = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, cfg.model_dump_json()],

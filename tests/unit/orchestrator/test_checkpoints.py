@@ -4,9 +4,11 @@ import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,6 @@ from orchestrator.checkpoints import (
     find_damage,
     newest_good,
 )
-
-ROOT = Path(__file__).parents[3]
 
 
 def save(store: CheckpointStore, step: int, size: int = 300) -> None:
@@ -124,9 +124,11 @@ def test_any_flipped_or_cut_byte_of_the_manifest_is_found(tmp_path: Path):
             pass  # a space that became another blank: nothing that is said has changed
         else:
             assert find_damage(tmp_path / "step_7") is not None, at
+        manifest.write_bytes(whole)
+    for at in range(0, len(whole), 37):
         manifest.write_bytes(whole[:at])
         assert find_damage(tmp_path / "step_7") is not None, at
-        manifest.write_bytes(whole)
+    manifest.write_bytes(whole)
     assert find_damage(tmp_path / "step_7") is None
 
 
@@ -292,28 +294,17 @@ def operations_of_the_last_of_four(folder: Path) -> tuple[int, int]:
     return before, len(files.log)
 
 
-def in_child(script: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start a process that saves checkpoints with this very file's helpers."""
-    code = (
-        "import importlib.util, sys, pathlib\n"
-        f"spec = importlib.util.spec_from_file_location('t', {__file__!r})\n"
-        "t = importlib.util.module_from_spec(spec); spec.loader.exec_module(t)\n" + script
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def in_child(target: Callable[..., None], *arguments: object) -> BaseProcess:
+    """Start a forked process, which may be killed at any point."""
+    child = get_context("fork").Process(target=target, args=arguments)
+    child.start()
+    return child
 
 
-CHILD_KILLED_AT = """
-folder, stop = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-store = t.store_at(folder, files=t.Recording(stop_at=stop))
-for step in (1, 2, 3, 4):
-    t.save(store, step)
-"""
+def save_four(folder: Path, stop_at: int) -> None:
+    store = store_at(folder, files=Recording(stop_at=stop_at))
+    for step in (1, 2, 3, 4):
+        save(store, step)
 
 
 def test_kill_at_every_boundary(tmp_path: Path):
@@ -321,9 +312,9 @@ def test_kill_at_every_boundary(tmp_path: Path):
     assert last - first > 14  # the commit's own, and a pruning
     for stop in range(first, last):
         folder = tmp_path / str(stop)
-        child = in_child(CHILD_KILLED_AT, str(folder), str(stop))
-        _, said = child.communicate(timeout=60)
-        assert child.returncode == -signal.SIGKILL, said
+        child = in_child(save_four, folder, stop)
+        child.join(60)
+        assert child.exitcode == -signal.SIGKILL
         found = newest_good(folder)
         assert found is not None and found.step in (3, 4), stop
         good = [p for p in folder.glob("step_*") if find_damage(p) is None]
@@ -335,26 +326,25 @@ def test_kill_at_every_boundary(tmp_path: Path):
         assert names(folder) == {f"step_{found.step}", f"step_{found.step + 1}", "latest"}
 
 
-CHILD_FOR_EVER = """
-store = t.store_at(pathlib.Path(sys.argv[1]))
-print("begun", flush=True)
-found = store.newest_good()
-step = found.step if found else 0
-while True:
-    step += 1
-    t.save(store, step, size=20000)
-"""
+def save_for_ever(folder: Path, begun: Connection) -> None:
+    store = store_at(folder)
+    found = store.newest_good()
+    step = found.step if found else 0
+    begun.send(True)
+    while True:
+        step += 1
+        save(store, step, size=20_000)
 
 
 def test_kill_at_random_moments(tmp_path: Path):
     rng, reached = random.Random(7), 0
-    for _ in range(12):
-        child = in_child(CHILD_FOR_EVER, str(tmp_path))
-        assert child.stdout is not None
-        assert child.stdout.readline() == "begun\n"
-        time.sleep(rng.uniform(0.0, 0.15))
+    for _ in range(25):
+        begun, child_end = get_context("fork").Pipe(duplex=False)
+        child = in_child(save_for_ever, tmp_path, child_end)
+        assert begun.poll(30) and begun.recv()
+        time.sleep(rng.uniform(0.0, 0.1))
         child.kill()
-        child.communicate(timeout=30)
+        child.join(30)
         found = newest_good(tmp_path)
         step = found.step if found else 0
         assert step >= reached
@@ -385,27 +375,26 @@ def test_a_failing_write_leaves_the_earlier_checkpoints(tmp_path: Path, at: int)
     assert newest is not None and newest.step == 3
 
 
-CHILD_WITHOUT_SPACE = """
-import resource, signal
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-store = t.store_at(pathlib.Path(sys.argv[1]))
-folder = store.begin(2)
-(folder / "trainer" / "rank_0.bin").write_bytes(b"x")
-resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-try:
-    store.write_driver(2, {"mixer": "y" * 1000})
-except t.CheckpointError as error:
-    print(error)
-"""
+def write_too_much(folder: Path, answer: Connection) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    store = store_at(folder)
+    (store.begin(2) / "trainer" / "rank_0.bin").write_bytes(b"x")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    try:
+        store.write_driver(2, {"mixer": "y" * 1000})
+        answer.send("written")
+    except CheckpointError as error:
+        answer.send(str(error))
 
 
 def test_a_file_that_cannot_grow(tmp_path: Path):
     """The kernel itself refuses the write, as on a full disk, whoever runs the test."""
-    assert resource.RLIMIT_FSIZE is not None
     save(store_at(tmp_path), 1)
-    child = in_child(CHILD_WITHOUT_SPACE, str(tmp_path))
-    said, errors = child.communicate(timeout=60)
-    assert "checkpoint of step 2" in said, errors
+    answer, child_end = get_context("fork").Pipe(duplex=False)
+    child = in_child(write_too_much, tmp_path, child_end)
+    assert answer.poll(30)
+    assert "checkpoint of step 2" in answer.recv()
+    child.join(30)
     assert names(tmp_path) == {"step_1", "latest"}
     found = newest_good(tmp_path)
     assert found is not None and found.step == 1

@@ -1,0 +1,265 @@
+"""`braid run` as a user meets it: real Ray, vLLM and DeepSpeed; killed, interrupted and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from actors.processes import descendants, identify
+
+ROOT = Path(__file__).parents[2]
+BRAID = Path(sys.executable).with_name("braid")
+pytestmark = pytest.mark.timeout(600)
+
+
+def recipe(folder: Path, **overrides: object) -> Path:
+    """Write a small mix of two sources on the tiny model."""
+
+    def source(name: str, dataset: str, weight: float, args: dict[str, object]):
+        return {
+            "name": name,
+            "weight": weight,
+            "group_size": 4,
+            "data": {
+                "procedural": f"reasoning_gym/{dataset}",
+                "size": 500,
+                "held_out": 8,
+                "args": args,
+            },
+            "sampling": {"max_tokens": 12},
+            "rewards": [{"name": "answer", "use": "reasoning_gym"}],
+        }
+
+    data = {
+        "name": "e2e",
+        "num_steps": 6,
+        "model": {
+            "path": str(ROOT / "configs/models/tiny"),
+            "dtype": "float32",
+            "max_model_len": 128,
+        },
+        "sources": [
+            source("sums", "chain_sum", 2.0, {"min_terms": 2, "max_terms": 2}),
+            source("spell", "spell_backward", 1.0, {"max_word_len": 6}),
+        ],
+        "batch": {"groups_per_step": 6, "max_tokens_per_microbatch": 2048},
+        "algorithm": {"kl": {"coef": 0.001}},
+        "trainer": {"optimizer": {"lr": 1e-4}},
+        "rollout": {"max_num_seqs": 64},
+        "weight_sync": {
+            "bucket_mib": 1,
+            "verify_every": 1,
+            "max_logprob_gap_median": 1e-4,
+            "max_logprob_gap_max": 1e-3,
+        },
+        "checkpoint": {"every": 2, "keep": 2},
+        "logging": {"tensorboard": True, "wandb": "offline"},
+        "health": {"start_s": 240, "silence_s": 30},
+        **overrides,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+class Job:
+    """A `braid run` in a process of its own, killed with all its processes at the end."""
+
+    def __init__(self, recipe_path: Path, run_dir: Path, *arguments: str):
+        self.run_dir = run_dir
+        self.output = run_dir.parent / f"output-{time.monotonic_ns()}.txt"
+        with self.output.open("w") as out:
+            self.process = subprocess.Popen(
+                [BRAID, "run", recipe_path, "--run-dir", run_dir, *arguments],
+                cwd=ROOT,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_WAIT_POLICY": "passive"},
+            )
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def wait_for_steps(self, count: int) -> None:
+        deadline = time.monotonic() + 300
+        while len(steps(self.run_dir)) < count:
+            assert self.process.poll() is None, self.text()
+            assert time.monotonic() < deadline, f"no step {count}:\n{self.text()}"
+            time.sleep(0.1)
+
+    def family(self):
+        return descendants(self.process.pid)
+
+    def wait(self, seconds: float = 300) -> int:
+        return self.process.wait(timeout=seconds)
+
+
+@pytest.fixture
+def start():
+    jobs: list[Job] = []
+
+    def starting(*arguments, **kwargs) -> Job:
+        jobs.append(Job(*arguments, **kwargs))
+        return jobs[-1]
+
+    yield starting
+    for job in jobs:
+        family = job.family()
+        if job.process.poll() is None:
+            job.process.kill()
+            job.process.wait(timeout=30)
+        for process in family:
+            if identify(process.pid) == process:
+                os.kill(process.pid, signal.SIGKILL)
+
+
+def records(run_dir: Path, name: str) -> list[dict]:
+    path = run_dir / name
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def steps(run_dir: Path) -> list[int]:
+    return [r["step"] for r in records(run_dir, "metrics.jsonl")]
+
+
+def assert_gone(family, seconds: float = 30) -> None:
+    """Assert that all processes end within a while."""
+    deadline = time.monotonic() + seconds
+    left = family
+    while left and time.monotonic() < deadline:
+        left = [p for p in left if identify(p.pid) == p]
+        time.sleep(0.2)
+    names = [Path(f"/proc/{p.pid}/cmdline").read_text().replace("\0", " ")[:80] for p in left]
+    assert not left, names
+
+
+def test_a_run_leaves_everything_a_user_expects(start, tmp_path):
+    run_dir = tmp_path / "run"
+    job = start(recipe(tmp_path), run_dir)
+    job.wait_for_steps(1)
+    family = job.family()
+    assert job.wait() == 0, job.text()
+    assert_gone(family)
+
+    assert steps(run_dir) == [1, 2, 3, 4, 5, 6]
+    for metrics in records(run_dir, "metrics.jsonl"):
+        times = {k: v for k, v in metrics.items() if k.startswith("time/") and k != "time/step"}
+        assert sum(times.values()) >= 0.95 * metrics["time/step"]
+        assert metrics["staleness/max"] == 0
+        assert metrics["source/sums/groups"] == 4
+        assert metrics["source/spell/groups"] == 2
+        assert metrics["train/ratio/first_minibatch_max_deviation"] < 1e-4
+        assert metrics["sync/logprob_gap_median"] < 1e-4
+        assert metrics["sync/logprob_gap_max"] < 1e-3
+    evaluations = records(run_dir, "eval.jsonl")
+    assert [(e["step"], e["source"], e["n"]) for e in evaluations] == [
+        (s, name, 8) for s in (0, 6) for name in ("sums", "spell")
+    ]
+    assert all(0 <= e["pass_rate"] <= 1 for e in evaluations)
+    rollouts = records(run_dir, "rollouts/step_6.jsonl")
+    assert len(rollouts) == 16
+    assert {r["versions"][0] for r in rollouts} == {5}
+    assert {"prompt", "completions", "reward", "reward_parts", "status"} <= rollouts[0].keys()
+    assert sorted(p.name for p in (run_dir / "checkpoints").glob("step_*")) == ["step_4", "step_6"]
+    assert list((run_dir / "tensorboard").glob("events*"))
+    assert list(run_dir.rglob("*.wandb"))
+    assert "Held-out pass rate" in job.text()
+    assert "Traceback" not in job.text()
+
+    again = start(tmp_path / "recipe.yaml", run_dir)
+    assert again.wait(60) == 2
+    assert "--resume auto" in again.text()
+
+    out = tmp_path / "exported"
+    command = [BRAID, "export", run_dir, "6", out]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert AutoModelForCausalLM.from_pretrained(out).num_parameters() > 100_000
+    assert AutoTokenizer.from_pretrained(out).chat_template
+
+
+def test_killed_interrupted_and_resumed_it_trains_every_step_once(start, tmp_path):
+    run_dir, path = tmp_path / "run", recipe(tmp_path, num_steps=12)
+
+    killed = start(path, run_dir)
+    killed.wait_for_steps(3)
+    family = killed.family()
+    os.kill(killed.process.pid, signal.SIGKILL)
+    killed.wait(30)
+    assert_gone(family)
+    committed = max(int(p.name[5:]) for p in (run_dir / "checkpoints").glob("step_*"))
+
+    interrupted = start(path, run_dir, "--resume", "auto")
+    interrupted.wait_for_steps(committed + 2)
+    in_use = start(path, run_dir, "--resume", "auto")
+    assert in_use.wait(60) == 2
+    assert f"in use by pid {interrupted.process.pid}" in in_use.text()
+    family = interrupted.family()
+    interrupted.process.send_signal(signal.SIGINT)
+    assert interrupted.wait(120) == 130, interrupted.text()
+    assert_gone(family)
+    assert "Traceback" not in interrupted.text()
+    done = steps(run_dir)
+    assert (run_dir / "checkpoints" / f"step_{done[-1]}").exists(), "the signal's checkpoint"
+
+    terminated = start(path, run_dir, "--resume", "auto")
+    terminated.wait_for_steps(len(done) + 1)
+    terminated.process.send_signal(signal.SIGTERM)
+    assert terminated.wait(120) == 143, terminated.text()
+
+    finished = start(path, run_dir, "--resume", "auto")
+    assert finished.wait() == 0, finished.text()
+    assert steps(run_dir) == list(range(1, 13))
+    trained = Counter(
+        (r["group_id"], r["index"])
+        for s in range(1, 13)
+        for r in records(run_dir, f"rollouts/step_{s}.jsonl")
+    )
+    assert set(trained.values()) == {1}
+
+
+def test_two_engines_two_ranks_and_staleness_run_and_a_dead_engine_ends_it(start, tmp_path):
+    run_dir = tmp_path / "run"
+    quarter = {"count": 2, "cpus": 0.25}
+    batch = {"groups_per_step": 6, "max_staleness": 1, "num_minibatches": 2}
+    path = recipe(
+        tmp_path,
+        num_steps=1000,
+        batch={**batch, "max_tokens_per_microbatch": 1024},
+        trainer={"actors": quarter, "zero_stage": 3, "optimizer": {"lr": 1e-4}},
+        rollout={"actors": quarter, "max_num_seqs": 64},
+        eval={"at_start": False, "at_end": False},
+        logging={"rollout_groups": 0},
+    )
+    job = start(path, run_dir)
+    job.wait_for_steps(5)
+    metrics = records(run_dir, "metrics.jsonl")
+    assert max(m["staleness/max"] for m in metrics) == 1
+    assert all(m["train/minibatches"] == 2 for m in metrics)
+
+    family = job.family()
+    cores = [p for p in family if "EngineCore" in Path(f"/proc/{p.pid}/cmdline").read_text()]
+    assert len(cores) == 2
+    os.kill(cores[0].pid, signal.SIGKILL)
+    assert job.wait(120) == 1, job.text()
+    assert_gone(family)
+    last = job.text()
+    assert "rollout[" in last
+    assert "Traceback" not in last
+
+
+def test_more_gpus_than_there_are_is_said_at_once(start, tmp_path):
+    path = recipe(tmp_path)
+    job = start(path, tmp_path / "run", "--set", "trainer.actors.gpus=8")
+    assert job.wait(120) == 2, job.text()
+    assert "8 GPU demanded in all, 0 there" in job.text()
+    assert "trainer[0]: demands 0.5 CPU, 8 GPU" in job.text()
+    assert "Traceback" not in job.text()

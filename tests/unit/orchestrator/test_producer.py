@@ -1,0 +1,268 @@
+"""The producer against fake fleets: order, staleness, failure, and what a checkpoint carries."""
+
+import asyncio
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from actors.errors import RunError
+from configs.schema import RunConfig
+from orchestrator.buffer import GroupBuffer
+from orchestrator.clock import PhaseClock
+from orchestrator.producer import RolloutProducer
+from rollouts.types import (
+    Boundary,
+    GeneratedGroup,
+    GroupRequest,
+    GroupSummary,
+    Message,
+    RolloutError,
+    RolloutStats,
+    RolloutStatus,
+    SampleHandle,
+    Sampling,
+    Task,
+)
+
+
+def config(**batch: int) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "fake",
+            "num_steps": 4,
+            "model": {"path": "nowhere"},
+            "sources": [
+                {
+                    "name": "a",
+                    "data": {"procedural": "reasoning_gym/chain_sum"},
+                    "rewards": [{"name": "r", "use": "exact"}],
+                }
+            ],
+            "batch": {"groups_per_step": 2, **batch},
+        }
+    )
+
+
+class FakeMixer:
+    """Numbers tasks; attempts and replacements as the real one names them."""
+
+    def __init__(self, attempts: int = 2) -> None:
+        self.drawn = 0
+        self.attempts = attempts
+
+    def _draw(self, step: int) -> GroupRequest:
+        self.drawn += 1
+        name = f"a/train/{self.drawn}"
+        task = Task(
+            task_id=name,
+            source="a",
+            prompt=(Message(role="user", content="?"),),
+            answer="!",
+            metadata={"nested": {"list": [1, 2.5, None]}},
+        )
+        return GroupRequest(
+            group_id=f"{name}#e0a0",
+            task=task,
+            group_size=2,
+            sampling=Sampling(temperature=1.0, max_tokens=4),
+            step=step,
+        )
+
+    def plan_step(self, step: int) -> tuple[GroupRequest, ...]:
+        return (self._draw(step), self._draw(step))
+
+    def retry(self, request: GroupRequest) -> GroupRequest | None:
+        attempt = int(request.group_id[-1]) + 1
+        if attempt >= self.attempts:
+            return None
+        return replace(request, group_id=f"{request.group_id[:-1]}{attempt}")
+
+    def replace(self, request: GroupRequest) -> GroupRequest:
+        return self._draw(request.step)
+
+
+@dataclass
+class FakeFleets:
+    """Samples and grades at once; `fails` names tasks without a valid rollout, and `hold` waits."""
+
+    fails: set[str] = field(default_factory=set)
+    requests: list[GroupRequest] = field(default_factory=list)
+    hold: asyncio.Event | None = None
+    crash: bool = False
+
+    async def generate(self, request: GroupRequest) -> GeneratedGroup:
+        self.requests.append(request)
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.crash:
+            raise RunError("rollout[0] is gone")
+        return GeneratedGroup(
+            group_id=request.group_id, ref=request, num_completion_tokens=2, generate_s=0.0
+        )
+
+    async def grade(self, generated: GeneratedGroup) -> GroupSummary:
+        request = generated.ref
+        assert isinstance(request, GroupRequest)
+        bad = request.task.task_id in self.fails
+        error = RolloutError(boundary=Boundary.REWARD, kind="timeout", message="too slow")
+        stats = RolloutStats(
+            reward=None if bad else 1.0,
+            reward_parts={},
+            num_completion_tokens=1,
+            status=RolloutStatus.INVALID if bad else RolloutStatus.COMPLETED,
+            error=error if bad else None,
+        )
+        handle = SampleHandle(ref=None, row=0, num_tokens=2, num_loss_tokens=1)
+        return GroupSummary(
+            group_id=request.group_id,
+            task_id=request.task.task_id,
+            source="a",
+            step=request.step,
+            rollouts=(stats, stats),
+            samples=() if bad else (handle, handle),
+            group_ref=None,
+            oldest_version=0,
+            newest_version=0,
+            generate_s=0.0,
+            grade_s=0.0,
+        )
+
+
+def producing(cfg: RunConfig, fleets: FakeFleets, mixer: FakeMixer, version: int = 0, pending=()):
+    buffer = GroupBuffer()
+    producer = RolloutProducer(
+        cfg,
+        mixer=mixer,  # type: ignore[arg-type]
+        rollout=fleets,  # type: ignore[arg-type]
+        reward=fleets,  # type: ignore[arg-type]
+        buffer=buffer,
+        clock=PhaseClock(),
+        version=version,
+        pending=pending,
+    )
+    return buffer, producer
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 10))
+
+
+async def settle() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_sampling_runs_ahead_by_exactly_the_staleness(staleness):
+    async def scenario():
+        fleets = FakeFleets()
+        buffer, producer = producing(config(max_staleness=staleness), fleets, FakeMixer())
+        ahead = []
+        async with producer:
+            for step in range(1, 5):
+                groups = await buffer.take(step)
+                await settle()
+                ahead.append(max(r.step for r in fleets.requests) - step)
+                producer.trained(groups)
+                producer.advance(step)
+        return ahead
+
+    assert run(scenario()) == [min(staleness, 4 - s) for s in range(1, 5)]
+
+
+def test_every_group_trained_is_no_longer_pending_and_pending_survives_json():
+    async def scenario():
+        fleets = FakeFleets()
+        buffer, producer = producing(config(max_staleness=1), fleets, FakeMixer())
+        async with producer:
+            groups = await buffer.take(1)
+            await settle()
+            before = RolloutProducer.parse_pending(producer.pending_state())
+            producer.trained(groups)
+            return fleets.requests, before, RolloutProducer.parse_pending(producer.pending_state())
+
+    requests, before, after = run(scenario())
+    assert list(before) == requests
+    assert list(after) == [r for r in requests if r.step == 2]
+
+
+def test_pending_groups_are_sampled_first_and_nothing_is_planned_for_their_step():
+    async def scenario():
+        first = FakeMixer()
+        pending = first.plan_step(3)
+        fleets, mixer = FakeFleets(), FakeMixer()
+        buffer, producer = producing(config(), fleets, mixer, version=2, pending=pending)
+        async with producer:
+            groups = await buffer.take(3)
+        return [g.group_id for g in groups], [r.group_id for r in pending], mixer.drawn
+
+    groups, pending, drawn = run(scenario())
+    assert groups == pending
+    assert drawn == 0
+
+
+def test_a_failed_group_is_sampled_again_then_replaced():
+    async def scenario():
+        fleets = FakeFleets(fails={"a/train/1"})
+        buffer, producer = producing(config(), fleets, FakeMixer(attempts=2))
+        async with producer:
+            groups = await buffer.take(1)
+            state = RolloutProducer.parse_pending(producer.pending_state())
+        return [g.group_id for g in groups], [r.group_id for r in fleets.requests], state, producer
+
+    groups, requests, pending, producer = run(scenario())
+    assert groups == ["a/train/3#e0a0", "a/train/2#e0a0"]
+    assert sorted(requests) == [
+        "a/train/1#e0a0",
+        "a/train/1#e0a1",
+        "a/train/2#e0a0",
+        "a/train/3#e0a0",
+    ]
+    assert sorted(r.group_id for r in pending) == sorted(groups)
+    assert producer.failed_groups == 2
+
+
+def test_too_many_failed_groups_end_the_run_with_the_reason():
+    async def scenario():
+        fleets = FakeFleets(fails={f"a/train/{i}" for i in range(1, 100)})
+        buffer, producer = producing(config(max_failed_groups=5), fleets, FakeMixer())
+        async with producer:
+            await buffer.take(1)
+
+    with pytest.raises(RunError, match=r"6 groups failed.*max_failed_groups=5.*too slow"):
+        run(scenario())
+
+
+def test_a_high_rate_of_invalid_rollouts_ends_the_run_with_examples():
+    async def scenario():
+        fleets = FakeFleets(fails={f"a/train/{i}" for i in range(1, 100)})
+        buffer, producer = producing(config(max_failed_groups=1000), fleets, FakeMixer())
+        async with producer:
+            await buffer.take(1)
+
+    with pytest.raises(RunError, match=r"source 'a'.*(?s:.*)timeout: too slow"):
+        run(scenario())
+
+
+def test_a_dead_engine_fails_the_waiting_take():
+    async def scenario():
+        buffer, producer = producing(config(), FakeFleets(crash=True), FakeMixer())
+        async with producer:
+            await buffer.take(1)
+
+    with pytest.raises(RunError, match="is gone"):
+        run(scenario())
+
+
+def test_leaving_cancels_what_is_in_flight():
+    async def scenario():
+        fleets = FakeFleets(hold=asyncio.Event())
+        _, producer = producing(config(), fleets, FakeMixer())
+        before = asyncio.all_tasks()
+        async with producer:
+            await settle()
+            assert len(fleets.requests) == 2
+            assert len(asyncio.all_tasks()) > len(before)
+        return asyncio.all_tasks() - before
+
+    assert run(scenario()) == set()

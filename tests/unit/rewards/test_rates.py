@@ -1,0 +1,77 @@
+"""The rolling rate of invalid rollouts: by source, over a window, with reasons when it stops."""
+
+import pickle
+
+import pytest
+
+from rewards.rates import MIN_SEEN, WINDOW, ErrorRates, GraderErrorRateExceeded
+from rollouts.types import Boundary, GroupSummary, RolloutError, RolloutStats, RolloutStatus
+
+GOOD = RolloutStats(
+    reward=1.0,
+    reward_parts={},
+    num_completion_tokens=3,
+    status=RolloutStatus.COMPLETED,
+    error=None,
+)
+
+
+def bad(message: str = "no") -> RolloutStats:
+    return RolloutStats(
+        reward=None,
+        reward_parts={},
+        num_completion_tokens=3,
+        status=RolloutStatus.INVALID,
+        error=RolloutError(boundary=Boundary.REWARD, kind="ValueError", message=message),
+    )
+
+
+def summary(source: str, *rollouts: RolloutStats) -> GroupSummary:
+    return GroupSummary(
+        group_id="g",
+        task_id="t",
+        source=source,
+        step=1,
+        rollouts=rollouts,
+        samples=(),
+        group_ref=None,
+        oldest_version=0,
+        newest_version=0,
+        generate_s=0.0,
+        grade_s=0.0,
+    )
+
+
+def test_the_error_names_source_rate_bound_and_the_newest_distinct_reasons() -> None:
+    rates = ErrorRates(0.2)
+    rates.observe(summary("a", *[GOOD] * 48, bad("old"), bad("w"), *[bad("x")] * 8))
+    assert rates.rate("a") == pytest.approx(10 / 58)
+    with pytest.raises(GraderErrorRateExceeded) as caught:
+        rates.observe(summary("a", bad("x"), bad("y"), bad("z"), bad("z")))
+    error = caught.value
+    assert (error.source, error.bound) == ("a", 0.2)
+    assert error.rate == pytest.approx(14 / 62)
+    assert [e.rsplit(" ", 1)[1] for e in error.examples] == ["z", "y", "x"]
+    for words in ("'a'", "23%", "20%", "reward: ValueError: z"):
+        assert words in str(error)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_sources_are_counted_apart() -> None:
+    rates = ErrorRates(0.5)
+    rates.observe(summary("a", *[bad()] * (MIN_SEEN - 1)))
+    rates.observe(summary("b", *[GOOD] * 100))
+    assert (rates.rate("a"), rates.rate("b"), rates.rate("c")) == (1.0, 0.0, 0.0)
+    with pytest.raises(GraderErrorRateExceeded):
+        rates.observe(summary("a", GOOD))
+
+
+def test_only_the_window_counts_and_the_bound_itself_is_allowed() -> None:
+    rates = ErrorRates(0.25)
+    quarter = [bad(), GOOD, GOOD, GOOD]
+    rates.observe(summary("a", *quarter * (WINDOW // 4)))
+    assert rates.rate("a") == 0.25
+    rates.observe(summary("a", *[GOOD] * WINDOW))
+    assert rates.rate("a") == 0.0
+    with pytest.raises(GraderErrorRateExceeded):
+        rates.observe(summary("a", *[bad()] * (WINDOW // 4 + 1)))

@@ -1,0 +1,112 @@
+"""Advantages: worked by hand, exactly 0 where there is nothing to learn, invalid left out."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from configs.errors import ConfigError
+from configs.schema import DataConfig, PlugConfig, RewardConfig, SourceConfig
+from rollouts.advantages import (
+    STD_EPS,
+    group_advantages,
+    grpo,
+    mean_baseline,
+    resolve_advantage,
+    validate_advantages,
+)
+
+F64 = NDArray[np.float64]
+
+
+def test_grpo_by_hand() -> None:
+    # mean 0.25, variance (0.75^2 + 3 * 0.25^2) / 4 = 0.1875 (biased), std 0.4330127
+    std = 0.1875**0.5 + STD_EPS
+    expected = [0.75 / std, -0.25 / std, -0.25 / std, -0.25 / std]
+    np.testing.assert_allclose(grpo(np.array([1.0, 0, 0, 0])), expected, rtol=1e-12)
+    np.testing.assert_allclose(expected, [1.7320468, -0.5773489, -0.5773489, -0.5773489], rtol=1e-6)
+
+
+def test_mean_baseline_by_hand() -> None:
+    assert mean_baseline(np.array([1.0, 0, 0, 0])).tolist() == [0.75, -0.25, -0.25, -0.25]
+
+
+@pytest.mark.parametrize("estimator", [grpo, mean_baseline])
+@pytest.mark.parametrize(
+    "rewards", [[0.7], [0.1] * 3, [0.3, 0.1 + 0.2, 0.3], [1e9, 1e9 + 1e-7], [0.0, 0.0], [-5.0] * 4]
+)
+def test_singletons_and_equal_rewards_give_exactly_zero(
+    estimator: object, rewards: list[float]
+) -> None:
+    assert callable(estimator)
+    assert group_advantages(rewards, estimator).tolist() == [0.0] * len(rewards)
+
+
+def test_invalid_rollouts_take_no_part() -> None:
+    alone = group_advantages([1.0, 0.0, 0.5], grpo)
+    mixed = group_advantages([None, 1.0, 0.0, None, 0.5], grpo)
+    assert mixed[[1, 2, 4]].tolist() == alone.tolist()
+    assert mixed[[0, 3]].tolist() == [0.0, 0.0]
+    assert group_advantages([None, 1.0, None], grpo).tolist() == [0.0] * 3
+    assert group_advantages([None, None], grpo).tolist() == [0.0] * 2
+
+
+rewards_st = st.lists(st.floats(-10, 10), min_size=2, max_size=16)
+
+
+@given(rewards_st, st.permutations(range(4)))
+def test_advantages_sum_to_zero_and_follow_the_order(
+    rewards: list[float], order: list[int]
+) -> None:
+    for estimator in (grpo, mean_baseline):
+        advantages = estimator(np.array(rewards))
+        assert abs(advantages.sum()) < 1e-6 * len(rewards)
+        assert (np.diff(advantages[np.argsort(rewards)]) >= 0).all()
+        four = np.array((rewards * 2)[:4])
+        np.testing.assert_allclose(estimator(four)[order], estimator(four[order]), atol=1e-9)
+
+
+@given(rewards_st, st.floats(-5, 5), st.floats(0.5, 4))
+def test_grpo_does_not_see_shift_nor_scale(
+    rewards: list[float], shift: float, scale: float
+) -> None:
+    values = np.array(rewards)
+    if values.std() > 1e-2:
+        np.testing.assert_allclose(grpo(values * scale + shift), grpo(values), atol=1e-3)
+
+
+def test_your_own_estimator_by_plug(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pathlib import Path
+
+    assert isinstance(tmp_path, Path)
+    (tmp_path / "adv_plug_for_test.py").write_text(
+        "def shifted(rewards, by: float): return rewards - by\n"
+        "def broken(rewards): return rewards[:1]\n"
+        "def nan(rewards): return rewards * float('nan')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shifted = resolve_advantage(PlugConfig(use="adv_plug_for_test:shifted", args={"by": 1}))
+    assert group_advantages([3.0, None, 1.0], shifted).tolist() == [2.0, 0.0, 0.0]
+    for name in ("broken", "nan"):
+        bad = resolve_advantage(PlugConfig(use=f"adv_plug_for_test:{name}"))
+        with pytest.raises(ValueError, match="must return 2 finite numbers"):
+            group_advantages([1.0, 2.0], bad)
+
+
+def test_what_is_no_estimator_is_told_before_the_run() -> None:
+    def source(plug: PlugConfig) -> SourceConfig:
+        return SourceConfig(
+            name="s",
+            data=DataConfig(jsonl="x"),
+            rewards=(RewardConfig(name="r", use="exact"),),
+            advantage=plug,
+        )
+
+    good = [source(PlugConfig(use=name)) for name in ("grpo", "mean_baseline")]
+    bad = [source(PlugConfig(use="grop")), source(PlugConfig(use="grpo", args={"eps": 1}))]
+    near, unknown = validate_advantages([*good, *bad])
+    assert near.where == "sources.s.advantage" and "Did you mean `grpo`?" in near.fix
+    assert "no argument 'eps'" in unknown.what
+    with pytest.raises(ConfigError):
+        resolve_advantage(PlugConfig(use="grop"))
