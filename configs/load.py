@@ -3,10 +3,9 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
 from configs.errors import ConfigError, Problem
@@ -97,7 +96,9 @@ def _follows(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
     )
 
 
-def _override(data: dict[str, Any], override: str, set_by: dict[KeyPath, str]) -> Problem | None:
+def _override(
+    data: dict[str, JsonValue], override: str, set_by: dict[KeyPath, str]
+) -> Problem | None:
     """Put one `a.b=c` into the data; return what is wrong with it."""
     where = f"--set {override}"
     key, equals, text = override.partition("=")
@@ -107,32 +108,37 @@ def _override(data: dict[str, Any], override: str, set_by: dict[KeyPath, str]) -
         value = read_value(text)
     except yaml.YAMLError:
         return Problem(where=where, what=f"the value is not YAML: {text!r}", fix="Quote it.")
-    at: Any = data
+    at: JsonValue = data
     path: list[str | int] = []
     parts = key.strip().split(".")
     while parts:
         if isinstance(at, list):
-            step, used = _item(at, parts)
-            if step is None:
+            index, used = _item(at, parts)
+            if index is None:
                 return _no_item(where, path, parts[0], at)
             parts = parts[used:]
+            path.append(index)
+            if not parts:
+                at[index] = value
+                break
+            at = at[index]
+        elif isinstance(at, dict):
+            name, parts = parts[0], parts[1:]
+            path.append(name)
+            if not parts:
+                at[name] = value
+                break
+            if at.get(name) is None:
+                at[name] = {}
+            at = at[name]
         else:
-            step, parts = parts[0], parts[1:]
-        path.append(step)
-        if not parts:
-            at[step] = value
-            break
-        if isinstance(at, dict) and at.get(step) is None:
-            at[step] = {}
-        at = at[step]
-        if not isinstance(at, dict | list):
             shown = ".".join(map(str, path))
             return Problem(where=where, what=f"`{shown}` is a single value and has no keys below")
     set_by[tuple(path)] = where
     return None
 
 
-def _item(items: list[Any], parts: Sequence[str]) -> tuple[int | None, int]:
+def _item(items: list[JsonValue], parts: Sequence[str]) -> tuple[int | None, int]:
     """Find a list's item by name (which may contain dots) or index; and how many parts it took."""
     for used in range(len(parts), 0, -1):
         name = ".".join(parts[:used])
@@ -145,23 +151,29 @@ def _item(items: list[Any], parts: Sequence[str]) -> tuple[int | None, int]:
     return None, 0
 
 
-def _no_item(where: str, path: Sequence[str | int], key: str, items: Sequence[Any]) -> Problem:
+def _no_item(
+    where: str, path: Sequence[str | int], key: str, items: Sequence[JsonValue]
+) -> Problem:
     names = [str(item["name"]) for item in items if isinstance(item, dict) and "name" in item]
     there = f"they are {', '.join(names)}" if names else f"it has {len(items)} items"
     shown = ".".join(map(str, path))
     return Problem(where=where, what=f"`{shown}` has no item `{key}`; {there}")
 
 
-def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
+def _resolve_paths(data: dict[str, JsonValue], folder: Path) -> None:
     """Make the recipe's paths absolute, in place, where they exist."""
     sources = data.get("sources")
-    holders = [(data.get("model"), "path"), (data.get("reference"), "path")]
+    holders: list[tuple[JsonValue, str]] = [
+        (data.get("model"), "path"),
+        (data.get("reference"), "path"),
+    ]
     for source in sources if isinstance(sources, list) else []:
         if isinstance(source, dict):
             holders.append((source.get("data"), "jsonl"))
     for holder, key in holders:
-        if isinstance(holder, dict) and isinstance(holder.get(key), str):
-            holder[key] = _resolved(holder[key], folder)
+        given = holder.get(key) if isinstance(holder, dict) else None
+        if isinstance(holder, dict) and isinstance(given, str):
+            holder[key] = _resolved(given, folder)
 
 
 def _resolved(text: str, folder: Path) -> str:

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 from pydantic_core import ErrorDetails
 
 from configs.errors import Problem
@@ -72,7 +72,7 @@ def _where(path: KeyPath, document: Document, set_by: Mapping[KeyPath, str]) -> 
     return document.where(path, _named(path, document.data))
 
 
-def _named(path: KeyPath, data: Any) -> str:
+def _named(path: KeyPath, data: JsonValue) -> str:
     """Write a path with items of lists by their names: `sources.arith.weight`."""
     parts: list[str] = []
     for part in path:
@@ -82,9 +82,9 @@ def _named(path: KeyPath, data: Any) -> str:
     return ".".join(parts) or "recipe"
 
 
-def _below(data: Any, part: str | int) -> Any:
+def _below(data: JsonValue, part: str | int) -> JsonValue:
     if isinstance(data, dict):
-        return data.get(part)
+        return data.get(str(part))
     if isinstance(data, list) and isinstance(part, int) and part < len(data):
         return data[part]
     return None
@@ -146,7 +146,7 @@ def all_knobs(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[
             yield from all_knobs(section, f"{prefix}{name}{many}.")
 
 
-def _hint(path: KeyPath, given: Any) -> str:
+def _hint(path: KeyPath, given: JsonValue) -> str:
     model = _model_at(path)
     if model is None or not isinstance(given, str):
         return ""
@@ -155,7 +155,7 @@ def _hint(path: KeyPath, given: Any) -> str:
     return f"Keys here: {', '.join(model.model_fields)}."
 
 
-def _show(value: Any) -> str:
+def _show(value: JsonValue) -> str:
     if value is None:
         return "empty"
     if isinstance(value, bool):

@@ -9,6 +9,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from configs.errors import Problem
 
 _MAX_HEADER_BYTES = 100_000_000
@@ -169,7 +171,9 @@ def _has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
         return True
     try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        config: JsonValue = json.loads(
+            (folder / "tokenizer_config.json").read_text(encoding="utf-8")
+        )
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and bool(config.get("chat_template"))

@@ -6,9 +6,10 @@ PyYAML reads YAML 1.1, in which `wandb: off` is False and `lr: 1e-6` is text.
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import yaml
+from pydantic import JsonValue
 
 from configs.errors import Problem
 
@@ -32,17 +33,22 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes what YAML 1.1 or 1.2 would read as other than text."""
 
 
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+def _add_scalars(kind: Any) -> None:
+    """Teach a loader or dumper which plain words are numbers and truth values."""
+    tag = "tag:yaml.org,2002:"
+    kind.add_implicit_resolver(f"{tag}bool", _BOOL, list("tTfF"))
+    kind.add_implicit_resolver(f"{tag}int", _INT, list("-+0123456789"))
+    kind.add_implicit_resolver(f"{tag}float", _FLOAT, list("-+0123456789."))
+
+
+_add_scalars(_Loader)
+_add_scalars(_Dumper)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,7 +57,7 @@ class Document:
 
     name: str
     """File name, for messages."""
-    data: Any = None
+    data: JsonValue = None
     lines: dict[KeyPath, int] = field(default_factory=dict[KeyPath, int])
     """Line, from 1, at which each value begins; of keys for values of a mapping."""
     problems: list[Problem] = field(default_factory=list[Problem])
@@ -67,7 +73,7 @@ class Document:
 def read_document(text: str, name: str) -> Document:
     """Parse one YAML document; what is wrong with it is in `problems`."""
     document = Document(name=name)
-    loader = _Loader(text)
+    loader: Any = _Loader(text)
     try:
         node = loader.get_single_node()
         if node is not None:
@@ -79,12 +85,12 @@ def read_document(text: str, name: str) -> Document:
     return document
 
 
-def read_value(text: str) -> Any:
+def read_value(text: str) -> JsonValue:
     """Parse one value, as in `--set a=VALUE`; raises yaml.YAMLError."""
     return yaml.load(text, Loader=_Loader)
 
 
-def write_document(data: Any) -> str:
+def write_document(data: JsonValue) -> str:
     """Return block-style YAML that `read_document` reads back equal."""
     return yaml.dump(
         data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False
@@ -92,8 +98,8 @@ def write_document(data: Any) -> str:
 
 
 def _construct(
-    loader: _Loader, node: yaml.Node, path: KeyPath, document: Document, above: tuple[int, ...]
-) -> Any:
+    loader: Any, node: yaml.Node, path: KeyPath, document: Document, above: tuple[int, ...]
+) -> JsonValue:
     """Build plain data from a node, noting lines and doubled keys."""
     document.lines.setdefault(path, node.start_mark.line + 1)
     if id(node) in above:
@@ -104,11 +110,11 @@ def _construct(
     if isinstance(node, yaml.SequenceNode):
         return [
             _construct(loader, item, (*path, i), document, above)
-            for i, item in enumerate(node.value)
+            for i, item in enumerate(cast(list[yaml.Node], node.value))
         ]
     if isinstance(node, yaml.MappingNode):
         return _construct_mapping(loader, node, path, document, above)
-    value = loader.construct_object(node)
+    value: JsonValue = loader.construct_object(node)
     if isinstance(value, float) and not math.isfinite(value):
         document.problems.append(
             Problem(
@@ -120,14 +126,14 @@ def _construct(
 
 
 def _construct_mapping(
-    loader: _Loader,
+    loader: Any,
     node: yaml.MappingNode,
     path: KeyPath,
     document: Document,
     above: tuple[int, ...],
-) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key_node, value_node in node.value:
+) -> dict[str, JsonValue]:
+    result: dict[str, JsonValue] = {}
+    for key_node, value_node in cast(list[tuple[yaml.Node, yaml.Node]], node.value):
         merge = key_node.value == "<<"
         key = "<<" if merge else str(loader.construct_object(key_node))
         here = (*path, key)

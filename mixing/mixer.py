@@ -13,9 +13,10 @@ from pydantic import JsonValue
 from configs.errors import ConfigError, Problem
 from configs.schema import RunConfig, SourceConfig
 from mixing.cursor import Cursor, CursorState
-from mixing.procedural import PREFIX, dataset_name
+from mixing.jsonl import JsonlSource
+from mixing.procedural import PREFIX, ProceduralSource, dataset_name
 from mixing.quota import Quota, interleave
-from mixing.sources import Source, open_source
+from mixing.sources import Source
 from mixing.vetted import VETTED
 from rollouts.types import GroupRequest, Sampling, Task
 
@@ -154,6 +155,20 @@ def parse_group_id(group_id: str) -> tuple[str, int, int]:
     if match is None:
         raise ValueError(f"{group_id!r} is not `<task_id>#e<epoch>a<attempt>`")
     return match["task"], int(match["epoch"]), int(match["attempt"])
+
+
+def open_source(cfg: SourceConfig) -> Source:
+    """Open the source; ConfigError names every problem with its data."""
+    given = [key for key in ("procedural", "jsonl") if getattr(cfg.data, key) is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            Problem(
+                where=f"sources.{cfg.name}.data",
+                what="has both `procedural` and `jsonl`" if given else "has no data",
+                fix="Give exactly one of `procedural: reasoning_gym/<dataset>` and `jsonl: <path>`",
+            )
+        )
+    return JsonlSource(cfg) if cfg.data.jsonl is not None else ProceduralSource(cfg)
 
 
 def _open_all(cfg: RunConfig) -> dict[str, Source]:

@@ -1,10 +1,8 @@
-"""Where tasks come from: what every source offers, and how one is opened."""
+"""Where tasks come from: what every source offers."""
 
 import hashlib
 from typing import Protocol
 
-from configs.errors import ConfigError, Problem
-from configs.schema import SourceConfig
 from rollouts.types import Message, Task
 
 
@@ -29,23 +27,6 @@ class Source(Protocol):
     def held_out(self) -> tuple[Task, ...]:
         """Return the evaluation items, always in the same order."""
         ...
-
-
-def open_source(cfg: SourceConfig) -> Source:
-    """Open the source; ConfigError names every problem with its data."""
-    from mixing.jsonl import JsonlSource
-    from mixing.procedural import ProceduralSource
-
-    given = [key for key in ("procedural", "jsonl") if getattr(cfg.data, key) is not None]
-    if len(given) != 1:
-        raise ConfigError(
-            Problem(
-                where=f"sources.{cfg.name}.data",
-                what="has both `procedural` and `jsonl`" if given else "has no data",
-                fix="Give exactly one of `procedural: reasoning_gym/<dataset>` and `jsonl: <path>`",
-            )
-        )
-    return JsonlSource(cfg) if cfg.data.jsonl is not None else ProceduralSource(cfg)
 
 
 def with_instruction(instruction: str, prompt: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 
@@ -27,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-BAD_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+BAD_INPUT, FAILED = 2, 1
 
 
 class Resume(StrEnum):
@@ -44,8 +43,12 @@ Overrides = Annotated[
 ]
 
 
-class Terminated(BaseException):
-    """SIGTERM, before or after the loop had its own handler for it."""
+class Signalled(BaseException):
+    """SIGINT or SIGTERM, before or after the loop had its own handlers for them."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
 
 
 @app.command()
@@ -120,28 +123,23 @@ def tiny_model(
 
 def main() -> None:
     """Entry point: run a command and turn what ends it into a message and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     sys.exit(_main(sys.argv[1:]))
 
 
 def _main(arguments: list[str]) -> int:
     try:
-        code = app(arguments, standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        app(arguments)
+        return 0
+    except SystemExit as done:  # typer's way of ending, with usage errors already shown
+        return done.code if isinstance(done.code, int) else FAILED
     except ConfigError as error:
         show_problems(error, _stderr())
         return BAD_INPUT
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return BAD_INPUT
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        _stderr().print("interrupted")
-        return INTERRUPTED
-    except Terminated:
-        _stderr().print("terminated")
-        return TERMINATED
+    except Signalled as stop:
+        _stderr().print(f"stopped by {signal.Signals(stop.number).name}")
+        return 128 + stop.number
     except Exception as error:
         if not _is_run_error(error):
             raise
@@ -196,5 +194,5 @@ def _call(command: list[str]) -> int:
         raise
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Signalled(number)

@@ -25,6 +25,8 @@ from rollouts.types import GroupSummary, StepResult, TrainBatch
 
 log = logging.getLogger("braid.loop")
 T = TypeVar("T")
+CLEANUP_S = 30.0
+"""Seconds that abandoned work gets to clean up."""
 
 
 class Stopped(Exception):
@@ -44,7 +46,8 @@ class StopRequest:
         return signal.Signals(self.signal_number).name
 
     async def or_else(self, waiting: Awaitable[T]) -> T:
-        """Await something that may be abandoned; raise Stopped if a signal comes first."""
+        """Await something that may be abandoned; if a signal comes first, cancel it, let it clean
+        up, and raise Stopped."""
         task = asyncio.ensure_future(_awaited(waiting))
         stop = asyncio.ensure_future(self.event.wait())
         try:
@@ -53,8 +56,10 @@ class StopRequest:
                 return task.result()
             raise Stopped
         finally:
-            task.cancel()
             stop.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=CLEANUP_S)
 
 
 async def _awaited(waiting: Awaitable[T]) -> T:

@@ -39,9 +39,9 @@ class MetricSinks:
         self._directory = directory
         self._sinks: dict[str, Sink] = {}
         if cfg.logging.wandb != "off":
-            self._open("wandb", lambda: WandbSink(cfg, directory.path, directory.run_id))
+            self.add("wandb", lambda: WandbSink(cfg, directory.path, directory.run_id))
         if cfg.logging.tensorboard:
-            self._open("tensorboard", lambda: TensorboardSink(directory.path / "tensorboard"))
+            self.add("tensorboard", lambda: TensorboardSink(directory.path / "tensorboard"))
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +81,9 @@ class MetricSinks:
                 log.warning("%s did not close within %g s and is given up", name, _CLOSE_TIMEOUT_S)
         self._sinks.clear()
 
-    def _open(self, name: str, make: Callable[[], Sink]) -> None:
+    def add(self, name: str, make: Callable[[], Sink]) -> None:
+        """Start one more sink; without it, and a warning, where it does not start."""
+
         def attempt() -> None:
             self._sinks[name] = make()
 

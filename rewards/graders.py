@@ -52,7 +52,8 @@ def reasoning_gym(
     dataset = _dataset(str(task.metadata["dataset"]), json.dumps(task.metadata.get("args", {})))
     entry = cast("dict[str, JsonValue]", task.metadata["entry"])
     score = float(dataset.score_answer(answer, entry))
-    return float(score >= 1.0) if binary else score
+    # not `>=`: spell_backward sums the partial credit of "the answer and more" to a hair over 1
+    return float(score == 1.0) if binary else score
 
 
 @lru_cache(maxsize=256)

@@ -89,8 +89,13 @@ def _copy_tokenizer(model_path: str, out: Path) -> None:
 
 
 def _full_weights(checkpoint: Path, card: TrainerCard) -> dict[str, Tensor]:
-    """Return every weight in full, fp32 masters where ZeRO kept them."""
-    if card.zero_stage > 0:
+    """Return every weight in full: fp32 masters where DeepSpeed can put them together.
+
+    It cannot for stage 0, which has no partitions, nor for stage 1 in bfloat16, whose optimizer
+    (BF16_Optimizer) its converter rejects; both keep the whole model in one file.
+    """
+    bf16_optimizer = card.zero_stage == 1 and card.dtype == "bfloat16"
+    if card.zero_stage > 0 and not bf16_optimizer:
         weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
             str(checkpoint), tag=TAG
         )

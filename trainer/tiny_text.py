@@ -9,17 +9,21 @@ learning can repair within minutes.
 
 import hashlib
 import random
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from string import ascii_lowercase, digits
 
-import reasoning_gym
 from pydantic import JsonValue
-from reasoning_gym.data import read_data_file
 
 from configs.schema import DataConfig
 from trainer.sft import Lesson
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", SyntaxWarning)  # of a package that it needs
+    import reasoning_gym
+    from reasoning_gym.data import read_data_file
 
 SUMS: Mapping[str, JsonValue] = {
     "min_terms": 3,
