@@ -17,9 +17,7 @@ def fetch_samples(
     return tuple(objects[h.ref][h.row] for h in handles)
 
 
-def fetch_micro_batches(
-    plans: Sequence[MicroBatchPlan], *, timeout_s: float
-) -> list[MicroBatch]:
+def fetch_micro_batches(plans: Sequence[MicroBatchPlan], *, timeout_s: float) -> list[MicroBatch]:
     """Fetch and lay out one rank's micro-batches."""
     refs = [h.ref for p in plans for h in p.samples]
     refs += [p.ref_logprobs for p in plans if p.ref_logprobs is not None]

@@ -56,9 +56,7 @@ class RolloutFleet(_Group):
         finally:
             self._load[at] -= request.group_size
 
-    async def sample_probe(
-        self, requests: Sequence[GroupRequest]
-    ) -> tuple[Ref, ...]:
+    async def sample_probe(self, requests: Sequence[GroupRequest]) -> tuple[Ref, ...]:
         """Have every engine sample the same prompts; a reference an engine."""
         refs = [
             self._supervisor.call(
@@ -141,9 +139,7 @@ class ReferenceFleet(_Group):
 
     async def score(self, batch: TrainBatch) -> TrainBatch:
         """Return the batch with every non-empty micro-batch pointing at its reference scores."""
-        plans = [
-            p for m in batch.minibatches for row in m.grid for p in row if p.samples
-        ]
+        plans = [p for m in batch.minibatches for row in m.grid for p in row if p.samples]
         n = len(self.members)
         parts = [plans[i::n] for i in range(n)]
         answers = await asyncio.gather(

@@ -2,8 +2,8 @@
 
 Vetted: generation is fast, the reference answer scores 1, garbage scores about 0, questions
 hardly repeat, and the scorer neither executes the model's text nor fails on it.
-Lenient, also with `binary`: fraction_simplification, knights_knaves, time_intervals and word_sorting
-pass over some words around or after a right answer.
+Lenient, also with `binary`: fraction_simplification, knights_knaves, time_intervals and
+word_sorting pass over some words around or after a right answer.
 """
 
 from collections.abc import Mapping

@@ -57,9 +57,7 @@ async def evaluate(
     return tuple(_figures(cfg, step, name, own) for name, own in by_source.items())
 
 
-def _requests(
-    cfg: RunConfig, source: SourceConfig, mixer: Mixer, step: int
-) -> list[GroupRequest]:
+def _requests(cfg: RunConfig, source: SourceConfig, mixer: Mixer, step: int) -> list[GroupRequest]:
     temperature = cfg.eval.temperature or source.sampling.temperature
     sampling = Sampling(temperature=temperature, max_tokens=source.sampling.max_tokens)
     return [
@@ -74,9 +72,7 @@ def _requests(
     ]
 
 
-def _figures(
-    cfg: RunConfig, step: int, source: str, groups: Sequence[GroupSummary]
-) -> EvalResult:
+def _figures(cfg: RunConfig, step: int, source: str, groups: Sequence[GroupSummary]) -> EvalResult:
     rollouts = [r for g in groups for r in g.rollouts]
     rewards = np.array([r.reward for r in rollouts if r.reward is not None])
     invalid = len(rollouts) - len(rewards)

@@ -168,9 +168,7 @@ async def _checkpoint(
 ) -> None:
     """Commit a checkpoint of `step`, unless there is one."""
     with parts.clock.phase("checkpoint"):
-        await parts.checkpoints.save(
-            step, parts.cluster.trainer, parts.mixer, producer, last=last
-        )
+        await parts.checkpoints.save(step, parts.cluster.trainer, parts.mixer, producer, last=last)
 
 
 async def _evaluate(parts: Parts, step: int) -> None:

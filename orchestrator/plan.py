@@ -18,6 +18,7 @@ from mixing.mixer import source_warnings, validate_sources
 from mixing.quota import Quota
 from orchestrator.memory import MemoryEstimate, estimate_memory
 from rewards.graders import validate_rewards
+from rollouts.advantages import validate_advantages
 
 _STEPS_COUNTED = 500
 
@@ -275,6 +276,7 @@ def _check_all(cfg: RunConfig) -> list[Problem]:
         *validate_sources(cfg, generate=False),
         *validate_environments(cfg.sources),
         *validate_rewards(cfg.sources),
+        *validate_advantages(cfg.sources),
     ]
     return [*found, *(problem for problem in others if problem.where not in seen)]
 

@@ -27,6 +27,7 @@ from mixing.mixer import Mixer
 from orchestrator.buffer import GroupBuffer
 from orchestrator.clock import PhaseClock
 from rewards.rates import ErrorRates, GraderErrorRateExceeded
+from rollouts.staleness import may_dispatch
 from rollouts.types import GroupRequest, GroupSummary
 
 log = logging.getLogger("braid.producer")
@@ -110,7 +111,7 @@ class RolloutProducer:
 
     async def _dispatch(self) -> None:
         while self._next_step <= self._cfg.num_steps:
-            while self._next_step > self._version + 1 + self._cfg.batch.max_staleness:
+            while not may_dispatch(self._next_step, self._version, self._cfg.batch.max_staleness):
                 self._advanced.clear()
                 await self._advanced.wait()
             step = self._next_step

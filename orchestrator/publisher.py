@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 from actors.errors import ActorFailure, RunError
 from actors.groups import RolloutFleet, TrainerGroup
+from actors.rollout_engine import ReceiveReport
 from actors.supervisor import Member, Supervisor, kill_member
-from actors.sync_transport import Manifest, SyncInit
+from actors.sync_transport import Manifest, SendReport, SyncInit
 from configs.schema import RunConfig
 from orchestrator.clock import PhaseClock
 from rollouts.types import GroupRequest, Sampling, Task
@@ -121,12 +122,13 @@ class WeightPublisher:
         backend = sync.backend
         if backend == "auto":
             backend = "nccl" if on_gpu else "gloo"
-        if sync.transport != "auto":
-            return backend, sync.transport
-        colocated = self._cfg.rollout.actors.colocate_with == "trainer"
-        one_trainer_node = {i.node for i in infos} == {self._trainer.members[0].node}
-        shared = colocated and one_trainer_node and len(infos) == 1
-        return ("gloo" if shared else backend), ("shared" if shared else "broadcast")
+        transport = sync.transport
+        if transport == "auto":
+            colocated = self._cfg.rollout.actors.colocate_with == "trainer"
+            one_node = {i.node for i in infos} == {self._trainer.members[0].node}
+            transport = "shared" if colocated and one_node and len(infos) == 1 else "broadcast"
+        # Shared buffers carry the bytes; their handshakes run over gloo on any device.
+        return ("gloo" if transport == "shared" else backend), transport
 
     async def publish(self, version: int) -> SyncReport:
         """Give all engines the trainer's weights as policy `version`.
@@ -135,19 +137,18 @@ class WeightPublisher:
             RunError: a peer died or fell silent (named), a checksum or the agreement differs.
         """
         assert self._manifest is not None, "open() was not called"
-        limit = self._cfg.weight_sync.timeout_s + GRACE_S
         loop = asyncio.get_running_loop()
         with self._clock.phase("sync"):
             began = loop.time()
             try:
-                await self._rollout.pause(timeout_s=limit)
-                sent, received = await asyncio.gather(
-                    self._trainer.send_weights(version, timeout_s=limit),
-                    self._rollout.receive(version, self._manifest.hash, timeout_s=limit),
-                )
-                await self._rollout.resume(timeout_s=limit)
+                sent, received = await self._transfer(version)
             except RunError as failure:
-                raise await self._name_silent(f"version {version}", failure) from failure
+                named = await self._name_silent(f"version {version}", failure)
+                if named is not failure or "WeightSyncError" not in str(failure):
+                    raise named from failure
+                log.warning("%s; trying once more under a new generation", failure)
+                await self.open()
+                sent, received = await self._transfer(version)
             wall = loop.time() - began
             median, largest = await self._check_agreement(version)
         self._syncs += 1
@@ -165,6 +166,18 @@ class WeightPublisher:
             gap_median=median,
             gap_max=largest,
         )
+
+    async def _transfer(self, version: int) -> tuple[SendReport, tuple[ReceiveReport, ...]]:
+        """Pause, send and receive, resume."""
+        assert self._manifest is not None, "open() was not called"
+        limit = self._cfg.weight_sync.timeout_s + GRACE_S
+        await self._rollout.pause(timeout_s=limit)
+        sent, received = await asyncio.gather(
+            self._trainer.send_weights(version, timeout_s=limit),
+            self._rollout.receive(version, self._manifest.hash, timeout_s=limit),
+        )
+        await self._rollout.resume(timeout_s=limit)
+        return sent, received
 
     async def _check_agreement(self, version: int) -> tuple[float | None, float | None]:
         """Compare both sides' logprobs of tokens that each engine samples now, where it is due.

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from orchestrator.publisher import SyncReport
+from rollouts.staleness import staleness
 from rollouts.types import GroupSummary, RolloutStats, RolloutStatus, StepResult
 
 
@@ -36,8 +37,8 @@ def step_metrics(
         "groups_failed_total": failed_groups,
         "completion_tokens": tokens,
         "completion_tokens_per_s": tokens / wall_s,
-        "staleness/max": step - 1 - min(g.oldest_version for g in groups),
-        "staleness/mean": float(np.mean([step - 1 - g.oldest_version for g in groups])),
+        "staleness/max": max(staleness(g, step - 1) for g in groups),
+        "staleness/mean": float(np.mean([staleness(g, step - 1) for g in groups])),
         "sync/bytes": sync.bytes,
     }
     if sync.gap_median is not None and sync.gap_max is not None:

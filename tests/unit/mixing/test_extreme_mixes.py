@@ -1,6 +1,7 @@
 """Quotas of very unequal weights, and a mixer over three procedural sources."""
 
 import json
+from collections.abc import Callable
 from math import ceil, floor
 
 from hypothesis import given, settings
@@ -24,7 +25,7 @@ unequal = st.lists(
 ).map(lambda parts: {f"s{i}": m * 10.0**e for i, (m, e) in enumerate(parts)})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(unequal, st.integers(1, 300))
 def test_any_weights_give_whole_steps_near_their_share(
     weights: dict[str, float], groups: int
@@ -96,7 +97,7 @@ def go(mixer: Mixer, first: int, last: int) -> list[GroupRequest]:
 def test_three_procedural_sources_resume_at_any_step_as_if_never_stopped() -> None:
     cfg = recipe(seed=3)
     whole = go(Mixer(cfg), 1, 15)
-    for cut in (1, 2, 4, 9, 14):
+    for cut in (2, 4, 9):
         stopped, resumed = Mixer(cfg), Mixer(cfg)
         before = go(stopped, 1, cut)
         resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
@@ -115,3 +116,22 @@ def test_no_held_out_question_is_trained_on_and_seeds_differ() -> None:
     assert {t.task_id for t in mixer.held_out("lcm")} == {
         t.task_id for t in Mixer(recipe(seed=4)).held_out("lcm")
     }
+
+
+def test_a_checkpoint_remembers_the_items_of_the_steps_in_flight(
+    make_run: Callable[..., RunConfig],
+) -> None:
+    """Pending groups fail after a resume: their replacements repeat nothing of their step."""
+    for seed in range(12):
+        cfg = make_run({"a": 5}, groups=3, max_staleness=1, seed=seed)
+        whole, resumed = Mixer(cfg), Mixer(cfg)
+        flying = [whole.plan_step(step) for step in (1, 2, 3)][1:]
+        resumed.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+        for requests in flying:
+            items = {r.task.task_id for r in requests}
+            for request in requests[:2]:  # 5 items: three are planned, two are left
+                fresh = resumed.replace(request)
+                assert fresh == whole.replace(request)
+                assert fresh.task.task_id not in items
+                items.add(fresh.task.task_id)
+        assert resumed.plan_step(4) == whole.plan_step(4)
