@@ -20,11 +20,15 @@ from environments.play import play
 from environments.registry import environment_factory
 from rollouts.types import (
     I32,
+    Boundary,
     Completion,
     GeneratedGroup,
     GroupRequest,
     Ref,
+    Rollout,
+    RolloutError,
     RolloutGroup,
+    RolloutStatus,
     Sampling,
     TrainingSample,
 )
@@ -71,23 +75,35 @@ class RolloutRunner:
         make = self._environments[request.task.source]
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(
-                    play(
-                        make(),
-                        request.task,
-                        index=index,
-                        sampling=request.sampling,
-                        max_model_len=self._cfg.model.max_model_len,
-                        generate=self._generate,
-                        renderer=self._renderer,
-                    )
-                )
+                group.create_task(self._play_one(make, request, index))
                 for index in range(request.group_size)
             ]
         return RolloutGroup(
             request=request,
             rollouts=tuple(t.result() for t in tasks),
             generate_s=time.monotonic() - began,
+        )
+
+    async def _play_one(
+        self, make: Callable[[], Environment], request: GroupRequest, index: int
+    ) -> Rollout:
+        try:
+            env = make()
+        except Exception as error:  # noqa: BLE001 - a user's environment may raise anything
+            what = RolloutError(
+                boundary=Boundary.ENVIRONMENT, kind=type(error).__name__, message=str(error)
+            )
+            return Rollout(
+                index=index, turns=(), status=RolloutStatus.INVALID, reward_parts={}, error=what
+            )
+        return await play(
+            env,
+            request.task,
+            index=index,
+            sampling=request.sampling,
+            max_model_len=self._cfg.model.max_model_len,
+            generate=self._generate,
+            renderer=self._renderer,
         )
 
     async def probe(self, requests: Sequence[GroupRequest]) -> tuple[TrainingSample, ...]:

@@ -92,7 +92,7 @@ async def train(parts: Parts, restored: Restored) -> None:
     await parts.publisher.open()
     await parts.publisher.publish(first)
     if cfg.eval.at_start and first == 0:
-        await _evaluate(parts, 0)
+        await _evaluate(parts, first)
     buffer = GroupBuffer()
     producer = RolloutProducer(
         cfg,
@@ -120,7 +120,7 @@ async def train(parts: Parts, restored: Restored) -> None:
                 with clock.phase("train"):
                     result = await cluster.trainer.train_step(batch)
                 sync = await parts.publisher.publish(step)
-                producer.trained(groups)
+                producer.trained(step)
                 producer.advance(step)
                 done = step
                 await _log(parts, producer, step, groups, result, sync)
@@ -134,7 +134,7 @@ async def train(parts: Parts, restored: Restored) -> None:
             await _checkpoint(parts, producer, done, last=True)
             raise
         await _checkpoint(parts, producer, done, last=True)
-    if cfg.eval.at_end and done > first:
+    if cfg.eval.at_end:
         await _evaluate(parts, done)
 
 
@@ -172,6 +172,10 @@ async def _checkpoint(
 
 
 async def _evaluate(parts: Parts, step: int) -> None:
+    """Evaluate after `step`, unless an earlier attempt has."""
+    if parts.recorder.has_evaluated(step):
+        return
+    parts.recorder.state(f"evaluating at step {step}")
     cluster = parts.cluster
     results = await parts.stop.or_else(
         evaluate(

@@ -57,6 +57,7 @@ class RolloutProducer:
             step: tuple(r for r in pending if r.step == step) for step in {r.step for r in pending}
         }
         self._pending: dict[str, GroupRequest] = {}
+        """By the group_id under which the place was announced; the value is its latest request."""
         self._advanced = asyncio.Event()
         self._tasks: set[asyncio.Future[None]] = set()
         self._rates = ErrorRates(cfg.reward.max_error_rate)
@@ -81,15 +82,13 @@ class RolloutProducer:
         self._version = version
         self._advanced.set()
 
-    def trained(self, groups: Sequence[GroupSummary]) -> None:
-        """Tell that these groups were trained on; they are no longer pending."""
-        for group in groups:
-            del self._pending[group.group_id]
+    def trained(self, step: int) -> None:
+        """Tell that the groups of `step` were trained on; they are no longer pending."""
+        self._pending = {p: r for p, r in self._pending.items() if r.step != step}
 
     def pending_state(self) -> JsonValue:
-        """Return the dispatched, untrained requests for the checkpoint."""
-        requests = tuple(sorted(self._pending.values(), key=lambda r: r.step))
-        return _REQUESTS.dump_python(requests, mode="json")
+        """Return the dispatched, untrained requests for the checkpoint, in dispatch order."""
+        return _REQUESTS.dump_python(tuple(self._pending.values()), mode="json")
 
     @staticmethod
     def parse_pending(state: JsonValue) -> tuple[GroupRequest, ...]:
@@ -133,6 +132,7 @@ class RolloutProducer:
                 await self._buffer.put(first.group_id, summary)
                 return
             request = self._after_failure(request, summary)
+            self._pending[first.group_id] = request
 
     def _count_invalid(self, summary: GroupSummary) -> None:
         try:
@@ -150,10 +150,7 @@ class RolloutProducer:
                 f"{self.failed_groups} groups failed, more than batch.max_failed_groups="
                 f"{self._cfg.batch.max_failed_groups}; the last was {request.group_id}: {why}"
             )
-        again = self._mixer.retry(request) or self._mixer.replace(request)
-        del self._pending[request.group_id]
-        self._pending[again.group_id] = again
-        return again
+        return self._mixer.retry(request) or self._mixer.replace(request)
 
 
 async def sample_and_grade(

@@ -53,6 +53,11 @@ class Recorder:
         """Return the file for the step's rollouts."""
         return self._directory.rollouts_path(step)
 
+    def has_evaluated(self, step: int) -> bool:
+        """Return whether eval.jsonl has every source's figures of `step`."""
+        found = {e["source"] for e in self._directory.read_eval() if e["step"] == step}
+        return {s.name for s in self._cfg.sources} <= found
+
     def evaluated(self, results: Sequence[EvalResult]) -> None:
         """Record an evaluation."""
         for result in results:

@@ -39,7 +39,8 @@ def check(cfg: RunConfig) -> None:
     for validate in (validate_environments, validate_rewards, validate_advantages):
         problems += validate(cfg.sources)
     if problems:
-        raise ConfigError(problems)
+        # Two checks may find the same fault (a missing file); the first one's words stand.
+        raise ConfigError(list({p.where: p for p in reversed(problems)}.values())[::-1])
 
 
 def execute(cfg: RunConfig, run_dir: Path, resume: str) -> int:

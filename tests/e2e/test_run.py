@@ -258,8 +258,9 @@ def test_two_engines_two_ranks_and_staleness_run_and_a_dead_engine_ends_it(start
 
 def test_more_gpus_than_there_are_is_said_at_once(start, tmp_path):
     path = recipe(tmp_path)
-    job = start(path, tmp_path / "run", "--set", "trainer.actors.gpus=8")
+    gpus = [f"--set={role}.actors.gpus=1" for role in ("rollout", "reference", "trainer")]
+    job = start(path, tmp_path / "run", *gpus)
     assert job.wait(120) == 2, job.text()
-    assert "8 GPU demanded in all, 0 there" in job.text()
-    assert "trainer[0]: demands 0.5 CPU, 8 GPU" in job.text()
+    assert "3 GPU demanded in all, 0 there" in job.text()
+    assert "trainer[0]: demands 0.5 CPU, 1 GPU" in job.text()
     assert "Traceback" not in job.text()

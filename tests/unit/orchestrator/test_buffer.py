@@ -1,6 +1,7 @@
 import asyncio
 
 import pytest
+
 from orchestrator.buffer import GroupBuffer
 from rollouts.types import GroupSummary
 

@@ -279,4 +279,7 @@ asyncio.run(main())
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.communicate(timeout=30)
-    assert gone(pid)
+    died = gone(pid)
+    if not died:
+        os.kill(pid, signal.SIGKILL)
+    assert died
