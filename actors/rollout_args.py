@@ -3,6 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
+from actors.vllm_plugin import OWNER
 from configs.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def set_environment(cfg: RunConfig) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    os.environ[OWNER] = str(os.getpid())
     if cfg.rollout.actors.gpus > 0:
         return
     threads = max(1, int(cfg.rollout.actors.cpus) // workers(cfg))

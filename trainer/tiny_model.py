@@ -26,7 +26,8 @@ CARELESS_STEPS = 200
 """The last steps, whose answers are spoilt as `CARE` says; those before are all right."""
 CARE = Care(slip=0.5, wordy=0.25)
 REPORT_EVERY = 100
-PAD, END = "<|pad|>", "<|end|>"
+PAD, END = "<|endoftext|>", "<|end|>"
+"""Transformers gives every Qwen2 tokenizer an `<|endoftext|>`; as padding it has an embedding."""
 ROLES = ("system", "user", "assistant", "tool")
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"

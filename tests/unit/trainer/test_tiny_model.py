@@ -180,6 +180,8 @@ def test_the_committed_model_is_small_tied_and_complete(committed: Path) -> None
     assert model.config.vocab_size == len(tokenizer)
     assert tokenizer.chat_template == made.chat_template
     assert tokenizer.get_vocab() == made.get_vocab()
+    for sample in ("12 - 3", "it's 2,000 words:\n\tGrüße 世界", "['7', '5']", "<|endoftext|>"):
+        assert tokenizer(sample)["input_ids"] == made(sample)["input_ids"]
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
