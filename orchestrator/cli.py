@@ -113,7 +113,7 @@ def export(
 @app.command("tiny-model")
 def tiny_model(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    seed: Annotated[int, typer.Option(help="Seed of its weights and texts.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of its weights and texts.")] = 0,
 ) -> None:
     """Make the quickstart's tiny model from procedurally generated text."""
     raise typer.Exit(

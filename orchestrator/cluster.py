@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import Awaitable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -30,7 +32,9 @@ RAY_START_ATTEMPTS = 3
 
 def _environment(role: str, cpus: float) -> dict[str, str]:
     """Return the environment variables of an actor's process."""
-    env = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+    # DeepSpeed builds an op at its first use with the ninja that lies beside our Python.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    env = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "PATH": path}
     if role != "reward":
         env["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
     if not _has_gpu() and role in ("trainer", "reference"):
