@@ -8,7 +8,7 @@ one frees the actors at once, and the run resumes from its newest checkpoint.
 import asyncio
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,12 +66,13 @@ async def _run(cfg: RunConfig, directory: RunDir) -> int:
     restored = checkpoints.newest(mixer)
     directory.truncate_after(restored.step)
     try:
-        with recorder, _signals(stop):
+        with recorder, _signals(stop) as listen:
             recorder.say(_opening(cfg, directory, restored.step))
             for problem in check_versions():
                 recorder.say(f"warning: {problem}")
                 log.warning("%s", problem)
             await stop.or_else(start_ray(cfg))
+            listen()  # Ray has put a handler of its own in place of ours, which aborts
             cluster = await stop.or_else(Cluster.start(cfg))
             try:
                 parts = _parts(cfg, cluster, mixer, recorder, checkpoints, stop)
@@ -129,8 +130,9 @@ def _parts(
 
 
 @contextmanager
-def _signals(stop: StopRequest) -> Iterator[None]:
-    """Route SIGINT and SIGTERM: the first asks, the second cancels."""
+def _signals(stop: StopRequest) -> Iterator[Callable[[], None]]:
+    """Route SIGINT and SIGTERM: the first asks, the second cancels. Yields what installs it
+    again."""
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
     assert main is not None
@@ -145,10 +147,13 @@ def _signals(stop: StopRequest) -> Iterator[None]:
                 "%s: ending with a checkpoint; once more ends at once", signal.strsignal(number)
             )
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, received, number)
+    def listen() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, received, number)
+
+    listen()
     try:
-        yield
+        yield listen
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
