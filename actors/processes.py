@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,3 +56,13 @@ def kill(processes: Iterable[ProcessId]) -> int:
                 os.kill(process.pid, signal.SIGKILL)
                 killed += 1
     return killed
+
+
+def end(processes: Iterable[ProcessId], grace_s: float) -> int:
+    """Wait up to `grace_s` seconds for processes to end, then kill the rest; return how many."""
+    left = set(processes)
+    deadline = time.monotonic() + grace_s
+    while left and time.monotonic() < deadline:
+        left = {p for p in left if identify(p.pid) == p}
+        time.sleep(0.05)
+    return kill(left)

@@ -30,12 +30,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.errors import ActorFailure, RunError
 from actors.heartbeat import Heartbeat
-from actors.processes import ProcessId, kill
+from actors.processes import ProcessId, end
 from configs.errors import ConfigError
 from configs.schema import HealthConfig
 
 log = logging.getLogger("braid.supervisor")
 T = TypeVar("T")
+KILL_GRACE_S = 2.0
+"""Seconds that a killed actor has until its processes are killed by pid."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -212,15 +214,15 @@ def _why_dead(text: str) -> str:
 
 
 def kill_member(member: Member) -> None:
-    """Kill an actor with all its processes, also when it is frozen and hears no RPC."""
+    """End an actor with all its processes, also when it is frozen and hears no RPC."""
     try:
+        ray.kill(member.handle, no_restart=True)
         if member.node_id and member.node_id != ray.get_runtime_context().get_node_id():
-            remote_kill: Any = ray.remote(num_cpus=0, max_retries=0)(kill)
+            remote_end: Any = ray.remote(num_cpus=0, max_retries=0)(end)
             pin = NodeAffinitySchedulingStrategy(member.node_id, soft=False)
-            ref = remote_kill.options(scheduling_strategy=pin).remote(member.processes)
+            ref = remote_end.options(scheduling_strategy=pin).remote(member.processes, KILL_GRACE_S)
             ray.get(ref, timeout=30)
         else:
-            kill(member.processes)
-        ray.kill(member.handle, no_restart=True)
+            end(member.processes, KILL_GRACE_S)
     except (RayError, OSError, ValueError) as error:
         log.warning("could not kill %s: %s", member.name, error)

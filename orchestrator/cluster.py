@@ -182,8 +182,7 @@ class Cluster:
         closing = [asyncio.ensure_future(_quietly(m.handle.close.remote())) for m in graceful]
         if closing:
             await asyncio.wait(closing, timeout=10)
-        for member in self._members:
-            await asyncio.to_thread(kill_member, member)
+        await asyncio.gather(*(asyncio.to_thread(kill_member, m) for m in self._members))
         if self._placement is not None:
             self._placement.release()
 

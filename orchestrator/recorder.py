@@ -1,5 +1,6 @@
 """What a run writes down and shows: metrics, evaluations, the view, the table at the end."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -17,6 +18,8 @@ from orchestrator.publisher import SyncReport
 from orchestrator.run_dir import RunDir
 from orchestrator.step_metrics import step_metrics
 from rollouts.types import GroupSummary, StepResult
+
+log = logging.getLogger("braid.recorder")
 
 
 class Recorder:
@@ -46,7 +49,8 @@ class Recorder:
         self._display.state(text)
 
     def say(self, text: str) -> None:
-        """Print a line."""
+        """Print a line, and log it."""
+        log.info("%s", text)
         self._display.say(text)
 
     def rollouts_path(self, step: int) -> Path:

@@ -66,13 +66,14 @@ async def _run(cfg: RunConfig, directory: RunDir) -> int:
     restored = checkpoints.newest(mixer)
     directory.truncate_after(restored.step)
     try:
-        with recorder, _signals(stop) as listen:
+        with recorder, _signals(stop, recorder) as listen:
             recorder.say(_opening(cfg, directory, restored.step))
             for problem in check_versions():
                 recorder.say(f"warning: {problem}")
-                log.warning("%s", problem)
+            recorder.state("starting Ray")
             await stop.or_else(start_ray(cfg))
             listen()  # Ray has put a handler of its own in place of ours, which aborts
+            recorder.state("starting engines, trainer and graders")
             cluster = await stop.or_else(Cluster.start(cfg))
             try:
                 parts = _parts(cfg, cluster, mixer, recorder, checkpoints, stop)
@@ -82,11 +83,9 @@ async def _run(cfg: RunConfig, directory: RunDir) -> int:
                 recorder.finished()
             finally:
                 await cluster.close()
-    except Stopped:
-        log.warning("stopped by %s", stop.name)
-        return 128 + stop.signal_number
-    except asyncio.CancelledError:
-        log.error("stopped at once by a second signal")
+    except (Stopped, asyncio.CancelledError) as error:
+        how = "" if isinstance(error, Stopped) else " at once"
+        recorder.say(f"stopped{how} by {stop.name}; --resume auto goes on from here")
         return 128 + stop.signal_number
     finally:
         ray.shutdown()
@@ -130,7 +129,7 @@ def _parts(
 
 
 @contextmanager
-def _signals(stop: StopRequest) -> Iterator[Callable[[], None]]:
+def _signals(stop: StopRequest, recorder: Recorder) -> Iterator[Callable[[], None]]:
     """Route SIGINT and SIGTERM: the first asks, the second cancels. Yields what installs it
     again."""
     loop = asyncio.get_running_loop()
@@ -143,9 +142,7 @@ def _signals(stop: StopRequest) -> Iterator[Callable[[], None]]:
         else:
             stop.signal_number = number
             stop.event.set()
-            log.warning(
-                "%s: ending with a checkpoint; once more ends at once", signal.strsignal(number)
-            )
+            recorder.say(f"{stop.name}: ending with a checkpoint; once more ends at once")
 
     def listen() -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
