@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the run failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -125,6 +126,7 @@ def main() -> None:
     """Entry point: run a command and turn what ends it into a message and an exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    sys.path.insert(0, os.getcwd())  # for `module:name` plugs that lie where braid is run
     sys.exit(_main(sys.argv[1:]))
 
 

@@ -31,10 +31,18 @@ RAY_START_ATTEMPTS = 3
 
 
 def _environment(role: str, cpus: float) -> dict[str, str]:
-    """Return the environment variables of an actor's process."""
+    """Return the environment variables of an actor's process.
+
+    The folder that braid runs in goes along, so that a user's own modules are found.
+    """
     # DeepSpeed builds an op at its first use with the ninja that lies beside our Python.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    env = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "PATH": path}
+    env = {
+        "OMP_WAIT_POLICY": "passive",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PATH": path,
+        "PYTHONPATH": os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH")))),
+    }
     if role != "reward":
         env["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
     if not _has_gpu() and role in ("trainer", "reference"):
