@@ -8,6 +8,7 @@ from configs.schema import RunConfig
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.executor import Executor
 
 INITIAL_VERSION = 0
 """Version of the weights that an engine reads from `model.path`."""
@@ -58,8 +59,7 @@ def engine_args(cfg: RunConfig, engine_index: int) -> "AsyncEngineArgs":
         max_num_seqs=rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel,
         pipeline_parallel_size=rollout.pipeline_parallel,
-        # Inside a placement group vLLM would start Ray workers of its own.
-        distributed_executor_backend="mp" if workers(cfg) > 1 else "uni",
+        distributed_executor_backend=_executor(cfg),
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         enforce_eager=rollout.enforce_eager or rollout.actors.gpus == 0,
         enable_prefix_caching=True,
@@ -70,3 +70,16 @@ def engine_args(cfg: RunConfig, engine_index: int) -> "AsyncEngineArgs":
         worker_extension_cls=EXTENSION,
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
     )
+
+
+def _executor(cfg: RunConfig) -> "str | type[Executor]":
+    """Return who runs the model: never Ray, which vLLM would choose inside a placement group.
+
+    A single worker shares the engine core's process. By name, vLLM would still give it one of its
+    own on CPU, for the sake of pinning threads, which is off here.
+    """
+    if workers(cfg) > 1:
+        return "mp"
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    return UniProcExecutor

@@ -198,7 +198,7 @@ def test_a_run_leaves_everything_a_user_expects(start, tmp_path):
 
 
 def test_killed_interrupted_and_resumed_it_trains_every_step_once(start, tmp_path):
-    run_dir, path = tmp_path / "run", recipe(tmp_path, num_steps=12)
+    run_dir, path = tmp_path / "run", recipe(tmp_path, num_steps=500)
 
     killed = start(path, run_dir)
     killed.wait_for_steps(3)
@@ -222,16 +222,17 @@ def test_killed_interrupted_and_resumed_it_trains_every_step_once(start, tmp_pat
     assert (run_dir / "checkpoints" / f"step_{done[-1]}").exists(), "the signal's checkpoint"
 
     terminated = start(path, run_dir, "--resume", "auto")
-    terminated.wait_for_steps(len(done) + 1)
+    terminated.wait_for_steps(done[-1] + 1)
     terminated.process.send_signal(signal.SIGTERM)
     assert terminated.wait(120) == 143, terminated.text()
 
-    finished = start(path, run_dir, "--resume", "auto")
+    last = steps(run_dir)[-1] + 2
+    finished = start(path, run_dir, "--resume", "auto", "--set", f"num_steps={last}")
     assert finished.wait() == 0, finished.text()
-    assert steps(run_dir) == list(range(1, 13))
+    assert steps(run_dir) == list(range(1, last + 1))
     trained = Counter(
         (r["group_id"], r["index"])
-        for s in range(1, 13)
+        for s in range(1, last + 1)
         for r in records(run_dir, f"rollouts/step_{s}.jsonl")
     )
     assert set(trained.values()) == {1}
