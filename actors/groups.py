@@ -10,7 +10,7 @@ from ray.actor import ActorHandle
 
 from actors.rollout import EngineInfo, ReceiveReport
 from actors.supervisor import Member, Supervisor
-from actors.sync_transport import Manifest, SendReport, SyncInit
+from actors.sync_plan import Manifest, SendReport, SyncInit
 from actors.trainer import LogprobGap, RankPlan
 from configs.schema import HealthConfig
 from rollouts.types import (

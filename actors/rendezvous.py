@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import ray
-from torch.distributed import TCPStore
 
 from actors.heartbeat import Heartbeat, beat
-from actors.sync_group import stamp_key
+from actors.sync_plan import stamp_key
 
 POLL_S = 0.2
 
@@ -55,6 +54,8 @@ class Rendezvous:
     """
 
     def __init__(self, host: str):
+        from torch.distributed import TCPStore
+
         self._host = host
         self._store = TCPStore(
             host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30)

@@ -13,7 +13,7 @@ from actors.processes import ProcessId, family
 from actors.rollout_args import workers
 from actors.rollout_engine import ReceiveReport, RolloutEngine
 from actors.rollout_render import ChatRenderer
-from actors.sync_transport import Manifest, SyncInit
+from actors.sync_plan import Manifest, SyncInit
 from configs.schema import RunConfig
 from environments.environment import Environment
 from environments.play import play

@@ -21,8 +21,7 @@ import numpy as np
 from actors import processes
 from actors.errors import RunError
 from actors.rollout_args import INITIAL_VERSION, engine_args, set_environment, workers
-from actors.sync_group import SyncInit
-from actors.sync_plan import Manifest
+from actors.sync_plan import Manifest, SyncInit
 from configs.schema import RunConfig
 from environments.play import EngineDead
 from rollouts.types import Completion, FinishReason, Sampling, VersionSpan

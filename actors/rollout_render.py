@@ -1,13 +1,16 @@
 """Between messages and token ids, by the model's own tokenizer and chat template."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from configs.errors import ConfigError, Problem
 from configs.schema import ModelConfig
 from rollouts.types import I32, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class ChatRenderer:
@@ -18,6 +21,8 @@ class ChatRenderer:
     """
 
     def __init__(self, model: ModelConfig):
+        from transformers import AutoTokenizer
+
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 model.path, trust_remote_code=model.trust_remote_code

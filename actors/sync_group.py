@@ -21,50 +21,17 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Literal
 
 import torch
 from torch.distributed import PrefixStore, Store, TCPStore, Work
 from torch.distributed import distributed_c10d as c10d
 
-from actors.sync_plan import Manifest, WeightSyncError
+from actors.sync_plan import Manifest, SyncInit, WeightSyncError, stamp_key
 
 log = logging.getLogger("braid.sync")
 STAMP_S = 0.25
 """Seconds between stamps, and between looks at whether a peer has failed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyncInit:
-    """One peer's place in a generation; plain values, ready for JSON."""
-
-    generation: int
-    store_host: str
-    store_port: int
-    rank: int
-    """0 sends. For an engine with several workers: the rank of its first one."""
-    world_size: int
-    backend: Literal["gloo", "nccl"]
-    transport: Literal["broadcast", "shared"]
-    timeout_s: float
-    name: str
-    """For messages: `trainer[0]`, `rollout[1]`."""
-
-    def to_json(self) -> str:
-        """Return it as text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "SyncInit":
-        """Read what `to_json` wrote."""
-        return cls(**json.loads(text))
-
-
-def stamp_key(generation: int, rank: int) -> str:
-    """Key under which a peer stamps that it lives."""
-    return f"braid/{generation}/stamp/{rank}"
 
 
 class Pending:

@@ -1,16 +1,17 @@
-"""What travels in a weight sync: the manifest, and the buckets into which it is cut.
+"""What travels in a weight sync, and between whom: manifest, buckets, a peer's place.
 
-Both ends derive the same plan from the same manifest, so that a sync sends bytes alone.
+Both ends derive the same plan from the same manifest, so that a sync sends bytes alone. Plain
+values: the driver, which has no torch, reads this module too.
 """
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-
-import torch
+from typing import Literal
 
 ALIGN = 16
 """Bytes to which a tensor's place in a bucket is rounded up, so that it can be viewed there."""
@@ -24,6 +25,45 @@ class WeightSyncError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SyncInit:
+    """One peer's place in a generation; plain values, ready for JSON."""
+
+    generation: int
+    store_host: str
+    store_port: int
+    rank: int
+    """0 sends. For an engine with several workers: the rank of its first one."""
+    world_size: int
+    backend: Literal["gloo", "nccl"]
+    transport: Literal["broadcast", "shared"]
+    timeout_s: float
+    name: str
+    """For messages: `trainer[0]`, `rollout[1]`."""
+
+    def to_json(self) -> str:
+        """Return it as text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "SyncInit":
+        """Read what `to_json` wrote."""
+        return cls(**json.loads(text))
+
+
+def stamp_key(generation: int, rank: int) -> str:
+    """Key under which a peer stamps that it lives."""
+    return f"braid/{generation}/stamp/{rank}"
+
+
+_ITEM_BYTES = {
+    **dict.fromkeys(("float8_e4m3fn", "float8_e5m2", "uint8", "int8", "bool"), 1),
+    **dict.fromkeys(("bfloat16", "float16", "int16"), 2),
+    **dict.fromkeys(("float32", "int32"), 4),
+    **dict.fromkeys(("float64", "int64"), 8),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
     """One full tensor under its Hugging Face name."""
 
@@ -33,14 +73,9 @@ class TensorSpec:
     """As in torch, without the package: `bfloat16`."""
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype itself."""
-        return getattr(torch, self.dtype)
-
-    @property
     def nbytes(self) -> int:
         """Bytes of the tensor."""
-        return torch.Size(self.shape).numel() * self.torch_dtype.itemsize
+        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,11 +227,6 @@ def _aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGN) * ALIGN
 
 
-def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """View a contiguous tensor as its bytes [nbytes], without a copy."""
-    return tensor.detach().reshape(-1).view(torch.uint8)
-
-
 def sampled(manifest: Manifest, version: int, count: int) -> tuple[int, ...]:
     """Draw the tensors whose checksums sync `version` compares; the same on every peer."""
     total = len(manifest.tensors)
@@ -204,25 +234,15 @@ def sampled(manifest: Manifest, version: int, count: int) -> tuple[int, ...]:
     return tuple(sorted(drawn))
 
 
-def checksum(tensor: torch.Tensor) -> int:
-    """Return a position-weighted sum of the tensor's bytes as 64-bit words, modulo 2^64.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendReport:
+    """One sync, as its sender saw it."""
 
-    The same on every device. Weights are odd, so that a change of any one word shows.
-    """
-    flat = flat_bytes(tensor.contiguous())
-    if flat.numel() % 8 or flat.storage_offset() % 8:
-        flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).clone()
-    words = flat.view(torch.int64)
-    total = torch.zeros((), dtype=torch.int64, device=words.device)
-    for part in words.split(_CHECKSUM_WORDS):
-        weights = _odd_numbers(str(part.device))[: part.numel()]
-        total = total * 1_000_003 + (part * weights).sum()
-    return int(total)
-
-
-_CHECKSUM_WORDS = 1 << 16
-
-
-@lru_cache(maxsize=8)
-def _odd_numbers(device: str) -> torch.Tensor:
-    return torch.arange(1, 2 * _CHECKSUM_WORDS, 2, dtype=torch.int64, device=device)
+    version: int
+    gather_s: float
+    """Gathering and packing."""
+    send_s: float
+    """Waiting for the wire and for the engines' answers."""
+    total_bytes: int
+    checksums: dict[str, int]
+    """Of the sampled tensors."""

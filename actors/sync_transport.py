@@ -16,19 +16,19 @@ from dataclasses import dataclass
 
 import torch
 
-from actors.sync_group import Pending, SyncGroup, SyncInit
+from actors.sync_group import Pending, SyncGroup
 from actors.sync_plan import (
     Bucket,
     Manifest,
-    TensorSpec,
+    SendReport,
+    SyncInit,
     Unit,
     WeightSyncError,
-    checksum,
-    flat_bytes,
     plan_buckets,
     plan_units,
     sampled,
 )
+from actors.sync_tensors import checksum, flat_bytes, torch_dtype
 from actors.sync_wires import (
     BroadcastReceiver,
     BroadcastSender,
@@ -37,17 +37,6 @@ from actors.sync_wires import (
     SharedReceiver,
     SharedSender,
 )
-
-__all__ = [
-    "Manifest",
-    "ReceiveStats",
-    "SendReport",
-    "SyncInit",
-    "TensorSpec",
-    "WeightReceiver",
-    "WeightSender",
-    "WeightSyncError",
-]
 
 Gather = Callable[[Sequence[str]], AbstractContextManager[Mapping[str, torch.Tensor]]]
 """Names -> a context in which those tensors are whole; a collective among trainer ranks."""
@@ -58,20 +47,6 @@ _REFUSALS = {
     _OTHER_MANIFEST: "was told another manifest hash",
     _OTHER_CONTENT: "received tensors whose checksums differ from the sender's",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SendReport:
-    """One sync, as its sender saw it."""
-
-    version: int
-    gather_s: float
-    """Gathering and packing."""
-    send_s: float
-    """Waiting for the wire and for the engines' answers."""
-    total_bytes: int
-    checksums: dict[str, int]
-    """Of the sampled tensors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,7 +207,7 @@ class WeightSender:
     def _check(self, unit: Unit, tensors: Mapping[str, torch.Tensor]) -> None:
         for name in unit.names:
             spec, tensor = self._manifest.tensors[self._order[name]], tensors[name]
-            if tuple(tensor.shape) != spec.shape or tensor.dtype != spec.torch_dtype:
+            if tuple(tensor.shape) != spec.shape or tensor.dtype != torch_dtype(spec.dtype):
                 raise ValueError(
                     f"{name} was gathered as {tuple(tensor.shape)} {tensor.dtype}, but the "
                     f"manifest says {spec.shape} {spec.dtype}"
@@ -346,7 +321,8 @@ class WeightReceiver:
     def _room(self, index: int, device: torch.device) -> torch.Tensor:
         if index not in self._partial:
             spec = self._manifest.tensors[index]
-            self._partial[index] = torch.empty(spec.shape, dtype=spec.torch_dtype, device=device)
+            dtype = torch_dtype(spec.dtype)
+            self._partial[index] = torch.empty(spec.shape, dtype=dtype, device=device)
         return self._partial[index]
 
     def _unpack(self, bucket: Bucket, data: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:

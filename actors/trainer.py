@@ -1,6 +1,6 @@
 """The trainer actor: one ZeRO rank of the policy, and the sending end of weight sync.
 
-DeepSpeed is imported when it starts: the driver imports this module too.
+torch and DeepSpeed are imported when it starts: the driver imports this module too.
 """
 
 import time
@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
-import torch
-from torch.distributed import PrefixStore, TCPStore
 
 from actors.fetch import fetch_micro_batches
 from actors.heartbeat import Heartbeat, beat
-from actors.sync_transport import Manifest, SendReport, SyncInit, WeightSender
+from actors.sync_plan import Manifest, SendReport, SyncInit
 from configs.schema import RunConfig
 from rollouts.packing import assemble
 from rollouts.types import F32, MinibatchPlan, Ref, StepResult
 
 if TYPE_CHECKING:
+    from actors.sync_transport import WeightSender
     from trainer.engine import PolicyEngine
 
 
@@ -61,6 +60,9 @@ class TrainerActor:
 
     def start(self, store_host: str, store_port: int) -> Heartbeat:
         """Join the other ranks through the run's store and build the engine."""
+        import torch
+        from torch.distributed import PrefixStore, TCPStore
+
         from trainer.engine import PolicyEngine
 
         timeout = timedelta(seconds=self._cfg.trainer.collective_timeout_s)
@@ -107,6 +109,8 @@ class TrainerActor:
         Args:
             init: rank 0's place in the group; None on the other ranks, which only gather.
         """
+        from actors.sync_transport import WeightSender
+
         if self._sender is not None:
             self._sender.close()
         self._sender = WeightSender(

@@ -30,7 +30,7 @@ from vllm.model_executor.model_loader.reload import (
 )
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from actors.sync_plan import checksum
+from actors.sync_tensors import checksum
 from actors.sync_transport import (
     Manifest,
     ReceiveStats,

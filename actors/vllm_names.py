@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from actors.sync_plan import Manifest, TensorSpec
+from actors.sync_tensors import torch_dtype
 
 
 class NameMap:
@@ -115,7 +116,7 @@ def _matching(
 ) -> torch.Tensor | None:
     """Return rows [start, start + spec rows) of a parameter if they are the tensor's plain copy."""
     loader = getattr(getattr(parameter, "weight_loader", None), "__name__", "")
-    if parameter.dtype != spec.torch_dtype or loader == "composed_loader":
+    if parameter.dtype != torch_dtype(spec.dtype) or loader == "composed_loader":
         return None
     if not spec.shape:
         return parameter.data if parameter.ndim == 0 else None

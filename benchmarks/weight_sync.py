@@ -21,8 +21,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from actors.rendezvous import Rendezvous
-from actors.sync_group import SyncGroup, SyncInit
-from actors.sync_transport import Manifest, WeightReceiver, WeightSender
+from actors.sync_group import SyncGroup
+from actors.sync_plan import Manifest, SyncInit
+from actors.sync_transport import WeightReceiver, WeightSender
 
 TIMEOUT_S = 60.0
 RAW_CHUNK = 16 << 20

@@ -19,7 +19,7 @@ from actors.errors import ActorFailure, RunError
 from actors.groups import RolloutFleet, TrainerGroup
 from actors.rollout_engine import ReceiveReport
 from actors.supervisor import Member, Supervisor, kill_member
-from actors.sync_transport import Manifest, SendReport, SyncInit
+from actors.sync_plan import Manifest, SendReport, SyncInit
 from configs.schema import RunConfig
 from orchestrator.clock import PhaseClock
 from rollouts.types import GroupRequest, Sampling, Task

@@ -136,3 +136,7 @@ def test_making_a_plan_loads_nothing_heavy():
 
 def test_the_bare_interpreter_would_show_a_heavy_import():
     assert loaded_by("import ray") == ["ray"]
+
+
+def test_the_driver_loads_ray_alone():
+    assert loaded_by("import orchestrator.run") == ["ray"]

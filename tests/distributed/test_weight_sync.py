@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from actors.rendezvous import Rendezvous
-from actors.sync_plan import flat_bytes
-from actors.sync_transport import Manifest, SyncInit, WeightSender, WeightSyncError
+from actors.sync_plan import Manifest, SyncInit, WeightSyncError
+from actors.sync_tensors import flat_bytes
+from actors.sync_transport import WeightSender
 
 PEER = Path(__file__).with_name("weight_sync_peer.py")
 Transport = Literal["broadcast", "shared"]

@@ -7,8 +7,9 @@ import sys
 
 import torch
 
-from actors.sync_plan import flat_bytes
-from actors.sync_transport import Manifest, SyncInit, WeightReceiver, WeightSyncError
+from actors.sync_plan import Manifest, SyncInit, WeightSyncError
+from actors.sync_tensors import flat_bytes
+from actors.sync_transport import WeightReceiver
 
 
 def say(answer: dict[str, object]) -> None:

@@ -19,8 +19,8 @@ from actors import processes
 from actors.errors import RunError
 from actors.rendezvous import Rendezvous
 from actors.rollout_engine import RolloutEngine
-from actors.sync_plan import Bucket
-from actors.sync_transport import Manifest, SyncInit, WeightSender, WeightSyncError
+from actors.sync_plan import Bucket, Manifest, SyncInit, WeightSyncError
+from actors.sync_transport import WeightSender
 from configs.schema import RunConfig
 from environments.play import EngineDead
 from rollouts.types import Completion, Sampling
