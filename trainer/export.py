@@ -121,6 +121,8 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    size = sum(f.stat().st_size for f in args.out.glob("*.safetensors"))
+    sys.stdout.write(f"exported to {args.out}: {size / 1e6:.1f} MB of weights, with tokenizer\n")
     return 0
 
 
