@@ -5,8 +5,10 @@
     _produce    one graded group    an engine, then a grader      Ray; a failure fails the buffer
 
 Invariants:
-- every dispatched group is pending until `trained` names it; a checkpoint carries the pending
+- every dispatched group is pending until its step is trained; a checkpoint carries the pending
   requests, so that a resumed run samples them again and none is lost;
+- what becomes of a group is entered in the ledger in the same moment of the driver, and the
+  pending requests are what the ledger holds to be in flight;
 - a group without one valid rollout is sampled again, `max_attempts` times, then another task of
   the same source takes its place; both are counted, and too many end the run;
 - grading starts as soon as a group is sampled, while others still generate.
@@ -23,12 +25,14 @@ from pydantic import JsonValue, TypeAdapter
 from actors.errors import RunError
 from actors.groups import RewardFleet, RolloutFleet
 from configs.schema import RunConfig
+from mixing.ledger import Ledger
+from mixing.ledger_events import Reason
 from mixing.mixer import Mixer
 from orchestrator.buffer import GroupBuffer
 from orchestrator.clock import PhaseClock
 from rewards.rates import ErrorRates, GraderErrorRateExceeded
 from rollouts.staleness import may_dispatch
-from rollouts.types import GroupRequest, GroupSummary
+from rollouts.types import GroupRequest, GroupSummary, TrainBatch
 
 log = logging.getLogger("braid.producer")
 _REQUESTS = TypeAdapter(tuple[GroupRequest, ...])
@@ -42,6 +46,7 @@ class RolloutProducer:
         cfg: RunConfig,
         *,
         mixer: Mixer,
+        ledger: Ledger,
         rollout: RolloutFleet,
         reward: RewardFleet,
         buffer: GroupBuffer,
@@ -51,17 +56,17 @@ class RolloutProducer:
     ):
         self._cfg, self._mixer, self._buffer, self._clock = cfg, mixer, buffer, clock
         self._rollout, self._reward = rollout, reward
+        self.ledger = ledger
         self._version = version
         self._next_step = version + 1
         self._restored = {
             step: tuple(r for r in pending if r.step == step) for step in {r.step for r in pending}
         }
-        self._pending: dict[str, GroupRequest] = {}
+        self._pending = {r.group_id: r for r in pending}
         """By the group_id under which the place was announced; the value is its latest request."""
         self._advanced = asyncio.Event()
         self._tasks: set[asyncio.Future[None]] = set()
         self._rates = ErrorRates(cfg.reward.max_error_rate)
-        self.failed_groups = 0
 
     async def __aenter__(self) -> Self:
         self._start(self._dispatch())
@@ -82,9 +87,24 @@ class RolloutProducer:
         self._version = version
         self._advanced.set()
 
-    def trained(self, step: int) -> None:
-        """Tell that the groups of `step` were trained on; they are no longer pending."""
+    def trained(
+        self, step: int, version: int, groups: Sequence[GroupSummary], batch: TrainBatch
+    ) -> None:
+        """Tell that `step` was trained on `batch`, made of `groups`; they are no longer pending.
+
+        Args:
+            version: of the weights after the step.
+
+        Raises:
+            LedgerError: a group or sample was lost or used twice.
+        """
+        self.ledger.trained(step, version, groups, batch)
         self._pending = {p: r for p, r in self._pending.items() if r.step != step}
+        self.check_ledger()
+
+    def check_ledger(self) -> None:
+        """Raise LedgerError unless dispatched = trained + rejected + what is pending here."""
+        self.ledger.check(self._pending.values())
 
     def pending_state(self) -> JsonValue:
         """Return the dispatched, untrained requests for the checkpoint, in dispatch order."""
@@ -117,6 +137,7 @@ class RolloutProducer:
             with self._clock.phase("dispatch"):
                 requests = self._restored.pop(step, ()) or self._mixer.plan_step(step)
                 self._pending.update((r.group_id, r) for r in requests)
+                self.ledger.dispatched(requests, self._version)
                 await self._buffer.expect(step, tuple(r.group_id for r in requests))
                 for request in requests:
                     self._start(self._produce(request))
@@ -129,10 +150,12 @@ class RolloutProducer:
             summary = await sample_and_grade(self._rollout, self._reward, self._clock, request)
             self._count_invalid(summary)
             if summary.samples:
+                self.ledger.accepted(summary)
                 await self._buffer.put(first.group_id, summary)
                 return
             request = self._after_failure(request, summary)
             self._pending[first.group_id] = request
+            self.ledger.dispatched((request,), self._version)
 
     def _count_invalid(self, summary: GroupSummary) -> None:
         try:
@@ -141,16 +164,17 @@ class RolloutProducer:
             raise RunError(str(error)) from error
 
     def _after_failure(self, request: GroupRequest, summary: GroupSummary) -> GroupRequest:
-        self.failed_groups += 1
         errors = [r.error for r in summary.rollouts if r.error is not None]
         why = f"{errors[0].boundary}: {errors[0].message}" if errors else "no valid rollout"
         log.warning("group %s failed (%s)", request.group_id, why)
-        if self.failed_groups > self._cfg.batch.max_failed_groups:
+        again = self._mixer.retry(request)
+        self.ledger.rejected(summary, Reason.FAILED if again else Reason.GIVEN_UP, why)
+        if self.ledger.failed_groups > self._cfg.batch.max_failed_groups:
             raise RunError(
-                f"{self.failed_groups} groups failed, more than batch.max_failed_groups="
+                f"{self.ledger.failed_groups} groups failed, more than batch.max_failed_groups="
                 f"{self._cfg.batch.max_failed_groups}; the last was {request.group_id}: {why}"
             )
-        return self._mixer.retry(request) or self._mixer.replace(request)
+        return again or self._mixer.replace(request)
 
 
 async def sample_and_grade(
