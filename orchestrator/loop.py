@@ -127,7 +127,7 @@ async def train(parts: Parts, restored: Restored) -> None:
                 producer.trained(step, result.policy_version, groups, batch)
                 producer.advance(step)
                 done = step
-                await _log(parts, step, groups, result, sync)
+                await _log(parts, producer, step, groups, result, sync)
                 if _due(cfg.eval.every, step) and step < cfg.num_steps:
                     await _evaluate(parts, step)
                 if _due(cfg.checkpoint.every, step) and step < cfg.num_steps:
@@ -196,6 +196,7 @@ async def _evaluate(parts: Parts, step: int) -> None:
 
 async def _log(
     parts: Parts,
+    producer: RolloutProducer,
     step: int,
     groups: Sequence[GroupSummary],
     result: StepResult,
@@ -215,6 +216,6 @@ async def _log(
         sync=sync,
         wall_s=wall,
         split=split,
-        failed_groups=parts.ledger.failed_groups,
-        ledger=parts.ledger.figures(),
+        failed_groups=producer.ledger.failed_groups,
+        ledger=producer.ledger.figures(),
     )

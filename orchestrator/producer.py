@@ -3,6 +3,7 @@
     what        produces            waits for                     unblocked by
     _dispatch   the groups of step  step <= version + 1 + staleness   advance() after a trained step
     _produce    one graded group    an engine, then a grader      Ray; a failure fails the buffer
+    _turn_of    another task        its step to be the next one   advance(), _dispatch
 
 Invariants:
 - every dispatched group is pending until its step is trained; a checkpoint carries the pending
@@ -11,6 +12,8 @@ Invariants:
   pending requests are what the ledger holds to be in flight;
 - a group without one valid rollout is sampled again, `max_attempts` times, then another task of
   the same source takes its place; both are counted, and too many end the run;
+- another task for step s is drawn after step s + staleness is planned and before the next one is:
+  so whichever group fails first, each step has the same tasks, and a resumed run has them too;
 - grading starts as soon as a group is sampled, while others still generate.
 """
 
@@ -65,6 +68,8 @@ class RolloutProducer:
         self._pending = {r.group_id: r for r in pending}
         """By the group_id under which the place was announced; the value is its latest request."""
         self._advanced = asyncio.Event()
+        self._moved = asyncio.Event()
+        """Set, and replaced, whenever the version or the next step to dispatch changes."""
         self._tasks: set[asyncio.Future[None]] = set()
         self._rates = ErrorRates(cfg.reward.max_error_rate)
 
@@ -86,6 +91,7 @@ class RolloutProducer:
         """Tell that the engines now hold policy `version`: more steps may be sampled."""
         self._version = version
         self._advanced.set()
+        self._tell_moved()
 
     def trained(
         self, step: int, version: int, groups: Sequence[GroupSummary], batch: TrainBatch
@@ -142,6 +148,7 @@ class RolloutProducer:
                 for request in requests:
                     self._start(self._produce(request))
             self._next_step += 1
+            self._tell_moved()
 
     async def _produce(self, first: GroupRequest) -> None:
         """Sample and grade until the place announced by `first` has a group worth training on."""
@@ -153,9 +160,7 @@ class RolloutProducer:
                 self.ledger.accepted(summary)
                 await self._buffer.put(first.group_id, summary)
                 return
-            request = self._after_failure(request, summary)
-            self._pending[first.group_id] = request
-            self.ledger.dispatched((request,), self._version)
+            request = await self._after_failure(first.group_id, request, summary)
 
     def _count_invalid(self, summary: GroupSummary) -> None:
         try:
@@ -163,18 +168,36 @@ class RolloutProducer:
         except GraderErrorRateExceeded as error:
             raise RunError(str(error)) from error
 
-    def _after_failure(self, request: GroupRequest, summary: GroupSummary) -> GroupRequest:
+    async def _after_failure(
+        self, place: str, request: GroupRequest, summary: GroupSummary
+    ) -> GroupRequest:
+        """Return what is sampled for the place instead: the same task, or another one."""
         errors = [r.error for r in summary.rollouts if r.error is not None]
         why = f"{errors[0].boundary}: {errors[0].message}" if errors else "no valid rollout"
         log.warning("group %s failed (%s)", request.group_id, why)
         again = self._mixer.retry(request)
+        if again is None:
+            await self._turn_of(request.step)
         self.ledger.rejected(summary, Reason.FAILED if again else Reason.GIVEN_UP, why)
         if self.ledger.failed_groups > self._cfg.batch.max_failed_groups:
             raise RunError(
                 f"{self.ledger.failed_groups} groups failed, more than batch.max_failed_groups="
                 f"{self._cfg.batch.max_failed_groups}; the last was {request.group_id}: {why}"
             )
-        return again or self._mixer.replace(request)
+        following = again or self._mixer.replace(request)
+        self._pending[place] = following
+        self.ledger.dispatched((following,), self._version)
+        return following
+
+    async def _turn_of(self, step: int) -> None:
+        """Wait until `step` is the next to train and all that may run ahead of it is planned."""
+        planned = min(step + self._cfg.batch.max_staleness, self._cfg.num_steps)
+        while self._version < step - 1 or self._next_step <= planned:
+            await self._moved.wait()
+
+    def _tell_moved(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
 
 
 async def sample_and_grade(

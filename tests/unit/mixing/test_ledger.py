@@ -3,13 +3,12 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from configs.errors import ConfigError
-from mixing.account import Account
 from mixing.ledger import Ledger, LedgerError, read_account, rows
 from mixing.ledger_events import (
     Accepted,
@@ -42,9 +41,7 @@ SOURCES = ("arith", "tools", "wörds")
 
 
 def request(task_id: str, step: int = 1, *, epoch: int = 0, attempt: int = 0) -> GroupRequest:
-    task = Task(
-        task_id=task_id, source=task_id.split("/")[0], prompt=(), answer=None, metadata={}
-    )
+    task = Task(task_id=task_id, source=task_id.split("/")[0], prompt=(), answer=None, metadata={})
     return GroupRequest(
         group_id=f"{task_id}#e{epoch}a{attempt}",
         task=task,
@@ -117,7 +114,7 @@ class Driver:
         self.path, self.random = path, random.Random(seed)
         self.ahead = self.random.randrange(3)
         self.attempt, self.saved = 0, Saved()
-        self.undone_steps = 0
+        self.undone_steps = self.torn = 0
         self.resume()
 
     def resume(self) -> None:
@@ -145,6 +142,8 @@ class Driver:
         kept = self.random.randint(self.saved.offset, length)
         with self.path.open("r+b") as file:
             file.truncate(kept)
+            file.seek(kept - 1)
+            self.torn += file.read(1) != b"\n"
             if self.random.random() < 0.2:
                 file.seek(kept)
                 file.write(b"\0" * self.random.randrange(100))
@@ -198,7 +197,7 @@ class Driver:
         self.ledger.rejected(summary, reason, "grader: too slow")
         self.rejected[reason] += 1
         if again:
-            following = graded_id(request, attempt)
+            following = another_attempt(request, attempt)
         else:
             following = self.draw(request.step, request.task.source)
         self.pending[place] = following
@@ -222,9 +221,8 @@ class Driver:
         self.ledger.check(self.pending.values())
 
 
-def graded_id(request_: GroupRequest, attempt: int) -> GroupRequest:
-    task_id, epoch = request_.task.task_id, int(request_.group_id.split("#e")[1].split("a")[0])
-    return request(task_id, request_.step, epoch=epoch, attempt=attempt)
+def another_attempt(of: GroupRequest, attempt: int) -> GroupRequest:
+    return replace(of, group_id=f"{of.group_id[:-1]}{attempt}")
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -241,26 +239,262 @@ def test_any_history_with_crashes_adds_up(tmp_path: Path, seed: int) -> None:
     assert (account.step, account.attempt) == (12, driver.attempt)
     assert set(account.open) == {r.group_id for r in driver.pending.values()}
     assert sum((s.rejected for s in account.sources.values()), Counter()) == driver.rejected
+    assert driver.ledger.failed_groups == driver.rejected.total()
     for name, source in account.sources.items():
         trained = source.trained
         counted = Counter(groups=trained.groups, samples=trained.samples, tokens=trained.tokens)
         assert counted == driver.trained.get(name, Counter())
         assert source.accepted.groups >= trained.groups
         assert source.in_flight == sum(g.source == name for g in account.open.values())
-    undone = [from_row(r.text) for r in rows(driver.path) if r.undone and b'"trained"' in r.text]
+    undone = [r for r in rows(driver.path) if r.undone and b'"trained"' in r.text]
     assert len(undone) <= driver.undone_steps  # the rest was lost with the crash
 
 
-def test_crashes_in_those_histories_do_undo_and_tear(tmp_path: Path) -> None:
+def test_those_crashes_do_undo_and_tear(tmp_path: Path) -> None:
     undone = torn = 0
     for seed in range(30):
         driver = Driver(tmp_path / f"{seed}.jsonl", seed)
         while driver.step < 8:
             driver.act()
             if driver.random.random() < 0.05 and driver.attempt < 6:
-                driver.ledger.__exit__(None, None, None)
-                whole = driver.path.read_bytes()
-                torn += not whole[: driver.random.randint(driver.saved.offset, len(whole))].endswith(b"\n")
-                driver.crash_after_close()
+                driver.crash()
         undone += sum(r.undone for r in rows(driver.path))
-    assert undone > 50 and torn > 5
+        torn += driver.torn
+    assert undone > 50 and torn > 20
+
+
+def test_a_reader_takes_every_prefix_of_a_live_file(tmp_path: Path) -> None:
+    driver = Driver(tmp_path / "ledger.jsonl", seed=4)
+    while driver.step < 5:
+        driver.act()
+    whole, cut = driver.path.read_bytes(), tmp_path / "cut.jsonl"
+    for length in random.Random(1).sample(range(len(whole) + 1), 300):
+        cut.write_bytes(whole[:length])
+        assert read_account(cut).balanced
+        assert b"".join(r.text for r in rows(cut)) == whole[: whole[:length].rfind(b"\n") + 1]
+
+
+SCORE = Score(
+    valid=1, invalid=0, truncated=0, reward=1.0, tokens=5, samples=1, loss_tokens=5, versions=(0, 0)
+)
+EVENTS: list[Event] = [
+    Attempt(time=1, attempt=1, step=0, offset=0),
+    Dispatched(time=1, step=1, version=0, groups=(DispatchedGroup('ä/train/"1#e0a0', "ä", 1),)),
+    Accepted(time=2, group="x#e0a0", score=SCORE),
+    Rejected(time=2, group="x#e0a0", reason="failed", why="no\nluck", score=SCORE),
+    Trained(time=3, step=1, version=1, groups=(TrainedGroup("x#e0a0", 1, 5),)),
+]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda e: e.event)
+def test_an_event_is_one_line_and_comes_back_equal(event: Event) -> None:
+    row = to_row(event)
+    assert row.count(b"\n") == 1 and row.endswith(b"\n")
+    assert from_row(row) == event
+
+
+A, B = request("arith/train/1"), request("arith/train/2")
+
+
+class Book:
+    """A ledger with group A in it: dispatched, accepted or trained."""
+
+    def __init__(self, path: Path, upto: str = "accepted"):
+        self.ledger = opened(path)
+        self.a = graded(A)
+        self.ledger.dispatched((A,), 0)
+        if upto in ("accepted", "trained"):
+            self.ledger.accepted(self.a)
+        if upto == "trained":
+            self.train(1)
+
+    def train(self, step: int, samples: Sequence[SampleHandle] | None = None) -> None:
+        samples = self.a.samples if samples is None else samples
+        self.ledger.trained(step, step, [self.a], batch_of(step, samples))
+
+    def reject(self) -> None:
+        self.ledger.rejected(graded(A, 0), Reason.FAILED, "too slow")
+
+
+BREACHES: dict[str, tuple[str, Callable[[Book], None], str]] = {
+    "dispatched twice": (
+        "dispatched",
+        lambda b: b.ledger.dispatched((A,), 0),
+        "dispatched twice: arith/train/1#e0a0",
+    ),
+    "dispatched after training": (
+        "trained",
+        lambda b: b.ledger.dispatched((A,), 1),
+        "dispatched again after its end: arith/train/1#e0a0",
+    ),
+    "accepted twice": (
+        "accepted",
+        lambda b: b.ledger.accepted(b.a),
+        "accepted while already accepted: arith/train/1#e0a0",
+    ),
+    "accepted out of nowhere": (
+        "accepted",
+        lambda b: b.ledger.accepted(graded(B)),
+        "accepted while never dispatched: arith/train/2#e0a0",
+    ),
+    "trained twice": (
+        "trained",
+        lambda b: b.train(2),
+        "trained twice: arith/train/1#e0a0",
+    ),
+    "a step trained twice": (
+        "trained",
+        lambda b: b.ledger.trained(1, 1, [], batch_of(1, [])),
+        "step 1 was trained after step 1",
+    ),
+    "trained ungraded": (
+        "dispatched",
+        lambda b: b.train(1),
+        "trained while not graded: arith/train/1#e0a0",
+    ),
+    "rejected after training": (
+        "trained",
+        lambda b: b.reject(),
+        "rejected while trained already: arith/train/1#e0a0",
+    ),
+    "trained after rejection": (
+        "dispatched",
+        lambda b: (b.reject(), b.train(1))[0],
+        "trained while rejected: arith/train/1#e0a0",
+    ),
+    "a sample left out of the batch": (
+        "accepted",
+        lambda b: b.train(1, b.a.samples[:2]),
+        "trained on 2 samples with 10 loss tokens, not on its 3 with 15: arith/train/1#e0a0",
+    ),
+    "a sample twice in the batch": (
+        "accepted",
+        lambda b: b.train(1, [*b.a.samples, b.a.samples[0]]),
+        "trained on 4 samples with 20 loss tokens, not on its 3 with 15: arith/train/1#e0a0",
+    ),
+    "a sample of nobody in the batch": (
+        "accepted",
+        lambda b: b.train(1, [*b.a.samples, graded(B).samples[0]]),
+        "trained while never dispatched: ?",
+    ),
+    "a group forgotten by its step": (
+        "accepted",
+        lambda b: (b.ledger.dispatched((B,), 0), b.train(1), b.ledger.check((B,)))[0],
+        "step 1 is trained, and lost were arith/train/2#e0a0",
+    ),
+    "a group that nobody holds": (
+        "accepted",
+        lambda b: b.ledger.check(()),
+        "dispatched, and nobody holds them: arith/train/1#e0a0",
+    ),
+    "a group held and not entered": (
+        "accepted",
+        lambda b: b.ledger.check((A, B)),
+        "in flight, and not in the ledger as such: arith/train/2#e0a0",
+    ),
+    "sums that do not add up": (
+        "trained",
+        lambda b: b.ledger.check((A,)),
+        "source arith: 1 groups dispatched, but 1 trained + 0 rejected + 1 in flight",
+    ),
+}
+
+
+@pytest.mark.parametrize("breach", BREACHES)
+def test_a_breach_ends_the_run_and_names_the_group(tmp_path: Path, breach: str) -> None:
+    upto, act, message = BREACHES[breach]
+    book = Book(tmp_path / "ledger.jsonl", upto)
+    book.ledger.check(() if upto == "trained" else (A,))
+    with pytest.raises(LedgerError) as caught:
+        act(book)
+    assert message in str(caught.value)
+
+
+def test_evidence_of_a_breach_stays_in_the_file_and_resuming_undoes_it(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    book = Book(path, "trained")
+    offset = book.ledger.offset
+    with pytest.raises(LedgerError):
+        book.train(2)
+    assert read_account(path).trained_twice == [A.group_id]
+    assert not read_account(path).balanced
+    opened(path, attempt=2, step=1, offset=offset)
+    assert read_account(path).balanced
+
+
+def test_a_group_sampled_again_by_a_later_attempt_is_one_group(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    book = Book(path)
+    ledger = opened(path, attempt=2, step=0, offset=book.ledger.offset, pending=(A,))
+    ledger.dispatched((A,), 0)
+    arith = read_account(path).sources["arith"]
+    assert (arith.dispatched.groups, arith.accepted.groups, arith.dispatched.tokens) == (1, 0, 0)
+    ledger.accepted(graded(A, 2))
+    arith = read_account(path).sources["arith"]
+    assert (arith.accepted.groups, arith.accepted.samples, arith.accepted.tokens) == (1, 2, 10)
+    assert arith.dispatched.tokens == 15
+
+
+def test_attempts_that_get_nowhere_undo_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    offset = Book(path).ledger.offset
+    for attempt in (2, 3, 4):
+        opened(path, attempt=attempt, offset=offset, pending=(A,)).dispatched((A,), 0)
+    account = read_account(path)
+    assert account.balanced and account.attempt == 4 and set(account.open) == {A.group_id}
+    opened(path, attempt=5)
+    account = read_account(path)
+    assert account.balanced and account.attempt == 5 and not account.open
+    assert [r.undone for r in rows(path)] == [True] * 9 + [False]
+
+
+def test_figures_are_sums_by_source_and_reason(tmp_path: Path) -> None:
+    book = Book(tmp_path / "ledger.jsonl", "trained")
+    book.ledger.dispatched((B,), 1)
+    book.ledger.rejected(graded(B, 0), Reason.GIVEN_UP, "x" * 999)
+    assert book.ledger.figures() == {
+        "ledger/dispatched": 2,
+        "ledger/in_flight": 0,
+        "ledger/trained": 1,
+        "ledger/rejected/failed": 0,
+        "ledger/rejected/given_up": 1,
+        "mix/arith/dispatched_groups": 2,
+        "mix/arith/trained_groups": 1,
+        "mix/arith/trained_samples": 3,
+        "mix/arith/trained_loss_tokens": 15,
+    }
+    assert book.ledger.failed_groups == 1
+
+
+def test_a_checkpoint_of_another_ledger_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    offset = Book(path).ledger.offset
+    with pytest.raises(ConfigError, match="was cut or replaced"):
+        opened(path, attempt=2, offset=offset + 1, pending=(A,))
+    with pytest.raises(ConfigError, match="was cut or replaced"):
+        opened(path, attempt=2, offset=offset - 1, pending=(A,))
+    with pytest.raises(LedgerError, match=r"nobody holds them: arith/train/1#e0a0"):
+        opened(path, attempt=2, offset=offset)
+    with pytest.raises(LedgerError, match="goes on after step 3, and the ledger there is after"):
+        opened(path, attempt=3, step=3, offset=offset, pending=(A,))
+
+
+def test_a_damaged_row_that_counts_is_named_and_an_undone_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    offset = Book(path).ledger.offset
+    with path.open("ab") as file:
+        file.write(b'{"event":"attempt","ti\n')
+    assert read_account(path).faults() == ['line 4 is no event: b\'{"event":"attempt","ti\\n\'']
+    opened(path, attempt=2, offset=offset, pending=(A,))
+    assert read_account(path).balanced
+
+
+def test_a_full_disk_ends_the_run_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = opened(tmp_path / "ledger.jsonl")
+
+    def full(descriptor: int, data: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mixing.ledger.os.write", full)
+    with pytest.raises(LedgerError, match=r"ledger.jsonl cannot be written: No space left"):
+        ledger.dispatched((A,), 0)
