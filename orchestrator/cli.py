@@ -121,7 +121,8 @@ def ledger(
     source: Annotated[str | None, typer.Option("--source", help="This source alone.")] = None,
 ) -> None:
     """Account for every group of a run, live or ended; exit 1 if it does not add up."""
-    from orchestrator.ledger_cmd import read_life, read_report, render_life, render_report, to_json
+    from orchestrator.ledger_cmd import read_life, read_report, to_json
+    from orchestrator.ledger_table import render_life, render_report
 
     if item is not None:
         life = read_life(run_dir, item, source)

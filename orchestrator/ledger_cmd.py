@@ -1,21 +1,17 @@
 """What a run's ledger says: the account of each source, and the life of one item."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import TypeAdapter
-from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from configs.errors import ConfigError, Problem
 from configs.load import load_recipe
 from configs.schema import RunConfig
-from mixing.account import Account, SourceAccount, Tally, name_some, shares
+from mixing.account import Account, SourceAccount, Tally, shares
 from mixing.ledger import Row, read_account, rows
 from mixing.ledger_events import (
     Accepted,
@@ -161,55 +157,6 @@ def to_json(found: LedgerReport | tuple[Moment, ...]) -> str:
     return adapter.dump_json(found, indent=2, exclude_none=True).decode()
 
 
-def render_report(report: LedgerReport) -> RenderableType:
-    """Return the account as a table, with its verdict."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("source")
-    columns = ("target", "dispatched", "accepted", "rejected", "in flight", "survival", "trained")
-    for column in (*columns, "of groups", "of samples", "of tokens"):
-        table.add_column(column, justify="right")
-    for name, s in report.sources.items():
-        survival = "-" if s.survival is None else f"{s.survival:.1%}"
-        table.add_row(
-            name,
-            f"{s.target_share:.1%}",
-            f"{s.dispatched.groups:,}",
-            f"{s.accepted.groups:,}",
-            f"{sum(s.rejected.values()):,}",
-            f"{s.in_flight:,}",
-            survival,
-            f"{s.trained.groups:,}",
-            *(f"{s.trained.share[unit]:.1%}" for unit in _UNITS),
-        )
-    after = f"after step {report.step}, attempt {report.attempts}"
-    return Group(
-        Text(f"{report.run}: {after}", style="bold"),
-        table,
-        *_rejections(report),
-        *(Text(fault, style="red") for fault in report.faults),
-        _verdict(report),
-    )
-
-
-def render_life(item: str, life: Sequence[Moment]) -> RenderableType:
-    """Return the life of an item as a table."""
-    if not life:
-        return Text(f"{item}: never dispatched in this run")
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
-    for column in ("time", "run attempt", "group", "event", ""):
-        table.add_column(column, overflow="fold")
-    for moment in life:
-        table.add_row(
-            moment.time,
-            str(moment.run_attempt),
-            moment.group,
-            f"{moment.event}, undone" if moment.undone else moment.event,
-            _details(moment),
-            style="dim" if moment.undone else None,
-        )
-    return table
-
-
 def _find(run: Path, source: str | None) -> tuple[RunConfig, Path]:
     if not (run / "config.yaml").is_file():
         raise ConfigError(
@@ -326,35 +273,3 @@ def _moments(
                     )
         case _:
             return
-
-
-def _details(moment: Moment) -> str:
-    parts: list[str] = []
-    if moment.event == "dispatched":
-        parts.append(f"for step {moment.step}, while engines hold version {moment.version}")
-    if moment.reason is not None:
-        parts.append(f"{moment.reason}: {moment.why}")
-    if moment.score is not None:
-        score = moment.score
-        reward = "no reward" if score.reward is None else f"reward {score.reward:g}"
-        parts.append(f"{score.valid} valid, {score.invalid} invalid, {reward}")
-    if moment.event == "trained":
-        parts.append(
-            f"in step {moment.step}, {moment.samples} samples with {moment.loss_tokens} loss "
-            f"tokens, giving version {moment.version}"
-        )
-    return "; ".join(parts)
-
-
-def _rejections(report: LedgerReport) -> Iterator[Text]:
-    for name, source in report.sources.items():
-        if source.rejected:
-            reasons = ", ".join(f"{n:,} {reason}" for reason, n in source.rejected.items())
-            yield Text(f"{name} rejected: {reasons}")
-
-
-def _verdict(report: LedgerReport) -> Text:
-    if report.balanced:
-        return Text("balanced: dispatched = trained + rejected + in flight", style="green")
-    lost = f"; lost: {name_some(report.lost)}" if report.lost else ""
-    return Text(f"NOT balanced{lost}", style="bold red")

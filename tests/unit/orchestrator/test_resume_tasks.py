@@ -4,6 +4,7 @@ resumed, it trains on the tasks of an uninterrupted run, and the ledger accounts
 import asyncio
 import json
 import random
+import signal
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from mixing.ledger_events import Trained, from_row
 from mixing.mixer import Mixer, parse_group_id
 from orchestrator.clock import PhaseClock
 from orchestrator.ledger_cmd import read_life, read_report
-from orchestrator.loop import Parts, StopRequest, train
+from orchestrator.loop import Parts, Stopped, StopRequest, train
 from orchestrator.publisher import SyncReport
 from orchestrator.recorder import Recorder
 from orchestrator.resume import Checkpointer
@@ -244,14 +245,20 @@ def test_stopped_by_signals_it_trains_on_the_same_tasks(tmp_path: Path) -> None:
     whole = uninterrupted(cfg, tmp_path / "whole", 3, FATES)
     path = tmp_path / "stopped"
 
-    async def stopped(run: Any) -> None:
-        asyncio.get_running_loop().call_later(0.15, run.stop.event.set)
-        await asyncio.gather(run.training, return_exceptions=True)
+    async def stopped(run: Any, turns: int) -> None:
+        training = asyncio.ensure_future(run.training)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        run.stop.signal_number = signal.SIGTERM
+        run.stop.event.set()
+        with pytest.raises(Stopped):
+            await training
 
     for seed in range(3):
         with attempt(cfg, path, Actors(seed, FATES)) as run:
-            asyncio.run(stopped(run))
-        assert read_report(path).balanced
+            asyncio.run(stopped(run, 150 + 30 * seed))
+        report = read_report(path)
+        assert report.balanced and report.in_flight > 0
     assert uninterrupted(cfg, path, 4, FATES).policy == whole.policy
     assert read_report(path).in_flight == 0
 
@@ -262,7 +269,6 @@ def test_the_life_of_an_item_is_told_over_epochs_attempts_and_resumes(tmp_path: 
         with attempt(cfg, path, Actors(kill, ("flaky",))) as run:
             asyncio.run(until(run.training, 250))
     uninterrupted(cfg, path, 5, ("flaky",))
-    task_id = parse_group_id(trained_tasks(path)[0][1][-1])[0].replace("c/", "b/")
     task_id = next(t for t in (f"b/train/{i}" for i in range(1, 10)) if read_life(path, t))
     life = read_life(path, task_id)
     assert life == read_life(path, task_id.rpartition("/")[2], source="b")
