@@ -1,6 +1,7 @@
 """A run's account, and the life of an item, as tables for people."""
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -25,40 +26,37 @@ def render_report(report: LedgerReport) -> RenderableType:
 
 
 def render_life(item: str, life: Sequence[Moment]) -> RenderableType:
-    """Return the life of an item as a table."""
+    """Return the life of an item: each stretch of a group, and what happened in it."""
     if not life:
         return Text(f"{item}: never dispatched in this run")
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
-    for column in ("time", "run attempt", "group", "event", ""):
-        table.add_column(column, overflow="fold")
-    for moment in life:
-        cells = (
-            moment.time,
-            str(moment.run_attempt),
-            moment.group,
-            f"{moment.event}, undone" if moment.undone else moment.event,
-            _details(moment),
-        )
-        table.add_row(*map(Text, cells), style="dim" if moment.undone else None)
-    return table
+    lines: list[Text] = []
+    for (group, run_attempt, undone), moments in groupby(
+        life, key=lambda m: (m.group, m.run_attempt, m.undone)
+    ):
+        end = ": undone, the run went on from a checkpoint before it" if undone else ""
+        style = "dim" if undone else "bold"
+        lines.append(Text(f"{group}, attempt {run_attempt} of the run{end}", style=style))
+        for m in moments:
+            lines.append(Text(f"  {m.time[:19].replace('T', ' ')}  {m.event} {_details(m)}"))
+    return Group(*lines)
 
 
 def _details(moment: Moment) -> str:
     parts: list[str] = []
     if moment.event == "dispatched":
-        parts.append(f"for step {moment.step}, while engines hold version {moment.version}")
+        parts.append(f"for step {moment.step} under version {moment.version}")
     if moment.reason is not None:
-        parts.append(f"{moment.reason}: {moment.why}")
+        parts.append(f"as {moment.reason}, {moment.why}")
     if moment.score is not None:
         score = moment.score
         reward = "no reward" if score.reward is None else f"reward {score.reward:g}"
-        parts.append(f"{score.valid} valid, {score.invalid} invalid, {reward}")
+        parts.append(f"with {score.valid} valid and {score.invalid} invalid rollouts, {reward}")
     if moment.event == "trained":
         parts.append(
-            f"in step {moment.step}, {moment.samples} samples with {moment.loss_tokens} loss "
+            f"in step {moment.step} on {moment.samples} samples with {moment.loss_tokens} loss "
             f"tokens, giving version {moment.version}"
         )
-    return "; ".join(parts)
+    return ", ".join(parts)
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -67,7 +67,6 @@ class RolloutProducer:
         }
         self._pending = {r.group_id: r for r in pending}
         """By the group_id under which the place was announced; the value is its latest request."""
-        self._advanced = asyncio.Event()
         self._moved = asyncio.Event()
         """Set, and replaced, whenever the version or the next step to dispatch changes."""
         self._tasks: set[asyncio.Future[None]] = set()
@@ -90,7 +89,6 @@ class RolloutProducer:
     def advance(self, version: int) -> None:
         """Tell that the engines now hold policy `version`: more steps may be sampled."""
         self._version = version
-        self._advanced.set()
         self._tell_moved()
 
     def trained(
@@ -137,8 +135,7 @@ class RolloutProducer:
     async def _dispatch(self) -> None:
         while self._next_step <= self._cfg.num_steps:
             while not may_dispatch(self._next_step, self._version, self._cfg.batch.max_staleness):
-                self._advanced.clear()
-                await self._advanced.wait()
+                await self._moved.wait()
             step = self._next_step
             with self._clock.phase("dispatch"):
                 requests = self._restored.pop(step, ()) or self._mixer.plan_step(step)

@@ -185,15 +185,23 @@ def test_the_life_of_an_item(run_dir: Path, capsys) -> None:
     assert {m["group"] for m in json.loads(out)} == {"sums/train/1#e0a0"}
 
 
-def test_the_life_of_an_item_as_a_table(
+def test_the_life_of_an_item_in_words(
     run_dir: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    write(run_dir, HISTORY)
+    offset = len(b"".join(map(to_row, HISTORY[:8])))
+    write(run_dir, [*HISTORY, Attempt(time=100, attempt=2, step=1, offset=offset)])
     _, out, _ = ask(capsys, run_dir, "--item", "[b]/train/1")
-    assert "given_up: reward: [x]; 0 valid, 2 invalid, no reward" in out
+    assert out.splitlines() == [
+        "[b]/train/1#e0a0, attempt 1 of the run",
+        "  1970-01-01 00:01:00  dispatched for step 1 under version 0",
+        "  1970-01-01 00:01:05  rejected as given_up, reward: [x], with 0 valid and 2 invalid "
+        "rollouts, no reward",
+    ]
     _, out, _ = ask(capsys, run_dir, "--item", "sums/train/1")
-    assert "in step 1, 2 samples with 20 loss tokens, giving version 1" in out
+    assert "trained in step 1 on 2 samples with 20 loss tokens, giving version 1" in out
+    _, out, _ = ask(capsys, run_dir, "--item", "sums/train/2")
+    assert "attempt 1 of the run: undone, the run went on from a checkpoint before it" in out
     _, out, _ = ask(capsys, run_dir, "--item", "sums/train/99")
     assert out == "sums/train/99: never dispatched in this run\n"
 
