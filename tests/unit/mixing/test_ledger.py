@@ -337,11 +337,7 @@ BREACHES: dict[str, tuple[str, Callable[[Book], None], str]] = {
         lambda b: b.ledger.accepted(graded(B)),
         "accepted while never dispatched: arith/train/2#e0a0",
     ),
-    "trained twice": (
-        "trained",
-        lambda b: b.train(2),
-        "trained twice: arith/train/1#e0a0",
-    ),
+    "trained twice": ("trained", lambda b: b.train(2), "trained twice: arith/train/1#e0a0"),
     "a step trained twice": (
         "trained",
         lambda b: b.ledger.trained(1, 1, [], batch_of(1, [])),
