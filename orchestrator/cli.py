@@ -111,6 +111,32 @@ def export(
     raise typer.Exit(_call(export_command(run_dir, step, out)))
 
 
+@app.command()
+def ledger(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    item: Annotated[
+        str | None, typer.Option("--item", help="Tell the life of this item: its id or number.")
+    ] = None,
+    source: Annotated[str | None, typer.Option("--source", help="This source alone.")] = None,
+) -> None:
+    """Account for every group of a run, live or ended; exit 1 if it does not add up."""
+    from orchestrator.ledger_cmd import read_life, read_report, to_json
+    from orchestrator.ledger_table import render_life, render_report
+
+    if item is not None:
+        life = read_life(run_dir, item, source)
+        show, shown, code = to_json(life), render_life(item, life), 0
+    else:
+        report = read_report(run_dir, source)
+        show, shown, code = to_json(report), render_report(report), int(not report.balanced)
+    if as_json:
+        sys.stdout.write(show + "\n")
+    else:
+        Console().print(shown)
+    raise typer.Exit(code)
+
+
 @app.command("tiny-model")
 def tiny_model(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
@@ -167,7 +193,11 @@ def _stderr() -> Console:
     return Console(stderr=True)
 
 
-_NAMED_FAILURES = (("actors.errors", "RunError"), ("orchestrator.checkpoints", "CheckpointError"))
+_NAMED_FAILURES = (
+    ("actors.errors", "RunError"),
+    ("orchestrator.checkpoints", "CheckpointError"),
+    ("mixing.ledger", "LedgerError"),
+)
 
 
 def _is_run_error(error: Exception) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from configs.schema import RunConfig
+from mixing.ledger import Ledger
 from mixing.mixer import Mixer
 from orchestrator.buffer import GroupBuffer
 from orchestrator.clock import PhaseClock
@@ -73,6 +74,7 @@ class Parts:
     cfg: RunConfig
     cluster: Cluster
     mixer: Mixer
+    ledger: Ledger
     publisher: WeightPublisher
     recorder: Recorder
     checkpoints: Checkpointer
@@ -86,6 +88,7 @@ async def train(parts: Parts, restored: Restored) -> None:
     Raises:
         Stopped: a signal came; everything trained is in a committed checkpoint.
         RunError: an actor failed, weights disagree, or too much went wrong.
+        LedgerError: a group or sample was lost or used twice, which is a bug of ours.
     """
     cfg, cluster, clock = parts.cfg, parts.cluster, parts.clock
     first = restored.step
@@ -97,6 +100,7 @@ async def train(parts: Parts, restored: Restored) -> None:
     producer = RolloutProducer(
         cfg,
         mixer=parts.mixer,
+        ledger=parts.ledger,
         rollout=cluster.rollout,
         reward=cluster.reward,
         buffer=buffer,
@@ -120,7 +124,7 @@ async def train(parts: Parts, restored: Restored) -> None:
                 with clock.phase("train"):
                     result = await cluster.trainer.train_step(batch)
                 sync = await parts.publisher.publish(step)
-                producer.trained(step)
+                producer.trained(step, result.policy_version, groups, batch)
                 producer.advance(step)
                 done = step
                 await _log(parts, producer, step, groups, result, sync)
@@ -212,5 +216,6 @@ async def _log(
         sync=sync,
         wall_s=wall,
         split=split,
-        failed_groups=producer.failed_groups,
+        failed_groups=producer.ledger.failed_groups,
+        ledger=producer.ledger.figures(),
     )

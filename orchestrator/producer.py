@@ -3,12 +3,17 @@
     what        produces            waits for                     unblocked by
     _dispatch   the groups of step  step <= version + 1 + staleness   advance() after a trained step
     _produce    one graded group    an engine, then a grader      Ray; a failure fails the buffer
+    _turn_of    another task        its step to be the next one   advance(), _dispatch
 
 Invariants:
-- every dispatched group is pending until `trained` names it; a checkpoint carries the pending
+- every dispatched group is pending until its step is trained; a checkpoint carries the pending
   requests, so that a resumed run samples them again and none is lost;
+- what becomes of a group is entered in the ledger in the same moment of the driver, and the
+  pending requests are what the ledger holds to be in flight;
 - a group without one valid rollout is sampled again, `max_attempts` times, then another task of
   the same source takes its place; both are counted, and too many end the run;
+- another task for step s is drawn after step s + staleness is planned and before the next one is:
+  so whichever group fails first, each step has the same tasks, and a resumed run has them too;
 - grading starts as soon as a group is sampled, while others still generate.
 """
 
@@ -23,12 +28,14 @@ from pydantic import JsonValue, TypeAdapter
 from actors.errors import RunError
 from actors.groups import RewardFleet, RolloutFleet
 from configs.schema import RunConfig
+from mixing.ledger import Ledger
+from mixing.ledger_events import Reason
 from mixing.mixer import Mixer
 from orchestrator.buffer import GroupBuffer
 from orchestrator.clock import PhaseClock
 from rewards.rates import ErrorRates, GraderErrorRateExceeded
 from rollouts.staleness import may_dispatch
-from rollouts.types import GroupRequest, GroupSummary
+from rollouts.types import GroupRequest, GroupSummary, TrainBatch
 
 log = logging.getLogger("braid.producer")
 _REQUESTS = TypeAdapter(tuple[GroupRequest, ...])
@@ -42,6 +49,7 @@ class RolloutProducer:
         cfg: RunConfig,
         *,
         mixer: Mixer,
+        ledger: Ledger,
         rollout: RolloutFleet,
         reward: RewardFleet,
         buffer: GroupBuffer,
@@ -51,17 +59,18 @@ class RolloutProducer:
     ):
         self._cfg, self._mixer, self._buffer, self._clock = cfg, mixer, buffer, clock
         self._rollout, self._reward = rollout, reward
+        self.ledger = ledger
         self._version = version
         self._next_step = version + 1
         self._restored = {
             step: tuple(r for r in pending if r.step == step) for step in {r.step for r in pending}
         }
-        self._pending: dict[str, GroupRequest] = {}
+        self._pending = {r.group_id: r for r in pending}
         """By the group_id under which the place was announced; the value is its latest request."""
-        self._advanced = asyncio.Event()
+        self._moved = asyncio.Event()
+        """Set, and replaced, whenever the version or the next step to dispatch changes."""
         self._tasks: set[asyncio.Future[None]] = set()
         self._rates = ErrorRates(cfg.reward.max_error_rate)
-        self.failed_groups = 0
 
     async def __aenter__(self) -> Self:
         self._start(self._dispatch())
@@ -80,11 +89,26 @@ class RolloutProducer:
     def advance(self, version: int) -> None:
         """Tell that the engines now hold policy `version`: more steps may be sampled."""
         self._version = version
-        self._advanced.set()
+        self._tell_moved()
 
-    def trained(self, step: int) -> None:
-        """Tell that the groups of `step` were trained on; they are no longer pending."""
+    def trained(
+        self, step: int, version: int, groups: Sequence[GroupSummary], batch: TrainBatch
+    ) -> None:
+        """Tell that `step` was trained on `batch`, made of `groups`; they are no longer pending.
+
+        Args:
+            version: of the weights after the step.
+
+        Raises:
+            LedgerError: a group or sample was lost or used twice.
+        """
+        self.ledger.trained(step, version, groups, batch)
         self._pending = {p: r for p, r in self._pending.items() if r.step != step}
+        self.check_ledger()
+
+    def check_ledger(self) -> None:
+        """Raise LedgerError unless dispatched = trained + rejected + what is pending here."""
+        self.ledger.check(self._pending.values())
 
     def pending_state(self) -> JsonValue:
         """Return the dispatched, untrained requests for the checkpoint, in dispatch order."""
@@ -111,16 +135,17 @@ class RolloutProducer:
     async def _dispatch(self) -> None:
         while self._next_step <= self._cfg.num_steps:
             while not may_dispatch(self._next_step, self._version, self._cfg.batch.max_staleness):
-                self._advanced.clear()
-                await self._advanced.wait()
+                await self._moved.wait()
             step = self._next_step
             with self._clock.phase("dispatch"):
                 requests = self._restored.pop(step, ()) or self._mixer.plan_step(step)
                 self._pending.update((r.group_id, r) for r in requests)
+                self.ledger.dispatched(requests, self._version)
                 await self._buffer.expect(step, tuple(r.group_id for r in requests))
                 for request in requests:
                     self._start(self._produce(request))
             self._next_step += 1
+            self._tell_moved()
 
     async def _produce(self, first: GroupRequest) -> None:
         """Sample and grade until the place announced by `first` has a group worth training on."""
@@ -129,10 +154,10 @@ class RolloutProducer:
             summary = await sample_and_grade(self._rollout, self._reward, self._clock, request)
             self._count_invalid(summary)
             if summary.samples:
+                self.ledger.accepted(summary)
                 await self._buffer.put(first.group_id, summary)
                 return
-            request = self._after_failure(request, summary)
-            self._pending[first.group_id] = request
+            request = await self._after_failure(first.group_id, request, summary)
 
     def _count_invalid(self, summary: GroupSummary) -> None:
         try:
@@ -140,17 +165,36 @@ class RolloutProducer:
         except GraderErrorRateExceeded as error:
             raise RunError(str(error)) from error
 
-    def _after_failure(self, request: GroupRequest, summary: GroupSummary) -> GroupRequest:
-        self.failed_groups += 1
+    async def _after_failure(
+        self, place: str, request: GroupRequest, summary: GroupSummary
+    ) -> GroupRequest:
+        """Return what is sampled for the place instead: the same task, or another one."""
         errors = [r.error for r in summary.rollouts if r.error is not None]
         why = f"{errors[0].boundary}: {errors[0].message}" if errors else "no valid rollout"
         log.warning("group %s failed (%s)", request.group_id, why)
-        if self.failed_groups > self._cfg.batch.max_failed_groups:
+        again = self._mixer.retry(request)
+        if again is None:
+            await self._turn_of(request.step)
+        self.ledger.rejected(summary, Reason.FAILED if again else Reason.GIVEN_UP, why)
+        if self.ledger.failed_groups > self._cfg.batch.max_failed_groups:
             raise RunError(
-                f"{self.failed_groups} groups failed, more than batch.max_failed_groups="
+                f"{self.ledger.failed_groups} groups failed, more than batch.max_failed_groups="
                 f"{self._cfg.batch.max_failed_groups}; the last was {request.group_id}: {why}"
             )
-        return self._mixer.retry(request) or self._mixer.replace(request)
+        following = again or self._mixer.replace(request)
+        self._pending[place] = following
+        self.ledger.dispatched((following,), self._version)
+        return following
+
+    async def _turn_of(self, step: int) -> None:
+        """Wait until `step` is the next to train and all that may run ahead of it is planned."""
+        planned = min(step + self._cfg.batch.max_staleness, self._cfg.num_steps)
+        while self._version < step - 1 or self._next_step <= planned:
+            await self._moved.wait()
+
+    def _tell_moved(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
 
 
 async def sample_and_grade(

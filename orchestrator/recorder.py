@@ -78,8 +78,13 @@ class Recorder:
         wall_s: float,
         split: Mapping[str, float],
         failed_groups: int,
+        ledger: Mapping[str, float],
     ) -> None:
-        """Record a trained step."""
+        """Record a trained step.
+
+        Args:
+            ledger: the ledger's sums, as metrics.
+        """
         metrics = step_metrics(
             step=step,
             groups=groups,
@@ -89,7 +94,7 @@ class Recorder:
             split=split,
             failed_groups=failed_groups,
         )
-        self._sinks.log(metrics)
+        self._sinks.log({**metrics, **ledger})
         names = [s.name for s in self._cfg.sources]
         self._display.step(
             StepView(

@@ -31,6 +31,8 @@ class Restored:
     """Folder with the ranks' state; None at the start of a run."""
     pending: Sequence[GroupRequest]
     """Dispatched before the checkpoint and not trained: sampled again first."""
+    ledger_offset: int
+    """Length of the ledger then: what was entered later is undone."""
 
 
 class Checkpointer:
@@ -46,13 +48,18 @@ class Checkpointer:
         """Take the newest complete checkpoint, and put the mixer where it was."""
         found = self._store.newest_good()
         if found is None:
-            return Restored(step=0, trainer=None, pending=())
+            return Restored(step=0, trainer=None, pending=(), ledger_offset=0)
         self._saved = found.step
         state = found.read_driver()
         mixer.load_state_dict(cast(dict[str, JsonValue], state["mixer"]))
         pending = RolloutProducer.parse_pending(state["pending"])
         log.info("resuming from %s: %d groups are sampled again", found.path, len(pending))
-        return Restored(step=found.step, trainer=found.trainer, pending=pending)
+        return Restored(
+            step=found.step,
+            trainer=found.trainer,
+            pending=pending,
+            ledger_offset=int(str(state["ledger_offset"])),
+        )
 
     async def save(
         self,
@@ -73,18 +80,22 @@ class Checkpointer:
 
         Raises:
             ActorFailure: a rank died or did not write in time.
+            LedgerError: the ledger does not add up.
         """
         if step == self._saved or step == 0:
             return
+        producer.check_ledger()
         try:
             folder = self._store.begin(step)
-            # One moment of the driver: nothing is dispatched between these two lines.
+            # One moment of the driver: nothing is dispatched or entered between these lines.
             state: dict[str, JsonValue] = {
                 "mixer": cast(JsonValue, mixer.state_dict()),
                 "pending": producer.pending_state(),
+                "ledger_offset": producer.ledger.offset,
             }
             self._store.write_driver(step, state)
             await trainer.save(folder / "trainer")
+            await asyncio.to_thread(producer.ledger.sync)
             await asyncio.to_thread(self._store.commit, step)
             self._saved = step
         except CheckpointError as error:

@@ -19,6 +19,7 @@ from configs.schema import RunConfig
 from configs.validate import validate_run
 from configs.versions import check_versions
 from environments.registry import validate_environments
+from mixing.ledger import Ledger
 from mixing.mixer import Mixer, validate_sources
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
@@ -52,6 +53,7 @@ def execute(cfg: RunConfig, run_dir: Path, resume: str) -> int:
     Raises:
         ConfigError: bad input; nothing was started, or everything is freed again.
         RunError: the run failed; the cause is named, and everything is freed again.
+        LedgerError: so did the account of what was trained on.
     """
     check(cfg)
     with RunDir.open(run_dir, cfg, resume) as directory:
@@ -65,8 +67,15 @@ async def _run(cfg: RunConfig, directory: RunDir) -> int:
     checkpoints = Checkpointer(cfg, directory)
     restored = checkpoints.newest(mixer)
     directory.truncate_after(restored.step)
+    ledger = Ledger.open(
+        directory.ledger,
+        attempt=directory.attempt,
+        step=restored.step,
+        offset=restored.ledger_offset,
+        pending=restored.pending,
+    )
     try:
-        with recorder, _signals(stop, recorder) as listen:
+        with ledger, recorder, _signals(stop, recorder) as listen:
             recorder.say(_opening(cfg, directory, restored.step))
             for problem in check_versions():
                 recorder.say(f"warning: {problem}")
@@ -76,7 +85,7 @@ async def _run(cfg: RunConfig, directory: RunDir) -> int:
             recorder.state("starting engines, trainer and graders")
             cluster = await stop.or_else(Cluster.start(cfg))
             try:
-                parts = _parts(cfg, cluster, mixer, recorder, checkpoints, stop)
+                parts = _parts(cfg, cluster, mixer, ledger, recorder, checkpoints, stop)
                 if restored.trainer is not None:
                     await cluster.trainer.load(restored.trainer)
                 await train(parts, restored)
@@ -102,6 +111,7 @@ def _parts(
     cfg: RunConfig,
     cluster: Cluster,
     mixer: Mixer,
+    ledger: Ledger,
     recorder: Recorder,
     checkpoints: Checkpointer,
     stop: StopRequest,
@@ -120,6 +130,7 @@ def _parts(
         cfg=cfg,
         cluster=cluster,
         mixer=mixer,
+        ledger=ledger,
         publisher=publisher,
         recorder=recorder,
         checkpoints=checkpoints,

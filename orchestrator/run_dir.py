@@ -35,6 +35,7 @@ log = logging.getLogger("braid.run_dir")
 
 _LOCK, _RUN, _CONFIG, _LOG = "run.lock", "run.json", "config.yaml", "log.txt"
 _METRICS, _EVAL, _ROLLOUTS, _CHECKPOINTS = "metrics.jsonl", "eval.jsonl", "rollouts", "checkpoints"
+_LEDGER = "ledger.jsonl"
 _STEP_FILE = re.compile(r"^step[_-](\d+)\b")
 
 
@@ -138,6 +139,11 @@ class RunDir:
         return self.path / _CHECKPOINTS
 
     @property
+    def ledger(self) -> Path:
+        """File of the ledger, which knows itself what a resumed run undoes."""
+        return self.path / _LEDGER
+
+    @property
     def rollouts(self) -> Path:
         """Folder of the sampled texts."""
         return self.path / _ROLLOUTS
@@ -235,7 +241,7 @@ def _check_kind(path: Path) -> None:
         raise ConfigError(Problem(where=str(path), what="is a file; a run needs a directory"))
     if not path.is_dir():
         return
-    ours = {_LOCK, _RUN, _CONFIG, _LOG, _METRICS, _EVAL, _ROLLOUTS, _CHECKPOINTS}
+    ours = {_LOCK, _RUN, _CONFIG, _LOG, _METRICS, _EVAL, _LEDGER, _ROLLOUTS, _CHECKPOINTS}
     names = {entry.name for entry in path.iterdir()}
     if names and not names & ours:
         raise ConfigError(

@@ -106,6 +106,7 @@ def modules(package: str) -> list[str]:
 LIGHT = [m for leaf in LEAVES for m in modules(leaf)]
 LIGHT += ["orchestrator.plan", "orchestrator.plan_table", "orchestrator.cli"]
 LIGHT += ["orchestrator.run_dir", "orchestrator.checkpoints", "orchestrator.display"]
+LIGHT += ["orchestrator.ledger_cmd", "orchestrator.ledger_table"]
 
 
 def loaded_by(statements: str) -> list[str]:

@@ -151,6 +151,14 @@ def assert_gone(family, seconds: float = 30) -> None:
     assert not left
 
 
+def ledger(run_dir: Path) -> dict:
+    """Ask `braid ledger`, which exits 1 when the account does not add up."""
+    command = [BRAID, "ledger", run_dir, "--json"]
+    asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert asked.returncode == 0, asked.stdout + asked.stderr
+    return json.loads(asked.stdout)
+
+
 def test_a_run_leaves_everything_a_user_expects(start, tmp_path):
     run_dir = tmp_path / "run"
     job = start(recipe(tmp_path), run_dir)
@@ -206,6 +214,7 @@ def test_killed_interrupted_and_resumed_it_trains_every_step_once(start, tmp_pat
     os.kill(killed.process.pid, signal.SIGKILL)
     killed.wait(30)
     assert_gone(family)
+    assert ledger(run_dir)["balanced"]
     committed = max(int(p.name[5:]) for p in (run_dir / "checkpoints").glob("step_*"))
 
     interrupted = start(path, run_dir, "--resume", "auto")
@@ -236,6 +245,13 @@ def test_killed_interrupted_and_resumed_it_trains_every_step_once(start, tmp_pat
         for r in records(run_dir, f"rollouts/step_{s}.jsonl")
     )
     assert set(trained.values()) == {1}
+    account = ledger(run_dir)
+    assert (account["balanced"], account["lost"], account["trained_twice"]) == (True, [], [])
+    assert (account["step"], account["attempts"], account["in_flight"]) == (last, 4, 0)
+    assert {n: s["trained"]["groups"] for n, s in account["sources"].items()} == {
+        "sums": 4 * last,
+        "spell": 2 * last,
+    }
 
 
 def test_two_engines_two_ranks_and_staleness_run_and_a_dead_engine_ends_it(start, tmp_path):

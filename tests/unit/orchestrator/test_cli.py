@@ -121,6 +121,12 @@ def test_run_shows_cross_field_problems_before_anything_starts():
 @pytest.mark.parametrize(
     ("body", "code", "last"),
     [
+        (
+            "from mixing.ledger import LedgerError\n"
+            "raise LedgerError('ledger.jsonl does not add up')",
+            1,
+            "LedgerError: ledger.jsonl does not add up",
+        ),
         ("return 130", 130, None),
         ("return 143", 143, None),
         ("raise KeyboardInterrupt", 130, None),

@@ -2,11 +2,13 @@
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
 from actors.errors import RunError
 from configs.schema import RunConfig
+from mixing.ledger import Ledger, LedgerError, read_account
 from orchestrator.buffer import GroupBuffer
 from orchestrator.clock import PhaseClock
 from orchestrator.producer import RolloutProducer
@@ -16,12 +18,15 @@ from rollouts.types import (
     GroupRequest,
     GroupSummary,
     Message,
+    MicroBatchPlan,
+    MinibatchPlan,
     RolloutError,
     RolloutStats,
     RolloutStatus,
     SampleHandle,
     Sampling,
     Task,
+    TrainBatch,
 )
 
 
@@ -128,19 +133,49 @@ class FakeFleets:
         )
 
 
-def producing(cfg: RunConfig, fleets: FakeFleets, mixer: FakeMixer, version: int = 0, pending=()):
-    buffer = GroupBuffer()
-    producer = RolloutProducer(
-        cfg,
-        mixer=mixer,  # type: ignore[arg-type]
-        rollout=fleets,  # type: ignore[arg-type]
-        reward=fleets,  # type: ignore[arg-type]
-        buffer=buffer,
-        clock=PhaseClock(),
-        version=version,
-        pending=pending,
-    )
-    return buffer, producer
+@pytest.fixture
+def ledger_path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.jsonl"
+
+
+@pytest.fixture
+def producing(ledger_path: Path):
+    """Return a maker of a buffer and its producer, with a ledger that knows of `pending`."""
+
+    def make(cfg: RunConfig, fleets: FakeFleets, mixer: FakeMixer, version: int = 0, pending=()):
+        buffer = GroupBuffer()
+        with Ledger.open(ledger_path, attempt=1, step=0, offset=0, pending=()) as before:
+            before.dispatched(pending, version)
+            if version:
+                before.trained(version, version, (), plan(version, ()))
+            offset = before.offset
+        producer = RolloutProducer(
+            cfg,
+            mixer=mixer,  # type: ignore[arg-type]
+            ledger=Ledger.open(
+                ledger_path, attempt=2, step=version, offset=offset, pending=pending
+            ),
+            rollout=fleets,  # type: ignore[arg-type]
+            reward=fleets,  # type: ignore[arg-type]
+            buffer=buffer,
+            clock=PhaseClock(),
+            version=version,
+            pending=pending,
+        )
+        return buffer, producer
+
+    return make
+
+
+def plan(step: int, groups) -> TrainBatch:
+    """Put all samples into one micro-batch."""
+    samples = tuple(s for g in groups for s in g.samples)
+    grid = ((MicroBatchPlan(samples=samples),),)
+    return TrainBatch(step=step, minibatches=(MinibatchPlan(grid=grid, num_loss_tokens=1),))
+
+
+def train(producer: RolloutProducer, step: int, groups) -> None:
+    producer.trained(step, step, groups, plan(step, groups))
 
 
 def run(coroutine):
@@ -153,32 +188,32 @@ async def settle() -> None:
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 2])
-def test_sampling_runs_ahead_by_exactly_the_staleness(staleness):
+def test_sampling_runs_ahead_by_exactly_the_staleness(producing, staleness):
     async def scenario():
         fleets = FakeFleets()
         buffer, producer = producing(config(max_staleness=staleness), fleets, FakeMixer())
         ahead = []
         async with producer:
             for step in range(1, 5):
-                await buffer.take(step)
+                groups = await buffer.take(step)
                 await settle()
                 ahead.append(max(r.step for r in fleets.requests) - step)
-                producer.trained(step)
+                train(producer, step, groups)
                 producer.advance(step)
         return ahead
 
     assert run(scenario()) == [min(staleness, 4 - s) for s in range(1, 5)]
 
 
-def test_every_group_trained_is_no_longer_pending_and_pending_survives_json():
+def test_every_group_trained_is_no_longer_pending_and_pending_survives_json(producing):
     async def scenario():
         fleets = FakeFleets()
         buffer, producer = producing(config(max_staleness=1), fleets, FakeMixer())
         async with producer:
-            await buffer.take(1)
+            groups = await buffer.take(1)
             await settle()
             before = RolloutProducer.parse_pending(producer.pending_state())
-            producer.trained(1)
+            train(producer, 1, groups)
             return fleets.requests, before, RolloutProducer.parse_pending(producer.pending_state())
 
     requests, before, after = run(scenario())
@@ -186,7 +221,7 @@ def test_every_group_trained_is_no_longer_pending_and_pending_survives_json():
     assert list(after) == [r for r in requests if r.step == 2]
 
 
-def test_pending_groups_are_sampled_first_and_nothing_is_planned_for_their_step():
+def test_pending_groups_are_sampled_first_and_nothing_is_planned_for_their_step(producing):
     async def scenario():
         first = FakeMixer()
         pending = first.plan_step(3)
@@ -201,16 +236,17 @@ def test_pending_groups_are_sampled_first_and_nothing_is_planned_for_their_step(
     assert drawn == 0
 
 
-def test_a_failed_group_is_sampled_again_then_replaced():
+def test_a_failed_group_is_sampled_again_then_replaced(producing, ledger_path):
     async def scenario():
         fleets = FakeFleets(fails={"a/train/1"})
         buffer, producer = producing(config(), fleets, FakeMixer(attempts=2))
         async with producer:
             groups = await buffer.take(1)
             state = RolloutProducer.parse_pending(producer.pending_state())
-        return [g.group_id for g in groups], [r.group_id for r in fleets.requests], state, producer
+            producer.check_ledger()
+        return [g.group_id for g in groups], [r.group_id for r in fleets.requests], state
 
-    groups, requests, pending, producer = run(scenario())
+    groups, requests, pending = run(scenario())
     assert groups == ["a/train/3#e0a0", "a/train/2#e0a0"]
     assert sorted(requests) == [
         "a/train/1#e0a0",
@@ -219,10 +255,12 @@ def test_a_failed_group_is_sampled_again_then_replaced():
         "a/train/3#e0a0",
     ]
     assert [r.group_id for r in pending] == groups
-    assert producer.failed_groups == 2
+    account = read_account(ledger_path)
+    assert account.sources["a"].rejected == {"failed": 1, "given_up": 1}
+    assert set(account.open) == set(groups)
 
 
-def test_too_many_failed_groups_end_the_run_with_the_reason():
+def test_too_many_failed_groups_end_the_run_with_the_reason(producing):
     async def scenario():
         fleets = FakeFleets(fails={f"a/train/{i}" for i in range(1, 100)})
         buffer, producer = producing(config(max_failed_groups=5), fleets, FakeMixer())
@@ -233,7 +271,40 @@ def test_too_many_failed_groups_end_the_run_with_the_reason():
         run(scenario())
 
 
-def test_a_high_rate_of_invalid_rollouts_ends_the_run_with_examples():
+def test_requests_restored_beyond_the_last_step_stay_pending(producing):
+    async def scenario():
+        mixer = FakeMixer()
+        pending = (*mixer.plan_step(3), *mixer.plan_step(4), *mixer.plan_step(5))
+        cfg = config(max_staleness=2).model_copy(update={"num_steps": 3})
+        buffer, producer = producing(cfg, FakeFleets(), mixer, version=2, pending=pending)
+        async with producer:
+            train(producer, 3, await buffer.take(3))
+            return pending, RolloutProducer.parse_pending(producer.pending_state())
+
+    before, after = run(scenario())
+    assert after == before[2:]
+
+
+def test_a_group_or_sample_that_training_forgot_ends_the_run(producing):
+    async def scenario(forget):
+        buffer, producer = producing(config(), FakeFleets(), FakeMixer())
+        async with producer:
+            groups = await buffer.take(1)
+            producer.trained(1, 1, *forget(groups))
+
+    def a_group(groups):
+        return groups[1:], plan(1, groups[1:])
+
+    def a_sample(groups):
+        return groups, plan(1, [replace(groups[0], samples=groups[0].samples[:1]), groups[1]])
+
+    with pytest.raises(LedgerError, match="lost were a/train/1#e0a0"):
+        run(scenario(a_group))
+    with pytest.raises(LedgerError, match=r"trained on 1 samples .* its 2 .*: a/train/1#e0a0"):
+        run(scenario(a_sample))
+
+
+def test_a_high_rate_of_invalid_rollouts_ends_the_run_with_examples(producing):
     async def scenario():
         fleets = FakeFleets(fails={f"a/train/{i}" for i in range(1, 100)})
         buffer, producer = producing(config(max_failed_groups=1000), fleets, FakeMixer())
@@ -244,7 +315,7 @@ def test_a_high_rate_of_invalid_rollouts_ends_the_run_with_examples():
         run(scenario())
 
 
-def test_a_dead_engine_fails_the_waiting_take():
+def test_a_dead_engine_fails_the_waiting_take(producing):
     async def scenario():
         buffer, producer = producing(config(), FakeFleets(crash=True), FakeMixer())
         async with producer:
@@ -254,7 +325,7 @@ def test_a_dead_engine_fails_the_waiting_take():
         run(scenario())
 
 
-def test_leaving_cancels_what_is_in_flight():
+def test_leaving_cancels_what_is_in_flight(producing):
     async def scenario():
         fleets = FakeFleets(hold=asyncio.Event())
         _, producer = producing(config(), fleets, FakeMixer())

@@ -1,0 +1,180 @@
+"""What may happen to a group, as rows of the ledger.
+
+    attempt      the run started, or went on after a checkpoint's step
+    dispatched   groups were ordered for a step
+    accepted     a group was graded and will be trained on
+    rejected     a group will never be trained on, and why
+    trained      a step's groups were trained on, and what of each
+
+A group id is `<task_id>#e<epoch>a<attempt>`: source, item, epoch and attempt. A retry or a
+replacement is a group of its own. Rows are pure data: what they add up to says `mixing.account`.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Literal, NamedTuple, TypeAlias
+
+from pydantic import Field, TypeAdapter
+
+from rollouts.types import GroupSummary, RolloutStatus, TrainBatch
+
+
+class Reason(StrEnum):
+    """Why a group is never trained on."""
+
+    FAILED = "failed"
+    """No rollout was valid; the same task is sampled again."""
+    GIVEN_UP = "given_up"
+    """No rollout was valid, for the last time: another task of the source takes its place."""
+
+
+class DispatchedGroup(NamedTuple):
+    """One order; its id says which item, epoch and attempt."""
+
+    group_id: str
+    source: str
+    rollouts: int
+
+
+class TrainedGroup(NamedTuple):
+    """What of one group the trainer was given."""
+
+    group_id: str
+    samples: int
+    loss_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What grading said of a group."""
+
+    valid: int
+    invalid: int
+    truncated: int
+    reward: float | None
+    """Mean over valid rollouts."""
+    tokens: int
+    """Sampled, over all rollouts."""
+    samples: int
+    """Fit to train on."""
+    loss_tokens: int
+    """In those samples."""
+    versions: tuple[int, int]
+    """Oldest and newest policy version that sampled it; -1 for none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A start of the run. What stands between `offset` and this row was undone: it came after
+    the checkpoint that this attempt goes on from."""
+
+    event: Literal["attempt"] = "attempt"
+    time: int
+    """Seconds since 1970, as in every row."""
+    attempt: int
+    """From 1."""
+    step: int
+    """The checkpoint's step; 0 for none."""
+    offset: int
+    """The ledger's length, in bytes, when the checkpoint was made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dispatched:
+    """Groups ordered at one moment for one step."""
+
+    event: Literal["dispatched"] = "dispatched"
+    time: int
+    step: int
+    """Step that they are destined for."""
+    version: int
+    """Policy version that the engines then held."""
+    groups: tuple[DispatchedGroup, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """A graded group that waits to be trained on."""
+
+    event: Literal["accepted"] = "accepted"
+    time: int
+    group: str
+    score: Score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """A group that is out for good."""
+
+    event: Literal["rejected"] = "rejected"
+    time: int
+    group: str
+    reason: str
+    """A `Reason`."""
+    why: str
+    """In words, e.g. the first error."""
+    score: Score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A step that was trained."""
+
+    event: Literal["trained"] = "trained"
+    time: int
+    step: int
+    version: int
+    """Of the weights after the step."""
+    groups: tuple[TrainedGroup, ...]
+
+
+Event: TypeAlias = Attempt | Dispatched | Accepted | Rejected | Trained
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
+ATTEMPT_PREFIX = b'{"event":"attempt"'
+"""How the row of an attempt begins."""
+
+
+def to_row(event: Event) -> bytes:
+    """Return the event as a line of JSON."""
+    return _EVENT.dump_json(event) + b"\n"
+
+
+def from_row(row: bytes) -> Event:
+    """Return the event of a line; ValueError if it is none."""
+    return _EVENT.validate_json(row)
+
+
+def score_of(summary: GroupSummary) -> Score:
+    """Return what the ledger keeps of a graded group."""
+    statuses = Counter(r.status for r in summary.rollouts)
+    rewards = summary.rewards
+    return Score(
+        valid=len(rewards),
+        invalid=statuses[RolloutStatus.INVALID],
+        truncated=statuses[RolloutStatus.TRUNCATED],
+        reward=round(sum(rewards) / len(rewards), 6) if rewards else None,
+        tokens=sum(r.num_completion_tokens for r in summary.rollouts),
+        samples=len(summary.samples),
+        loss_tokens=sum(s.num_loss_tokens for s in summary.samples),
+        versions=(summary.oldest_version, summary.newest_version),
+    )
+
+
+def trained_groups(groups: Sequence[GroupSummary], batch: TrainBatch) -> tuple[TrainedGroup, ...]:
+    """Return what of each group stands in the batch that the trainer got.
+
+    It is counted in the plan, not in the groups, so that a sample which planning dropped or used
+    twice shows. A sample of no group counts for the group `?`.
+    """
+    owner = {id(sample): group.group_id for group in groups for sample in group.samples}
+    samples: Counter[str] = Counter(dict.fromkeys((g.group_id for g in groups), 0))
+    tokens: Counter[str] = Counter()
+    for minibatch in batch.minibatches:
+        for plan in (plan for rank in minibatch.grid for plan in rank):
+            for sample in plan.samples:
+                group_id = owner.get(id(sample), "?")
+                samples[group_id] += 1
+                tokens[group_id] += sample.num_loss_tokens
+    return tuple(TrainedGroup(g, count, tokens[g]) for g, count in samples.items())

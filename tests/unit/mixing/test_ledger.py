@@ -1,0 +1,496 @@
+"""The ledger: any history adds up, a crash costs nothing, and each way to break it is named."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from configs.errors import ConfigError
+from mixing.ledger import Ledger, LedgerError, read_account, rows
+from mixing.ledger_events import (
+    Accepted,
+    Attempt,
+    Dispatched,
+    DispatchedGroup,
+    Event,
+    Reason,
+    Rejected,
+    Score,
+    Trained,
+    TrainedGroup,
+    from_row,
+    to_row,
+)
+from rollouts.types import (
+    GroupRequest,
+    GroupSummary,
+    MicroBatchPlan,
+    MinibatchPlan,
+    RolloutStats,
+    RolloutStatus,
+    SampleHandle,
+    Sampling,
+    Task,
+    TrainBatch,
+)
+
+SOURCES = ("arith", "tools", "wörds")
+
+
+def request(task_id: str, step: int = 1, *, epoch: int = 0, attempt: int = 0) -> GroupRequest:
+    task = Task(task_id=task_id, source=task_id.split("/")[0], prompt=(), answer=None, metadata={})
+    return GroupRequest(
+        group_id=f"{task_id}#e{epoch}a{attempt}",
+        task=task,
+        group_size=3,
+        sampling=Sampling(temperature=1.0, max_tokens=8),
+        step=step,
+    )
+
+
+def graded(of: GroupRequest, valid: int = 3) -> GroupSummary:
+    def stats(index: int) -> RolloutStats:
+        ok = index < valid
+        return RolloutStats(
+            reward=float(index % 2) if ok else None,
+            reward_parts={},
+            num_completion_tokens=5,
+            status=RolloutStatus.COMPLETED if ok else RolloutStatus.INVALID,
+            error=None,
+        )
+
+    samples = (SampleHandle(ref=None, row=i, num_tokens=9, num_loss_tokens=5) for i in range(valid))
+    return GroupSummary(
+        group_id=of.group_id,
+        task_id=of.task.task_id,
+        source=of.task.source,
+        step=of.step,
+        rollouts=tuple(stats(i) for i in range(of.group_size)),
+        samples=tuple(samples),
+        group_ref=None,
+        oldest_version=0,
+        newest_version=0,
+        generate_s=0.0,
+        grade_s=0.0,
+    )
+
+
+def batch_of(step: int, samples: Sequence[SampleHandle]) -> TrainBatch:
+    """Deal the samples to two ranks."""
+    grid = tuple((MicroBatchPlan(samples=tuple(samples[rank::2])),) for rank in range(2))
+    return TrainBatch(step=step, minibatches=(MinibatchPlan(grid=grid, num_loss_tokens=1),))
+
+
+def whole_batch(step: int, groups: Sequence[GroupSummary]) -> TrainBatch:
+    return batch_of(step, [s for g in groups for s in g.samples])
+
+
+def opened(path: Path, **changes: object) -> Ledger:
+    where: dict[str, object] = {"attempt": 1, "step": 0, "offset": 0, "pending": ()}
+    return Ledger.open(path, clock=lambda: 1e9, **{**where, **changes})  # type: ignore[arg-type]
+
+
+@dataclass
+class Saved:
+    """What a checkpoint of the simulated driver holds."""
+
+    step: int = 0
+    planned: int = 0
+    drawn: int = 0
+    offset: int = 0
+    pending: dict[str, GroupRequest] = field(default_factory=dict)
+    trained: dict[str, Counter[str]] = field(default_factory=dict)
+    rejected: Counter[str] = field(default_factory=Counter)
+
+
+class Driver:
+    """A driver in miniature: it runs ahead, fails, retries, replaces, trains and crashes, all at
+    random, and counts for itself."""
+
+    def __init__(self, path: Path, seed: int):
+        self.path, self.random = path, random.Random(seed)
+        self.ahead = self.random.randrange(3)
+        self.attempt, self.saved = 0, Saved()
+        self.undone_steps = self.torn = 0
+        self.resume()
+
+    def resume(self) -> None:
+        self.attempt += 1
+        saved = self.saved
+        self.step, self.planned, self.drawn = saved.step, saved.planned, saved.drawn
+        self.pending = dict(saved.pending)
+        self.trained = {n: Counter(c) for n, c in saved.trained.items()}
+        self.rejected = Counter(saved.rejected)
+        self.summaries: dict[str, GroupSummary] = {}
+        self.ledger = opened(
+            self.path,
+            attempt=self.attempt,
+            step=saved.step,
+            offset=saved.offset,
+            pending=self.pending.values(),
+        )
+        for request in self.pending.values():
+            self.ledger.dispatched((request,), saved.step)
+
+    def crash(self) -> None:
+        """Lose what was written since the last sync from a random byte on."""
+        self.ledger.__exit__(None, None, None)
+        length = self.path.stat().st_size
+        kept = self.random.randint(self.saved.offset, length)
+        with self.path.open("r+b") as file:
+            file.truncate(kept)
+            file.seek(kept - 1)
+            self.torn += file.read(1) != b"\n"
+            if self.random.random() < 0.2:
+                file.seek(kept)
+                file.write(b"\0" * self.random.randrange(100))
+        self.undone_steps += self.step - self.saved.step
+        self.resume()
+
+    def checkpoint(self) -> None:
+        self.ledger.check(self.pending.values())
+        self.saved = Saved(
+            step=self.step,
+            planned=self.planned,
+            drawn=self.drawn,
+            offset=self.ledger.offset,
+            pending=dict(self.pending),
+            trained={n: Counter(c) for n, c in self.trained.items()},
+            rejected=Counter(self.rejected),
+        )
+        self.ledger.sync()
+
+    def act(self) -> None:
+        """Do one thing that a driver may do now."""
+        if self.planned <= self.step + self.ahead:
+            self.planned += 1
+            requests = tuple(self.draw(self.planned) for _ in range(self.random.randint(1, 6)))
+            self.pending.update((r.group_id, r) for r in requests)
+            self.ledger.dispatched(requests, self.step)
+        elif waiting := [p for p in self.pending if p not in self.summaries]:
+            self.grade(self.random.choice(waiting))
+        if self.ready():
+            self.train()
+            if self.random.random() < 0.4:
+                self.checkpoint()
+
+    def draw(self, step: int, source: str | None = None) -> GroupRequest:
+        self.drawn += 1
+        source = source or self.random.choice(SOURCES)
+        item, epoch = self.drawn % 7, self.drawn // 7
+        return request(f"{source}/train/{item}", step, epoch=epoch)
+
+    def grade(self, place: str) -> None:
+        request = self.pending[place]
+        valid = self.random.randint(0, 3)
+        summary = graded(request, valid)
+        if valid:
+            self.summaries[place] = summary
+            self.ledger.accepted(summary)
+            return
+        attempt = int(request.group_id[-1]) + 1
+        again = attempt < 3
+        reason = Reason.FAILED if again else Reason.GIVEN_UP
+        self.ledger.rejected(summary, reason, "grader: too slow")
+        self.rejected[reason] += 1
+        if again:
+            following = another_attempt(request, attempt)
+        else:
+            following = self.draw(request.step, request.task.source)
+        self.pending[place] = following
+        self.ledger.dispatched((following,), self.step)
+
+    def ready(self) -> bool:
+        places = [p for p, r in self.pending.items() if r.step == self.step + 1]
+        return bool(places) and all(p in self.summaries for p in places)
+
+    def train(self) -> None:
+        self.step += 1
+        places = [p for p, r in self.pending.items() if r.step == self.step]
+        groups = [self.summaries.pop(p) for p in places]
+        self.ledger.trained(self.step, self.step, groups, whole_batch(self.step, groups))
+        for place, group in zip(places, groups, strict=True):
+            del self.pending[place]
+            counts = self.trained.setdefault(group.source, Counter())
+            counts["groups"] += 1
+            counts["samples"] += len(group.samples)
+            counts["tokens"] += sum(s.num_loss_tokens for s in group.samples)
+        self.ledger.check(self.pending.values())
+
+
+def another_attempt(of: GroupRequest, attempt: int) -> GroupRequest:
+    return replace(of, group_id=f"{of.group_id[:-1]}{attempt}")
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_history_with_crashes_adds_up(tmp_path: Path, seed: int) -> None:
+    driver = Driver(tmp_path / "ledger.jsonl", seed)
+    while driver.step < 12:
+        driver.act()
+        if driver.random.random() < 0.02 and driver.attempt < 6:
+            driver.crash()
+    driver.ledger.check(driver.pending.values())
+
+    account = read_account(driver.path)
+    assert account.balanced and not account.faults()
+    assert (account.step, account.attempt) == (12, driver.attempt)
+    assert set(account.open) == {r.group_id for r in driver.pending.values()}
+    assert sum((s.rejected for s in account.sources.values()), Counter()) == driver.rejected
+    assert driver.ledger.failed_groups == driver.rejected.total()
+    for name, source in account.sources.items():
+        trained = source.trained
+        counted = Counter(groups=trained.groups, samples=trained.samples, tokens=trained.tokens)
+        assert counted == driver.trained.get(name, Counter())
+        assert source.accepted.groups >= trained.groups
+        assert source.in_flight == sum(g.source == name for g in account.open.values())
+    undone = [r for r in rows(driver.path) if r.undone and b'"trained"' in r.text]
+    assert len(undone) <= driver.undone_steps  # the rest was lost with the crash
+
+
+def test_those_crashes_do_undo_and_tear(tmp_path: Path) -> None:
+    undone = torn = 0
+    for seed in range(30):
+        driver = Driver(tmp_path / f"{seed}.jsonl", seed)
+        while driver.step < 8:
+            driver.act()
+            if driver.random.random() < 0.05 and driver.attempt < 6:
+                driver.crash()
+        undone += sum(r.undone for r in rows(driver.path))
+        torn += driver.torn
+    assert undone > 50 and torn > 20
+
+
+def test_a_reader_takes_every_prefix_of_a_live_file(tmp_path: Path) -> None:
+    driver = Driver(tmp_path / "ledger.jsonl", seed=4)
+    while driver.step < 5:
+        driver.act()
+    whole, cut = driver.path.read_bytes(), tmp_path / "cut.jsonl"
+    for length in random.Random(1).sample(range(len(whole) + 1), 300):
+        cut.write_bytes(whole[:length])
+        assert read_account(cut).balanced
+        assert b"".join(r.text for r in rows(cut)) == whole[: whole[:length].rfind(b"\n") + 1]
+
+
+SCORE = Score(
+    valid=1, invalid=0, truncated=0, reward=1.0, tokens=5, samples=1, loss_tokens=5, versions=(0, 0)
+)
+EVENTS: list[Event] = [
+    Attempt(time=1, attempt=1, step=0, offset=0),
+    Dispatched(time=1, step=1, version=0, groups=(DispatchedGroup('ä/train/"1#e0a0', "ä", 1),)),
+    Accepted(time=2, group="x#e0a0", score=SCORE),
+    Rejected(time=2, group="x#e0a0", reason="failed", why="no\nluck", score=SCORE),
+    Trained(time=3, step=1, version=1, groups=(TrainedGroup("x#e0a0", 1, 5),)),
+]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda e: e.event)
+def test_an_event_is_one_line_and_comes_back_equal(event: Event) -> None:
+    row = to_row(event)
+    assert row.count(b"\n") == 1 and row.endswith(b"\n")
+    assert from_row(row) == event
+
+
+A, B = request("arith/train/1"), request("arith/train/2")
+
+
+class Book:
+    """A ledger with group A in it: dispatched, accepted or trained."""
+
+    def __init__(self, path: Path, upto: str = "accepted"):
+        self.ledger = opened(path)
+        self.a = graded(A)
+        self.ledger.dispatched((A,), 0)
+        if upto in ("accepted", "trained"):
+            self.ledger.accepted(self.a)
+        if upto == "trained":
+            self.train(1)
+
+    def train(self, step: int, samples: Sequence[SampleHandle] | None = None) -> None:
+        samples = self.a.samples if samples is None else samples
+        self.ledger.trained(step, step, [self.a], batch_of(step, samples))
+
+    def reject(self) -> None:
+        self.ledger.rejected(graded(A, 0), Reason.FAILED, "too slow")
+
+
+BREACHES: dict[str, tuple[str, Callable[[Book], None], str]] = {
+    "dispatched twice": (
+        "dispatched",
+        lambda b: b.ledger.dispatched((A,), 0),
+        "dispatched twice: arith/train/1#e0a0",
+    ),
+    "dispatched after training": (
+        "trained",
+        lambda b: b.ledger.dispatched((A,), 1),
+        "dispatched again after its end: arith/train/1#e0a0",
+    ),
+    "accepted twice": (
+        "accepted",
+        lambda b: b.ledger.accepted(b.a),
+        "accepted while already accepted: arith/train/1#e0a0",
+    ),
+    "accepted out of nowhere": (
+        "accepted",
+        lambda b: b.ledger.accepted(graded(B)),
+        "accepted while never dispatched: arith/train/2#e0a0",
+    ),
+    "trained twice": ("trained", lambda b: b.train(2), "trained twice: arith/train/1#e0a0"),
+    "a step trained twice": (
+        "trained",
+        lambda b: b.ledger.trained(1, 1, [], batch_of(1, [])),
+        "step 1 was trained after step 1",
+    ),
+    "trained ungraded": (
+        "dispatched",
+        lambda b: b.train(1),
+        "trained while not graded: arith/train/1#e0a0",
+    ),
+    "rejected after training": (
+        "trained",
+        lambda b: b.reject(),
+        "rejected while trained already: arith/train/1#e0a0",
+    ),
+    "trained after rejection": (
+        "dispatched",
+        lambda b: (b.reject(), b.train(1))[0],
+        "trained while rejected: arith/train/1#e0a0",
+    ),
+    "a sample left out of the batch": (
+        "accepted",
+        lambda b: b.train(1, b.a.samples[:2]),
+        "trained on 2 samples with 10 loss tokens, not on its 3 with 15: arith/train/1#e0a0",
+    ),
+    "a sample twice in the batch": (
+        "accepted",
+        lambda b: b.train(1, [*b.a.samples, b.a.samples[0]]),
+        "trained on 4 samples with 20 loss tokens, not on its 3 with 15: arith/train/1#e0a0",
+    ),
+    "a sample of nobody in the batch": (
+        "accepted",
+        lambda b: b.train(1, [*b.a.samples, graded(B).samples[0]]),
+        "trained while never dispatched: ?",
+    ),
+    "a group forgotten by its step": (
+        "accepted",
+        lambda b: (b.ledger.dispatched((B,), 0), b.train(1), b.ledger.check((B,)))[0],
+        "step 1 is trained, and lost were arith/train/2#e0a0",
+    ),
+    "a group that nobody holds": (
+        "accepted",
+        lambda b: b.ledger.check(()),
+        "dispatched, and nobody holds them: arith/train/1#e0a0",
+    ),
+    "a group held and not entered": (
+        "accepted",
+        lambda b: b.ledger.check((A, B)),
+        "in flight, and not in the ledger as such: arith/train/2#e0a0",
+    ),
+    "sums that do not add up": (
+        "trained",
+        lambda b: b.ledger.check((A,)),
+        "source arith: 1 groups dispatched, but 1 trained + 0 rejected + 1 in flight",
+    ),
+}
+
+
+@pytest.mark.parametrize("breach", BREACHES)
+def test_a_breach_ends_the_run_and_names_the_group(tmp_path: Path, breach: str) -> None:
+    upto, act, message = BREACHES[breach]
+    book = Book(tmp_path / "ledger.jsonl", upto)
+    book.ledger.check(() if upto == "trained" else (A,))
+    with pytest.raises(LedgerError) as caught:
+        act(book)
+    assert message in str(caught.value)
+
+
+def test_evidence_of_a_breach_stays_in_the_file_and_resuming_undoes_it(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    book = Book(path, "trained")
+    offset = book.ledger.offset
+    with pytest.raises(LedgerError):
+        book.train(2)
+    assert read_account(path).trained_twice == [A.group_id]
+    assert not read_account(path).balanced
+    opened(path, attempt=2, step=1, offset=offset)
+    assert read_account(path).balanced
+
+
+def test_a_group_sampled_again_by_a_later_attempt_is_one_group(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    book = Book(path)
+    ledger = opened(path, attempt=2, step=0, offset=book.ledger.offset, pending=(A,))
+    ledger.dispatched((A,), 0)
+    arith = read_account(path).sources["arith"]
+    assert (arith.dispatched.groups, arith.accepted.groups, arith.dispatched.tokens) == (1, 0, 0)
+    ledger.accepted(graded(A, 2))
+    arith = read_account(path).sources["arith"]
+    assert (arith.accepted.groups, arith.accepted.samples, arith.accepted.tokens) == (1, 2, 10)
+    assert arith.dispatched.tokens == 15
+
+
+def test_attempts_that_get_nowhere_undo_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    offset = Book(path).ledger.offset
+    for attempt in (2, 3, 4):
+        opened(path, attempt=attempt, offset=offset, pending=(A,)).dispatched((A,), 0)
+    account = read_account(path)
+    assert account.balanced and account.attempt == 4 and set(account.open) == {A.group_id}
+    opened(path, attempt=5)
+    account = read_account(path)
+    assert account.balanced and account.attempt == 5 and not account.open
+    assert [r.undone for r in rows(path)] == [True] * 9 + [False]
+
+
+def test_figures_are_sums_by_source_and_reason(tmp_path: Path) -> None:
+    book = Book(tmp_path / "ledger.jsonl", "trained")
+    book.ledger.dispatched((B,), 1)
+    book.ledger.rejected(graded(B, 0), Reason.GIVEN_UP, "x" * 999)
+    assert book.ledger.figures() == {
+        "ledger/dispatched": 2,
+        "ledger/in_flight": 0,
+        "ledger/trained": 1,
+        "ledger/rejected/failed": 0,
+        "ledger/rejected/given_up": 1,
+        "mix/arith/dispatched_groups": 2,
+        "mix/arith/trained_groups": 1,
+        "mix/arith/trained_samples": 3,
+        "mix/arith/trained_loss_tokens": 15,
+    }
+    assert book.ledger.failed_groups == 1
+
+
+def test_a_checkpoint_of_another_ledger_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    offset = Book(path).ledger.offset
+    with pytest.raises(ConfigError, match="was cut or replaced"):
+        opened(path, attempt=2, offset=offset + 1, pending=(A,))
+    with pytest.raises(ConfigError, match="was cut or replaced"):
+        opened(path, attempt=2, offset=offset - 1, pending=(A,))
+    with pytest.raises(LedgerError, match=r"nobody holds them: arith/train/1#e0a0"):
+        opened(path, attempt=2, offset=offset)
+    with pytest.raises(LedgerError, match="goes on after step 3, and the ledger there is after"):
+        opened(path, attempt=3, step=3, offset=offset, pending=(A,))
+
+
+def test_a_damaged_row_that_counts_is_named_and_an_undone_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    offset = Book(path).ledger.offset
+    with path.open("ab") as file:
+        file.write(b'{"event":"attempt","ti\n')
+    assert read_account(path).faults() == ['line 4 is no event: b\'{"event":"attempt","ti\\n\'']
+    opened(path, attempt=2, offset=offset, pending=(A,))
+    assert read_account(path).balanced
+
+
+def test_a_full_disk_ends_the_run_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = opened(tmp_path / "ledger.jsonl")
+
+    def full(descriptor: int, data: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mixing.ledger.os.write", full)
+    with pytest.raises(LedgerError, match=r"ledger.jsonl cannot be written: No space left"):
+        ledger.dispatched((A,), 0)

@@ -1,0 +1,284 @@
+"""The loop with its mixer, ledger and checkpoints, on fake actors: killed at random moments and
+resumed, it trains on the tasks of an uninterrupted run, and the ledger accounts for all of them."""
+
+import asyncio
+import json
+import random
+import signal
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from configs.schema import RunConfig
+from mixing.ledger import Ledger, rows
+from mixing.ledger_events import Trained, from_row
+from mixing.mixer import Mixer, parse_group_id
+from orchestrator.clock import PhaseClock
+from orchestrator.ledger_cmd import read_life, read_report
+from orchestrator.loop import Parts, Stopped, StopRequest, train
+from orchestrator.publisher import SyncReport
+from orchestrator.recorder import Recorder
+from orchestrator.resume import Checkpointer
+from orchestrator.run_dir import RunDir
+from rollouts.types import (
+    Boundary,
+    GeneratedGroup,
+    GroupRequest,
+    GroupSummary,
+    RolloutError,
+    RolloutStats,
+    RolloutStatus,
+    SampleHandle,
+    StepResult,
+    TrainBatch,
+)
+
+STEPS = 14
+FATES = ("fine", "fine", "fine", "flaky", "hopeless")
+"""Of tasks: `flaky` fails at its first attempt, `hopeless` at each."""
+
+
+def recipe(folder: Path, staleness: int) -> RunConfig:
+    def source(name: str, weight: float, size: int) -> dict[str, Any]:
+        path = folder / f"{name}.jsonl"
+        lines = [json.dumps({"prompt": f"{name} {i}", "answer": "x"}) for i in range(size + 2)]
+        path.write_text("\n".join(lines))
+        return {
+            "name": name,
+            "weight": weight,
+            "group_size": 2,
+            "data": {"jsonl": str(path), "held_out": 2},
+            "rewards": [{"name": "r", "use": "exact"}],
+        }
+
+    return RunConfig.model_validate(
+        {
+            "name": "mix",
+            "num_steps": STEPS,
+            "model": {"path": "nowhere"},
+            "sources": [source("a", 2.0, 40), source("b", 1.0, 7), source("c", 0.7, 100)],
+            "batch": {
+                "groups_per_step": 7,
+                "max_staleness": staleness,
+                "max_attempts": 2,
+                "max_failed_groups": 10_000,
+            },
+            "reward": {"max_error_rate": 1.0},
+            "eval": {"at_start": False, "at_end": False},
+            "checkpoint": {"every": 3},
+            "logging": {"rollout_groups": 0},
+        }
+    )
+
+
+class Actors:
+    """All the actors of a run. The policy is the list of samples that it was trained on."""
+
+    def __init__(self, seed: int, fates: Sequence[str]):
+        self._random = random.Random(seed)
+        self._fates = fates
+        self.policy: list[list[str]] = []
+        self.dp_size = 2
+        self.reference = None
+        self.trainer = self.rollout = self.reward = self.supervisor = self
+
+    async def until_failed(self, waiting: Awaitable[Any], *, doing: str, timeout_s: float) -> Any:
+        return await waiting
+
+    async def generate(self, request: GroupRequest) -> GeneratedGroup:
+        for _ in range(self._random.randrange(12)):
+            await asyncio.sleep(0)
+        return GeneratedGroup(
+            group_id=request.group_id, ref=request, num_completion_tokens=6, generate_s=0.0
+        )
+
+    async def grade(self, generated: GeneratedGroup) -> GroupSummary:
+        request = generated.ref
+        assert isinstance(request, GroupRequest)
+        task_id, epoch, attempt = parse_group_id(request.group_id)
+        fate = random.Random(f"{task_id}/{epoch}").choice(self._fates)
+        ok = fate == "fine" or (fate == "flaky" and attempt > 0)
+        error = RolloutError(boundary=Boundary.REWARD, kind="timeout", message="too slow")
+        stats = RolloutStats(
+            reward=1.0 if ok else None,
+            reward_parts={},
+            num_completion_tokens=3,
+            status=RolloutStatus.COMPLETED if ok else RolloutStatus.INVALID,
+            error=None if ok else error,
+        )
+        samples = (
+            SampleHandle(ref=request.group_id, row=i, num_tokens=5, num_loss_tokens=3)
+            for i in range(request.group_size if ok else 0)
+        )
+        return GroupSummary(
+            group_id=request.group_id,
+            task_id=task_id,
+            source=request.task.source,
+            step=request.step,
+            rollouts=(stats,) * request.group_size,
+            samples=tuple(samples),
+            group_ref=None,
+            oldest_version=request.step - 1,
+            newest_version=request.step - 1,
+            generate_s=0.0,
+            grade_s=0.0,
+        )
+
+    async def train_step(self, batch: TrainBatch) -> StepResult:
+        await asyncio.sleep(0)
+        plans = [p for m in batch.minibatches for rank in m.grid for p in rank]
+        self.policy.append(sorted(f"{s.ref}/{s.row}" for p in plans for s in p.samples))
+        return StepResult(policy_version=len(self.policy), metrics={}, seconds={})
+
+    async def save(self, folder: Path) -> None:
+        (folder / "policy.json").write_text(json.dumps(self.policy))
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    def load(self, folder: Path) -> None:
+        self.policy = json.loads((folder / "policy.json").read_text())
+
+    async def open(self) -> None: ...
+
+    async def publish(self, version: int) -> SyncReport:
+        await asyncio.sleep(0)
+        return SyncReport(seconds={}, bytes=1, gap_median=None, gap_max=None)
+
+
+@contextmanager
+def attempt(cfg: RunConfig, path: Path, actors: Actors) -> Iterator[Any]:
+    """Set a run up as `orchestrator.run` does; yield its training and its stop request."""
+    with RunDir.open(path, cfg, "auto") as directory:
+        mixer, checkpoints = Mixer(cfg), Checkpointer(cfg, directory)
+        restored = checkpoints.newest(mixer)
+        directory.truncate_after(restored.step)
+        if restored.trainer is not None:
+            actors.load(restored.trainer)
+        ledger = Ledger.open(
+            directory.ledger,
+            attempt=directory.attempt,
+            step=restored.step,
+            offset=restored.ledger_offset,
+            pending=restored.pending,
+        )
+        stop = StopRequest()
+        with ledger, Recorder(cfg, directory, Console(quiet=True)) as recorder:
+            parts = Parts(
+                cfg=cfg,
+                cluster=actors,  # type: ignore[arg-type]
+                mixer=mixer,
+                ledger=ledger,
+                publisher=actors,  # type: ignore[arg-type]
+                recorder=recorder,
+                checkpoints=checkpoints,
+                clock=PhaseClock(),
+                stop=stop,
+            )
+            yield SimpleNamespace(training=train(parts, restored), stop=stop)
+
+
+async def until(training: Awaitable[None], turns: int) -> None:
+    """Let it train for some turns of the event loop, then kill it where it stands."""
+    task = asyncio.ensure_future(training)
+    for _ in range(turns):
+        if task.done():
+            break
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    if not task.cancelled() and (error := task.exception()) is not None:
+        raise error
+
+
+def uninterrupted(cfg: RunConfig, path: Path, seed: int, fates: Sequence[str]) -> Actors:
+    actors = Actors(seed, fates)
+    with attempt(cfg, path, actors) as run:
+        asyncio.run(run.training)
+    return actors
+
+
+def trained_tasks(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the groups of each step, as the ledger's rows that count say."""
+    events = (from_row(r.text) for r in rows(path / "ledger.jsonl") if not r.undone)
+    steps = (e for e in events if isinstance(e, Trained))
+    return [(e.step, sorted(g.group_id for g in e.groups)) for e in steps]
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_five_times_it_trains_on_the_same_tasks(
+    tmp_path: Path, staleness: int, seed: int
+) -> None:
+    cfg = recipe(tmp_path, staleness)
+    whole = uninterrupted(cfg, tmp_path / "whole", seed, FATES)
+
+    rng, path = random.Random(seed), tmp_path / "killed"
+    for kill in range(5):
+        actors = Actors(seed * 10 + kill, FATES)
+        with attempt(cfg, path, actors) as run:
+            asyncio.run(until(run.training, rng.randrange(60, 400)))
+        report = read_report(path)
+        assert report.balanced, report.faults
+        with (path / "ledger.jsonl").open("ab") as file:
+            file.write(b'{"event":"accep')
+    last = uninterrupted(cfg, path, seed + 99, FATES)
+
+    assert last.policy == whole.policy and len(whole.policy) == STEPS
+    assert trained_tasks(path) == trained_tasks(tmp_path / "whole")
+    report = read_report(path)
+    assert report.attempts == 6 and report.balanced and report.step == STEPS
+    assert report.lost == report.trained_twice == [] and report.in_flight == 0
+    assert sum(s.trained.groups for s in report.sources.values()) == 7 * STEPS
+    assert report.sources["a"].rejected.keys() == {"failed", "given_up"}
+    metrics = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert metrics["ledger/trained"] == 7 * STEPS and metrics["ledger/in_flight"] == 0
+    assert metrics["mix/b/trained_groups"] == report.sources["b"].trained.groups
+
+
+def test_stopped_by_signals_it_trains_on_the_same_tasks(tmp_path: Path) -> None:
+    cfg = recipe(tmp_path, 1)
+    whole = uninterrupted(cfg, tmp_path / "whole", 3, FATES)
+    path = tmp_path / "stopped"
+
+    async def stopped(run: Any, turns: int) -> None:
+        training = asyncio.ensure_future(run.training)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        run.stop.signal_number = signal.SIGTERM
+        run.stop.event.set()
+        with pytest.raises(Stopped):
+            await training
+
+    for seed in range(3):
+        with attempt(cfg, path, Actors(seed, FATES)) as run:
+            asyncio.run(stopped(run, 150 + 30 * seed))
+        report = read_report(path)
+        assert report.balanced and report.in_flight > 0
+    assert uninterrupted(cfg, path, 4, FATES).policy == whole.policy
+    assert read_report(path).in_flight == 0
+
+
+def test_the_life_of_an_item_is_told_over_epochs_attempts_and_resumes(tmp_path: Path) -> None:
+    cfg, path = recipe(tmp_path, 1), tmp_path / "run"
+    for kill in range(2):
+        with attempt(cfg, path, Actors(kill, ("flaky",))) as run:
+            asyncio.run(until(run.training, 250))
+    uninterrupted(cfg, path, 5, ("flaky",))
+    task_id = next(t for t in (f"b/train/{i}" for i in range(1, 10)) if read_life(path, t))
+    life = read_life(path, task_id)
+    assert life == read_life(path, task_id.rpartition("/")[2], source="b")
+    counts = [m for m in life if not m.undone]
+    assert {m.epoch for m in counts} >= {0, 1, 2}
+    first = [m for m in counts if m.group == f"{task_id}#e0a0"]
+    assert [m.event for m in first][-2:] == ["dispatched", "rejected"]
+    assert first[-1].reason == "failed" and first[-1].why == "reward: too slow"
+    second = [m for m in counts if m.group == f"{task_id}#e0a1"]
+    assert [m.event for m in second][-2:] == ["accepted", "trained"]
+    assert (second[-1].samples, second[-1].loss_tokens) == (2, 6)
+    assert second[-1].version == second[-1].step
+    assert any(m.undone for item in range(1, 10) for m in read_life(path, f"b/train/{item}"))
