@@ -15,6 +15,7 @@ Invariants:
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -62,6 +63,7 @@ class RolloutProducer:
         self._tasks: set[asyncio.Future[None]] = set()
         self._rates = ErrorRates(cfg.reward.max_error_rate)
         self.failed_groups = 0
+        self._rejected: dict[int, list[GroupSummary]] = {}
 
     async def __aenter__(self) -> Self:
         self._start(self._dispatch())
@@ -85,6 +87,10 @@ class RolloutProducer:
     def trained(self, step: int) -> None:
         """Tell that the groups of `step` were trained on; they are no longer pending."""
         self._pending = {p: r for p, r in self._pending.items() if r.step != step}
+
+    def take_rejected(self, step: int) -> tuple[GroupSummary, ...]:
+        """Return, once, the groups that were graded for `step` and are not trained on."""
+        return tuple(self._rejected.pop(step, ()))
 
     def pending_state(self) -> JsonValue:
         """Return the dispatched, untrained requests for the checkpoint, in dispatch order."""
@@ -131,6 +137,8 @@ class RolloutProducer:
             if summary.samples:
                 await self._buffer.put(first.group_id, summary)
                 return
+            # The metrics want its numbers alone: let go of its tokens.
+            self._rejected.setdefault(summary.step, []).append(replace(summary, group_ref=None))
             request = self._after_failure(request, summary)
             self._pending[first.group_id] = request
 
