@@ -171,7 +171,8 @@ def pool_metrics(pool: Pool) -> Iterator[tuple[str, float]]:
     for metric in METRICS:
         members = metric.over.members(pool)
         if pool.kind in metric.kinds and members:
-            yield metric.name, float(metric.reduce([metric.of(pool, m) for m in members]))
+            value = metric.reduce([metric.of(pool, m) for m in members])
+            yield metric.name, value if isinstance(value, int) else float(value)
     yield from _pass_at(pool)
     yield from _reward_parts(pool)
 

@@ -78,6 +78,10 @@ class Standing:
 
 def standings(rows: Sequence[Row]) -> tuple[Standing, ...]:
     """Return where each source with a pass rate stands, the worst regression first."""
+    return _standings(_measured(rows))
+
+
+def _standings(rows: Sequence[Measured]) -> tuple[Standing, ...]:
     by_source: dict[str, list[Measured]] = {}
     for row in _comparable(rows):
         by_source.setdefault(row.source, []).append(row)
@@ -118,9 +122,10 @@ def spikiness(
 
 def reports(rows: Sequence[Row], bound: float | None) -> Iterator[dict[str, float]]:
     """Yield the report of every evaluation that `rows` hold, in order."""
+    measured = _measured(rows)
     for step in sorted({_step(row) for row in rows}):
-        past = [row for row in rows if _step(row) <= step]
-        yield spikiness(step, standings(past), bound)
+        past = [row for row in measured if row.step <= step]
+        yield spikiness(step, _standings(past), bound)
 
 
 def out_of_patience(cfg: RunConfig, rows: Sequence[Row]) -> str | None:
@@ -129,8 +134,10 @@ def out_of_patience(cfg: RunConfig, rows: Sequence[Row]) -> str | None:
     One evaluation of the mean is complete when each watched source has been evaluated anew, so
     that a source with a faster cadence does not use the patience up for the others.
     """
-    rounds = tuple(_rounds(rows, watched_sources(cfg)))
-    if cfg.eval.patience == 0 or not rounds:
+    if cfg.eval.patience == 0:
+        return None
+    rounds = tuple(_rounds(_measured(rows), watched_sources(cfg)))
+    if not rounds:
         return None
     best = max(range(len(rounds)), key=lambda i: rounds[i][1])  # the first of equals
     since = len(rounds) - 1 - best
@@ -144,7 +151,7 @@ def out_of_patience(cfg: RunConfig, rows: Sequence[Row]) -> str | None:
     )
 
 
-def _rounds(rows: Sequence[Row], watched: Sequence[str]) -> Iterator[tuple[int, float]]:
+def _rounds(rows: Sequence[Measured], watched: Sequence[str]) -> Iterator[tuple[int, float]]:
     """Yield (step, mean pass rate) each time all watched sources have new figures."""
     fresh: dict[str, float] = {}
     mine = sorted((r for r in _comparable(rows) if r.source in watched), key=lambda r: r.step)
@@ -155,11 +162,15 @@ def _rounds(rows: Sequence[Row], watched: Sequence[str]) -> Iterator[tuple[int, 
             fresh = {}
 
 
-def _comparable(rows: Sequence[Row]) -> Sequence[Measured]:
-    """Return the rows with a pass rate, measured as their source's latest one was."""
-    parsed = [measured for row in rows if (measured := _parse(row)) is not None]
-    latest = {row.source: row.settings for row in parsed}
-    return [row for row in parsed if row.settings == latest[row.source]]
+def _comparable(rows: Sequence[Measured]) -> Sequence[Measured]:
+    """Return the rows that were measured as their source's latest one was."""
+    latest = {row.source: row.settings for row in rows}
+    return [row for row in rows if row.settings == latest[row.source]]
+
+
+def _measured(rows: Sequence[Row]) -> Sequence[Measured]:
+    """Return the rows with a pass rate."""
+    return [measured for row in rows if (measured := _parse(row)) is not None]
 
 
 def _parse(row: Row) -> Measured | None:

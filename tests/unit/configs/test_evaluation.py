@@ -88,23 +88,27 @@ def test_start_and_end_may_be_left_out_and_a_last_step_that_is_due_is_not(make):
     assert due_sources(cfg, 100, last=True) == ("words",)
 
 
+GREEDY = "{temperature: 0, samples: 3}"
+WATCH = "{every: 5, patience: 2, watch: sums}"
 PROBLEMS = [
     ("k beyond the samples", "{pass_at: [1, 2]}", "{}", "eval.pass_at"),
     ("a source's k", "{samples: 4}", "{pass_at: [8]}", "sources.sums.eval.pass_at"),
-    ("too few samples for the run's k", "{samples: 4, pass_at: [4]}", "{samples: 2}", "eval.pass_at"),
+    ("too few samples", "{samples: 4, pass_at: [4]}", "{samples: 2}", "eval.pass_at"),
     ("a k twice", "{samples: 2, pass_at: [2, 2]}", "{}", "eval.pass_at"),
     ("more items than there are", "{}", "{n: 51}", "sources.sums.eval.n"),
     ("no room for a prompt", "{max_tokens: 256}", "{}", "eval.max_tokens"),
     ("a source without room", "{}", "{max_tokens: 300}", "sources.sums.eval.max_tokens"),
     ("greedy samples", "{temperature: 0, samples: 2}", "{}", "eval.temperature"),
-    ("a source's greedy samples", "{}", "{temperature: 0, samples: 3}", "sources.sums.eval.temperature"),
+    ("a source's greedy samples", "{}", GREEDY, "sources.sums.eval.temperature"),
     ("nobody to watch", "{every: 5, patience: 2, watch: sum}", "{}", "eval.watch"),
     ("patience without evaluations", "{patience: 2}", "{}", "eval.patience"),
-    ("watching a source that is not evaluated", "{every: 5, patience: 2, watch: sums}", "{every: 0}", "eval.patience"),
-]  # fmt: skip
+    ("watching nothing that moves", WATCH, "{every: 0}", "eval.patience"),
+]
 
 
-@pytest.mark.parametrize(("run", "own", "where"), [p[1:] for p in PROBLEMS], ids=[p[0] for p in PROBLEMS])  # fmt: skip
+@pytest.mark.parametrize(
+    ("run", "own", "where"), [p[1:] for p in PROBLEMS], ids=[p[0] for p in PROBLEMS]
+)
 def test_each_problem_is_found_alone_with_a_remedy(make, run: str, own: str, where: str):
     problems = list(check_eval(make(run=run, own=own)))
     assert [p.where for p in problems] == [where], problems
