@@ -130,21 +130,27 @@ def render_eval_line(results: Sequence[EvalView]) -> str:
     return f"held-out pass rate at step {results[0].step}: {'  '.join(shown)}"
 
 
-def render_changes(standings: Sequence[Standing]) -> Sequence[str]:
+def render_changes(standings: Sequence[Standing], report: Mapping[str, float]) -> Sequence[str]:
     """Return how sources fare since their start, the worst regression first, and how far training's
-    reward is above the held-out one; nothing for sources that were never evaluated before."""
+    reward is above the held-out one; nothing for sources that were never evaluated before.
+
+    Args:
+        report: the evaluation's line of spikiness.jsonl, which is about all sources.
+    """
     moved = [s for s in standings if s.now.step > s.start.step]
+    if not moved:
+        return ()
     changes = [
         f"{s.source} {s.since_start:+.3f}"
         + (f" ({s.fall:.3f} below its best, step {s.best.step})" if s.fall > 0 else "")
         for s in moved
     ]
+    spiky = f"spikiness {report['eval/spikiness']:.3f}, spread {report['eval/spread']:.3f}"
     gaps = [f"{s.source} {s.now.gap:+.3f}" for s in moved if s.now.gap is not None]
-    lines = (
-        ("since the start, worst first", changes),
-        ("training minus held-out reward", gaps),
+    return (
+        f"  since the start, worst first: {'  '.join(changes)}; {spiky}",
+        *([f"  training minus held-out reward: {'  '.join(gaps)}"] if gaps else ()),
     )
-    return [f"  {what}: {'  '.join(shown)}" for what, shown in lines if shown]
 
 
 def render_eval_table(standings: Mapping[str, Standing | None]) -> Table:
@@ -236,12 +242,6 @@ class Display:
         self._state = text
         if self._live is not None:
             self._live.update(render_live(self._history, text))
-
-    def evaluated(self, results: Sequence[EvalView], standings: Sequence[Standing]) -> None:
-        """Show one evaluation, and how its sources fare since."""
-        self.say(render_eval_line(results))
-        for line in render_changes(standings):
-            self.say(line)
 
     def say(self, text: str) -> None:
         """Print a line, above the live view where there is one."""

@@ -15,7 +15,13 @@ from pydantic import JsonValue
 from rich.console import Console
 
 from configs.schema import RunConfig
-from orchestrator.display import Display, EvalView, StepView
+from orchestrator.display import (
+    Display,
+    EvalView,
+    StepView,
+    render_changes,
+    render_eval_line,
+)
 from orchestrator.evaluator import EvalResult
 from orchestrator.metrics import MetricSinks
 from orchestrator.run_dir import RunDir
@@ -83,10 +89,13 @@ class Recorder:
             self._evaluations.append(row)
             self._sinks.log_eval(row)
         now, bound = standings(self._evaluations), self._cfg.eval.max_regression
-        self._sinks.log_spikiness(spikiness(results[0].step, now, bound))
+        report = spikiness(results[0].step, now, bound)
+        self._sinks.log_spikiness(report)
         evaluated = {r.source for r in results}
         mine = [s for s in now if s.source in evaluated]
-        self._display.evaluated([_view(r) for r in results], mine)
+        self.say(render_eval_line([_view(r) for r in results]))
+        for line in render_changes(mine, report):
+            self.say(line)
         for standing in mine:
             if standing.has_regressed(bound):
                 self._warn(standing)

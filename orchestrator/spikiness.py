@@ -147,7 +147,8 @@ def out_of_patience(cfg: RunConfig, rows: Sequence[Row]) -> str | None:
     step, rate = rounds[best]
     return (
         f"stopping after step {rounds[-1][0]}: {whose} held-out pass rate has not risen above its "
-        f"{rate:.1%} of step {step} in {since} evaluations (eval.patience={cfg.eval.patience})"
+        f"{rate:.1%} of step {step} in {since} evaluation{'s' if since > 1 else ''} "
+        f"(eval.patience={cfg.eval.patience})"
     )
 
 

@@ -18,7 +18,7 @@ from orchestrator.display import (
     render_step_line,
     sparkline,
 )
-from orchestrator.spikiness import Standing, standings
+from orchestrator.spikiness import Standing, spikiness, standings
 
 
 def view(step: int, sums: float | None = 0.5) -> StepView:
@@ -114,11 +114,13 @@ def test_the_lines_of_what_changed():
         standing("sums", (0, 0.5), (20, 0.75), gap=-0.125),
         standing("new", (20, 0.5)),
     ]
-    assert render_changes(found) == [
-        "  since the start, worst first: words -0.125 (0.375 below its best, step 10)  sums +0.250",
+    assert render_changes(found, spikiness(20, found, 0.1)) == (
+        "  since the start, worst first: words -0.125 (0.375 below its best, step 10)  "
+        "sums +0.250; spikiness 0.375, spread 0.375",
         "  training minus held-out reward: words +0.250  sums -0.125",
-    ]
-    assert render_changes([standing("sums", (0, 0.5))]) == []
+    )
+    first = [standing("sums", (0, 0.5))]
+    assert render_changes(first, spikiness(0, first, 0.1)) == ()
 
 
 def test_the_final_table():
@@ -200,12 +202,9 @@ def test_one_line_a_step_where_there_is_no_terminal():
         for step in (1, 2, 3):
             display.step(view(step))
         moved = standing("sums", (0, 0.1), (3, 0.5))
-        display.evaluated(evaluated(3, sums=0.5, words=1.0), [moved])
         display.finish({"sums": moved})
     lines = out.getvalue().splitlines()
     assert [line.split()[1] for line in lines[:3]] == ["1/100", "2/100", "3/100"]
-    assert lines[3] == "held-out pass rate at step 3: sums 50.0%  words 100.0%  mean 75.0%"
-    assert lines[4].startswith("  since the start, worst first: sums +0.400")
     assert "\x1b" not in out.getvalue()
     assert "+0.400" in out.getvalue()
 

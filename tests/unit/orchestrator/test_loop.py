@@ -298,6 +298,9 @@ def test_the_gap_between_training_and_held_out(tmp_path: Path):
         (2, "a"): (1.0, 0.75),
         (2, "b"): (1.0, 0.25),
     }
+    log = (tmp_path / "log.txt").read_text()
+    assert "held-out pass rate at step 2: a 25.0%  b 75.0%  mean 50.0%" in log
+    assert "training minus held-out reward: a +0.750  b +0.250" in log
 
 
 def test_an_evaluation_that_a_signal_cut_off_comes_first_after_resuming(tmp_path: Path):
