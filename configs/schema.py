@@ -80,6 +80,25 @@ class RewardConfig(PlugConfig):
     """Factor in the weighted sum."""
 
 
+class SourceEvalConfig(Config):
+    """How one source's held-out evaluation differs from `eval`; what is empty takes its value."""
+
+    every: NonNegativeInt | None = None
+    """Steps between this source's evaluations; 0 for only those at start and end."""
+    n: PositiveInt | None = None
+    """Held-out items asked, always the same ones."""
+    samples: PositiveInt | None = None
+    """Completions per held-out item."""
+    temperature: NonNegativeFloat | None = None
+    """Softmax temperature; 0 takes the likeliest token."""
+    max_tokens: PositiveInt | None = None
+    """Most tokens of one completion."""
+    pass_at: tuple[PositiveInt, ...] | None = None
+    """Each k of the reported pass@k."""
+    pass_threshold: float | None = None
+    """Reward from which a rollout counts as passed, in evaluation and in training's metrics."""
+
+
 class SourceConfig(Config):
     """One environment of the mix: its tasks, how they are played, graded and weighed."""
 
@@ -105,6 +124,8 @@ class SourceConfig(Config):
     """Coefficient of the KL to the reference; empty takes `algorithm.kl.coef`."""
     instruction: str = ""
     """Text put before every prompt of the source, as a system message; empty for none."""
+    eval: SourceEvalConfig = SourceEvalConfig()
+    """How its held-out evaluation differs from the run's."""
 
 
 class BatchConfig(Config):
@@ -274,7 +295,7 @@ class WeightSyncConfig(Config):
 
 
 class EvalConfig(Config):
-    """Held-out evaluation."""
+    """Held-out evaluation; each source may differ by its own `eval`."""
 
     every: NonNegativeInt = 0
     """Steps between evaluations; 0 for only those at start and end."""
@@ -282,12 +303,25 @@ class EvalConfig(Config):
     """Evaluate before the first step."""
     at_end: bool = True
     """Evaluate after the last step."""
+    n: PositiveInt | None = None
+    """Held-out items asked of each source, at most; empty takes all."""
     samples: PositiveInt = 1
     """Completions per held-out item."""
-    temperature: PositiveFloat | None = None
-    """Softmax temperature; empty takes each source's."""
+    temperature: NonNegativeFloat | None = None
+    """Softmax temperature, 0 takes the likeliest token; empty takes each source's for training."""
+    max_tokens: PositiveInt | None = None
+    """Most tokens of one completion; empty takes each source's for training."""
+    pass_at: tuple[PositiveInt, ...] | None = None
+    """Each k of the reported pass@k; empty takes 1, 2, 4, ... and `samples`."""
     pass_threshold: float = 1.0
-    """Reward from which a rollout counts as passed."""
+    """Reward from which a rollout counts as passed, in evaluation and in training's metrics."""
+    max_regression: Fraction | None = 0.1
+    """Fall of a source's pass rate below its own best, beyond the standard error, that raises
+    the alarm; empty never does."""
+    patience: NonNegativeInt = 0
+    """Evaluations without a new best held-out pass rate after which the run stops; 0 never."""
+    watch: str | None = None
+    """Source whose pass rate `patience` watches; empty takes the mean over the sources."""
 
 
 class CheckpointConfig(Config):

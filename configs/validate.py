@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from configs.errors import Problem
+from configs.evaluation import check_eval, warn_eval
 from configs.model_files import check_model_folder, find_model_folder, read_model_shape
 from configs.schema import ActorsConfig, RunConfig, SourceConfig
 
@@ -25,6 +26,7 @@ def validate_run(cfg: RunConfig) -> list[Problem]:
         *_check_groups(cfg),
         *_check_trainer(cfg),
         *_check_sync(cfg),
+        *check_eval(cfg),
         *_check_model(cfg),
     ]
 
@@ -35,6 +37,7 @@ def find_warnings(cfg: RunConfig) -> list[Problem]:
         *_warn_sources(cfg),
         *_warn_batch(cfg),
         *_warn_groups(cfg),
+        *warn_eval(cfg),
         *_warn_model(cfg),
     ]
 
@@ -371,12 +374,12 @@ def _warn_sources(cfg: RunConfig) -> Iterator[Problem]:
 
 
 def _warn_batch(cfg: RunConfig) -> Iterator[Problem]:
-    for name, every in (("eval", cfg.eval.every), ("checkpoint", cfg.checkpoint.every)):
-        if every > cfg.num_steps:
-            yield Problem(
-                where=f"{name}.every",
-                what=f"is {every}, beyond the run's {cfg.num_steps} steps: it never comes due",
-            )
+    every = cfg.checkpoint.every
+    if every > cfg.num_steps:
+        yield Problem(
+            where="checkpoint.every",
+            what=f"is {every}, beyond the run's {cfg.num_steps} steps: it never comes due",
+        )
     if cfg.checkpoint.every == 0 and cfg.num_steps > 100:
         yield Problem(
             where="checkpoint.every",

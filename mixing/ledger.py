@@ -174,11 +174,6 @@ class Ledger:
         for reason in Reason:
             total = sum(a.rejected[reason] for a in accounts.values())
             found[f"ledger/rejected/{reason}"] = total
-        for name, account in accounts.items():
-            found[f"mix/{name}/dispatched_groups"] = account.dispatched.groups
-            found[f"mix/{name}/trained_groups"] = account.trained.groups
-            found[f"mix/{name}/trained_samples"] = account.trained.samples
-            found[f"mix/{name}/trained_loss_tokens"] = account.trained.tokens
         return found
 
     def _begin(self, attempt: int, step: int, offset: int) -> None:

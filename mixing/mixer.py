@@ -62,6 +62,11 @@ class Mixer:
         self._used = {s: used for s, used in self._used.items() if s >= in_flight}
         return tuple(self._draw(name, step) for name in interleave(self._quota.next_counts()))
 
+    def target_shares(self) -> Mapping[str, float]:
+        """Return the share, of 1, that each source is due of a step."""
+        groups = self._cfg.batch.groups_per_step
+        return {name: float(target / groups) for name, target in self._quota.targets.items()}
+
     def retry(self, request: GroupRequest) -> GroupRequest | None:
         """Return the same task's next attempt; None when it had `batch.max_attempts` already."""
         task_id, epoch, attempt = parse_group_id(request.group_id)

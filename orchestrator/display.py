@@ -15,10 +15,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.spikiness import Standing
+
 _BARS = "▁▂▃▄▅▆▇█"
 _HISTORY = 24
 """Steps of a sparkline."""
-_SIDES = ("before", "after")
 _ETA_STEPS = 10
 """Steps whose mean time the estimate of the remaining time is made from."""
 
@@ -43,8 +44,9 @@ class EvalView:
 
     step: int
     source: str
-    n: int
     pass_rate: float
+    invalid: int
+    """Rollouts that failed and are left out."""
 
 
 def sparkline(values: Sequence[float | None]) -> str:
@@ -120,23 +122,84 @@ def render_live(history: Sequence[StepView], state: str) -> RenderableType:
     return Group(head, rewards, _time_bar(view))
 
 
-def render_eval_table(before: Sequence[EvalView], after: Sequence[EvalView]) -> Table:
-    """Return the table of held-out pass rates per source, before and after, and their mean."""
-    first, last = {e.source: e for e in before}, {e.source: e for e in after}
-    steps = [f"step {e[0].step}" if e else "" for e in (before, after)]
+def render_eval_line(results: Sequence[EvalView]) -> str:
+    """Return one evaluation's pass rates as a line."""
+    shown = [f"{r.source} {_percent(r.pass_rate)}{_invalid(r)}" for r in results]
+    if len(results) > 1:
+        shown.append(f"mean {_percent(_mean([r.pass_rate for r in results]))}")
+    return f"held-out pass rate at step {results[0].step}: {'  '.join(shown)}"
+
+
+def render_changes(standings: Sequence[Standing], report: Mapping[str, float]) -> Sequence[str]:
+    """Return how sources fare since their start, the worst regression first, and how far training's
+    reward is above the held-out one; nothing for sources that were never evaluated before.
+
+    Args:
+        report: the evaluation's line of spikiness.jsonl, which is about all sources.
+    """
+    moved = [s for s in standings if s.now.step > s.start.step]
+    if not moved:
+        return ()
+    changes = [
+        f"{s.source} {s.since_start:+.3f}"
+        + (f" ({s.fall:.3f} below its best, step {s.best.step})" if s.fall > 0 else "")
+        for s in moved
+    ]
+    spiky = f"spikiness {report['eval/spikiness']:.3f}, spread {report['eval/spread']:.3f}"
+    gaps = [f"{s.source} {s.now.gap:+.3f}" for s in moved if s.now.gap is not None]
+    return (
+        f"  since the start, worst first: {'  '.join(changes)}; {spiky}",
+        *([f"  training minus held-out reward: {'  '.join(gaps)}"] if gaps else ()),
+    )
+
+
+def render_eval_table(standings: Mapping[str, Standing | None]) -> Table:
+    """Return the table of held-out pass rates per source: before, after, best, and their mean.
+
+    Args:
+        standings: by source, in the order shown; None where no evaluation gave a pass rate.
+    """
+    known = [s for s in standings.values() if s is not None]
+    ends = {(s.start.step, s.now.step) for s in known}
+    before, after = next(iter(ends)) if len(ends) == 1 else (None, None)
     table = Table(title="Held-out pass rate", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("source", overflow="fold")
-    shown = [f"{side}\n({at})" if at else side for side, at in zip(_SIDES, steps, strict=True)]
-    for column in ("items", *shown, "change"):
+    shown = [
+        "before" if before is None else f"before\n(step {before})",
+        "after" if after is None or after == before else f"after\n(step {after})",
+    ]
+    for column in ("items", *shown, "95%", "change", "best"):
         table.add_column(column, justify="right", no_wrap=True)
-    for name in dict.fromkeys([*first, *last]):
-        a, b = first.get(name), last.get(name)
-        items = str((b or a).n) if (b or a) is not None else ""  # type: ignore[union-attr]
-        table.add_row(name, items, *_change(a and a.pass_rate, b and b.pass_rate))
-    if len({*first, *last}) > 1:
+    for name, standing in standings.items():
+        table.add_row(name, *_standing_cells(standing, show_steps=before is None))
+    if len(known) > 1:
+        means = [_mean([s.start.rate for s in known]), _mean([s.now.rate for s in known])]
         table.add_section()
-        table.add_row("mean", "", *_change(_mean(before), _mean(after)), style="bold")
+        change = f"{means[1] - means[0]:+.3f}" if before != after or before is None else "-"
+        cells = (_percent(means[0]), _percent(means[1]), "", change, "")
+        table.add_row("mean", "", *cells, style="bold")
     return table
+
+
+def _standing_cells(standing: Standing | None, *, show_steps: bool) -> tuple[str, ...]:
+    """Return items, before, after, the interval of after, change and best."""
+    if standing is None:
+        return ("", "-", "-", "-", "-", "-")
+    start, now, best = standing.start, standing.now, standing.best
+    before, after = (
+        f"{_percent(m.rate)} @{m.step}" if show_steps else _percent(m.rate) for m in (start, now)
+    )
+    interval = f"{now.low:.0%} to {now.high:.0%}"
+    moved = now.step > start.step
+    change = f"{standing.since_start:+.3f}" if moved else "-"
+    return (
+        str(now.items),
+        before,
+        after if moved else "-",
+        interval,
+        change,
+        f"{_percent(best.rate)} @{best.step}",
+    )
 
 
 class Display:
@@ -180,25 +243,16 @@ class Display:
         if self._live is not None:
             self._live.update(render_live(self._history, text))
 
-    def evaluated(self, results: Sequence[EvalView]) -> None:
-        """Show an evaluation as one line."""
-        if results:
-            rates = "  ".join(f"{r.source} {_percent(r.pass_rate)}" for r in results)
-            self.say(
-                f"held-out pass rate at step {results[0].step}: {rates}  "
-                f"mean {_percent(_mean(results))}"
-            )
-
     def say(self, text: str) -> None:
         """Print a line, above the live view where there is one."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def finish(self, before: Sequence[EvalView], after: Sequence[EvalView]) -> None:
-        """End the live view and print the final table."""
+    def finish(self, standings: Mapping[str, Standing | None]) -> None:
+        """End the live view and print the final table of the sources that were evaluated."""
         self.state("")
         self.stop()
-        if before or after:
-            self._console.print(render_eval_table(before, after))
+        if standings:
+            self._console.print(render_eval_table(standings))
 
     def stop(self) -> None:
         """End the live view."""
@@ -218,14 +272,12 @@ def _largest(seconds: Mapping[str, float], count: int) -> list[tuple[str, float]
     return [(name, s) for name, s in ordered[:count] if s > 0]
 
 
-def _mean(results: Sequence[EvalView]) -> float | None:
-    return sum(r.pass_rate for r in results) / len(results) if results else None
+def _mean(rates: Sequence[float]) -> float:
+    return sum(rates) / len(rates)
 
 
-def _change(before: float | None, after: float | None) -> tuple[str, str, str]:
-    known = before is not None and after is not None and math.isfinite(before + after)
-    change = f"{after - before:+.3f}" if known and before is not None and after is not None else "-"
-    return _percent(before), _percent(after), change
+def _invalid(result: EvalView) -> str:
+    return f" ({result.invalid} invalid)" if result.invalid else ""
 
 
 def _percent(rate: float | None) -> str:

@@ -1,90 +1,159 @@
-"""Held-out evaluation: every held-out item, sampled by the engines under one policy version."""
+"""Held-out evaluation: every held-out item, sampled by the engines under one policy version.
+
+Nothing here touches training's counters: an invalid rollout of an evaluation is left out of the
+figures and shown beside them, and counts neither as a failed group nor in an error rate.
+"""
 
 import asyncio
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
+from pydantic import JsonValue
 
+from actors.errors import RunError
 from actors.groups import RewardFleet, RolloutFleet
-from configs.schema import RunConfig, SourceConfig
+from configs.evaluation import EvalSettings, eval_settings
+from configs.schema import RunConfig
 from mixing.mixer import Mixer
 from orchestrator.clock import PhaseClock
 from orchestrator.producer import sample_and_grade
-from rollouts.types import GroupRequest, GroupSummary, Sampling
+from rollouts.pass_rates import pass_at_k, pass_rate
+from rollouts.types import GroupRequest, GroupSummary, RolloutStatus, Sampling
 
 log = logging.getLogger("braid.evaluator")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalResult:
-    """One source's held-out figures."""
+    """One source's held-out figures, and how they were measured."""
 
     step: int
     source: str
     n: int
-    """Rollouts with a reward."""
+    """Rollouts with a reward; all figures but `invalid` are over these."""
     invalid: int
-    """Rollouts whose generation or grading failed; left out of the figures."""
+    """Rollouts whose generation or grading failed."""
     pass_rate: float
+    """Passed rollouts over n; NaN, like all below, where n is 0."""
+    pass_rate_stderr: float
+    pass_rate_low: float
+    """95% interval."""
+    pass_rate_high: float
+    pass_at: Mapping[int, float]
+    """pass@k over the items with k or more valid rollouts."""
     reward_mean: float
     completion_tokens_mean: float
+    truncated: float
+    items: int
+    """Held-out items asked."""
+    samples: int
+    temperature: float
+    max_tokens: int
+    pass_threshold: float
+
+    def record(self) -> dict[str, JsonValue]:
+        """Return the figures as a line of eval.jsonl, pass@k flat."""
+        figures = asdict(self)
+        figures.update({f"pass@{k}": chance for k, chance in figures.pop("pass_at").items()})
+        return figures
 
 
 async def evaluate(
     cfg: RunConfig,
     *,
+    sources: Sequence[str],
     step: int,
     mixer: Mixer,
     rollout: RolloutFleet,
     reward: RewardFleet,
     clock: PhaseClock,
 ) -> tuple[EvalResult, ...]:
-    """Sample and grade all held-out items of every source.
+    """Sample and grade the held-out items of some sources.
 
     Args:
         step: training steps done, that is, the version of the policy evaluated.
+
+    Raises:
+        RunError: a completion was sampled under another version.
     """
+    settings = {name: eval_settings(cfg, cfg.source(name)) for name in sources}
     with clock.phase("evaluate"):
-        requests = [r for s in cfg.sources for r in _requests(cfg, s, mixer, step)]
+        requests = [r for name in sources for r in _requests(name, settings[name], mixer, step)]
         groups = await asyncio.gather(
             *(sample_and_grade(rollout, reward, clock, r) for r in requests)
         )
-        by_source: Mapping[str, Sequence[GroupSummary]] = {
-            s.name: [g for g in groups if g.source == s.name] for s in cfg.sources
-        }
-    return tuple(_figures(cfg, step, name, own) for name, own in by_source.items())
+    _assert_one_version(groups, step)
+    return tuple(
+        measure(name, step, settings[name], [g for g in groups if g.source == name])
+        for name in sources
+    )
 
 
-def _requests(cfg: RunConfig, source: SourceConfig, mixer: Mixer, step: int) -> list[GroupRequest]:
-    temperature = cfg.eval.temperature or source.sampling.temperature
-    sampling = Sampling(temperature=temperature, max_tokens=source.sampling.max_tokens)
+def _requests(
+    source: str, settings: EvalSettings, mixer: Mixer, step: int
+) -> Sequence[GroupRequest]:
+    sampling = Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens)
     return [
         GroupRequest(
             group_id=f"{task.task_id}#eval{step}",
             task=task,
-            group_size=cfg.eval.samples,
+            group_size=settings.samples,
             sampling=sampling,
             step=-1,
         )
-        for task in mixer.held_out(source.name)
+        for task in mixer.held_out(source)[: settings.n]
     ]
 
 
-def _figures(cfg: RunConfig, step: int, source: str, groups: Sequence[GroupSummary]) -> EvalResult:
-    rollouts = [r for g in groups for r in g.rollouts]
-    rewards = np.array([r.reward for r in rollouts if r.reward is not None])
-    invalid = len(rollouts) - len(rewards)
+def _assert_one_version(groups: Sequence[GroupSummary], step: int) -> None:
+    for group in groups:
+        sampled = any(r.num_completion_tokens for r in group.rollouts)
+        if sampled and (group.oldest_version, group.newest_version) != (step, step):
+            raise RunError(
+                f"evaluation of version {step}: {group.group_id} was sampled under versions "
+                f"{group.oldest_version} to {group.newest_version}"
+            )
+
+
+def measure(
+    source: str, step: int, settings: EvalSettings, groups: Sequence[GroupSummary]
+) -> EvalResult:
+    """Reduce a source's graded items to its figures."""
+    valid = [r for g in groups for r in g.rollouts if r.reward is not None]
+    invalid = sum(len(g.rollouts) for g in groups) - len(valid)
     if invalid:
         log.warning("evaluation at step %d: %d invalid rollouts of %s", step, invalid, source)
-    nothing = len(rewards) == 0
+    items = [
+        (sum(reward >= settings.pass_threshold for reward in g.rewards), len(g.rewards))
+        for g in groups
+    ]
+    measured = pass_rate(items)
     return EvalResult(
         step=step,
         source=source,
-        n=len(rewards),
+        n=len(valid),
         invalid=invalid,
-        pass_rate=float("nan") if nothing else float((rewards >= cfg.eval.pass_threshold).mean()),
-        reward_mean=float("nan") if nothing else float(rewards.mean()),
-        completion_tokens_mean=float(np.mean([r.num_completion_tokens for r in rollouts] or [0])),
+        pass_rate=measured.rate,
+        pass_rate_stderr=measured.stderr,
+        pass_rate_low=measured.low,
+        pass_rate_high=measured.high,
+        pass_at={
+            k: _mean([pass_at_k(n, passed, k) for passed, n in items if n >= k])
+            for k in settings.pass_at
+        },
+        reward_mean=_mean([r.reward for r in valid if r.reward is not None]),
+        completion_tokens_mean=_mean([r.num_completion_tokens for r in valid]),
+        truncated=_mean([r.status is RolloutStatus.TRUNCATED for r in valid]),
+        items=len(groups),
+        samples=settings.samples,
+        temperature=settings.temperature,
+        max_tokens=settings.max_tokens,
+        pass_threshold=settings.pass_threshold,
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan

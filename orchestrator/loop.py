@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from configs.evaluation import due_sources
 from configs.schema import RunConfig
 from mixing.ledger import Ledger
 from mixing.mixer import Mixer
@@ -21,6 +22,7 @@ from orchestrator.producer import RolloutProducer
 from orchestrator.publisher import SyncReport, WeightPublisher
 from orchestrator.recorder import Recorder
 from orchestrator.resume import Checkpointer, Restored
+from orchestrator.step_metrics import TrainedStep
 from rollouts.packing import plan_minibatches
 from rollouts.types import GroupSummary, StepResult, TrainBatch
 
@@ -94,8 +96,7 @@ async def train(parts: Parts, restored: Restored) -> None:
     first = restored.step
     await parts.publisher.open()
     await parts.publisher.publish(first)
-    if cfg.eval.at_start and first == 0:
-        await _evaluate(parts, first)
+    await _evaluate(parts, first, last=first >= cfg.num_steps)  # the start, or one cut off
     buffer = GroupBuffer()
     producer = RolloutProducer(
         cfg,
@@ -113,6 +114,9 @@ async def train(parts: Parts, restored: Restored) -> None:
         done = first
         try:
             for step in range(first + 1, cfg.num_steps + 1):
+                if (reason := parts.recorder.out_of_patience()) is not None:
+                    parts.recorder.say(reason)
+                    break
                 groups = await parts.stop.or_else(
                     cluster.supervisor.until_failed(
                         buffer.take(step),
@@ -128,7 +132,7 @@ async def train(parts: Parts, restored: Restored) -> None:
                 producer.advance(step)
                 done = step
                 await _log(parts, producer, step, groups, result, sync)
-                if _due(cfg.eval.every, step) and step < cfg.num_steps:
+                if step < cfg.num_steps:
                     await _evaluate(parts, step)
                 if _due(cfg.checkpoint.every, step) and step < cfg.num_steps:
                     await _checkpoint(parts, producer, step)
@@ -138,8 +142,7 @@ async def train(parts: Parts, restored: Restored) -> None:
             await _checkpoint(parts, producer, done, last=True)
             raise
         await _checkpoint(parts, producer, done, last=True)
-    if cfg.eval.at_end:
-        await _evaluate(parts, done)
+    await _evaluate(parts, done, last=True)
 
 
 def _due(every: int, done: int) -> bool:
@@ -175,15 +178,18 @@ async def _checkpoint(
         await parts.checkpoints.save(step, parts.cluster.trainer, parts.mixer, producer, last=last)
 
 
-async def _evaluate(parts: Parts, step: int) -> None:
-    """Evaluate after `step`, unless an earlier attempt has."""
-    if parts.recorder.has_evaluated(step):
+async def _evaluate(parts: Parts, step: int, *, last: bool = False) -> None:
+    """Evaluate the sources that are due after `step`, but those that an attempt did before."""
+    due = due_sources(parts.cfg, step, last=last)
+    sources = [name for name in due if not parts.recorder.has_evaluated(step, name)]
+    if not sources:
         return
     parts.recorder.state(f"evaluating at step {step}")
     cluster = parts.cluster
     results = await parts.stop.or_else(
         evaluate(
             parts.cfg,
+            sources=sources,
             step=step,
             mixer=parts.mixer,
             rollout=cluster.rollout,
@@ -210,12 +216,15 @@ async def _log(
             await parts.cluster.reward.record(path, step, refs)
     wall, split = parts.clock.lap()
     parts.recorder.trained(
-        step=step,
-        groups=groups,
-        result=result,
-        sync=sync,
-        wall_s=wall,
-        split=split,
-        failed_groups=producer.ledger.failed_groups,
-        ledger=producer.ledger.figures(),
+        TrainedStep(
+            step=step,
+            groups=groups,
+            rejected=producer.take_rejected(step),
+            shares=parts.mixer.target_shares(),
+            result=result,
+            sync=sync,
+            wall_s=wall,
+            split=split,
+            ledger=producer.ledger.figures(),
+        )
     )

@@ -69,6 +69,11 @@ class MetricSinks:
         }
         self._send(numbers, int(str(figures["step"])))
 
+    def log_spikiness(self, report: Mapping[str, float]) -> None:
+        """Record the report of one evaluation; it has its `step`."""
+        self._directory.append_spikiness(report)
+        self._send(report, int(report["step"]))
+
     def close(self) -> None:
         """Close every sink; one that hangs is given up after a minute."""
         for name in list(self._sinks):

@@ -20,6 +20,7 @@ Invariants:
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -71,6 +72,7 @@ class RolloutProducer:
         """Set, and replaced, whenever the version or the next step to dispatch changes."""
         self._tasks: set[asyncio.Future[None]] = set()
         self._rates = ErrorRates(cfg.reward.max_error_rate)
+        self._rejected: dict[int, list[GroupSummary]] = {}
 
     async def __aenter__(self) -> Self:
         self._start(self._dispatch())
@@ -109,6 +111,10 @@ class RolloutProducer:
     def check_ledger(self) -> None:
         """Raise LedgerError unless dispatched = trained + rejected + what is pending here."""
         self.ledger.check(self._pending.values())
+
+    def take_rejected(self, step: int) -> tuple[GroupSummary, ...]:
+        """Return, once, the groups that were graded for `step` and are not trained on."""
+        return tuple(self._rejected.pop(step, ()))
 
     def pending_state(self) -> JsonValue:
         """Return the dispatched, untrained requests for the checkpoint, in dispatch order."""
@@ -157,6 +163,8 @@ class RolloutProducer:
                 self.ledger.accepted(summary)
                 await self._buffer.put(first.group_id, summary)
                 return
+            # The metrics want its numbers alone: let go of its tokens.
+            self._rejected.setdefault(summary.step, []).append(replace(summary, group_ref=None))
             request = await self._after_failure(first.group_id, request, summary)
 
     def _count_invalid(self, summary: GroupSummary) -> None:

@@ -1,23 +1,33 @@
-"""What a run writes down and shows: metrics, evaluations, the view, the table at the end."""
+"""What a run writes down and shows: metrics, evaluations, the view, the table at the end.
+
+Sums, bests and patience are functions of metrics.jsonl and eval.jsonl: entering the recorder takes
+up what an earlier attempt left there, after the run directory was cut back to the checkpoint.
+"""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pydantic import JsonValue
 from rich.console import Console
 
 from configs.schema import RunConfig
-from orchestrator.display import Display, EvalView, StepView
+from orchestrator.display import (
+    Display,
+    EvalView,
+    StepView,
+    render_changes,
+    render_eval_line,
+)
 from orchestrator.evaluator import EvalResult
 from orchestrator.metrics import MetricSinks
-from orchestrator.publisher import SyncReport
 from orchestrator.run_dir import RunDir
-from orchestrator.step_metrics import step_metrics
-from rollouts.types import GroupSummary, StepResult
+from orchestrator.run_totals import RunTotals
+from orchestrator.spikiness import Standing, out_of_patience, reports, spikiness, standings
+from orchestrator.step_metrics import TrainedStep, step_metrics
 
 log = logging.getLogger("braid.recorder")
 
@@ -30,8 +40,15 @@ class Recorder:
         self._sinks = MetricSinks(cfg, directory)
         self._display = Display(console or Console())
         self._stack = ExitStack()
+        self._totals = RunTotals([s.name for s in cfg.sources])
+        self._evaluations: list[dict[str, JsonValue]] = []
 
     def __enter__(self) -> Self:
+        for metrics in self._directory.read_metrics():
+            self._totals.add(metrics)
+        self._evaluations = list(self._directory.read_eval())
+        bound = self._cfg.eval.max_regression
+        self._directory.rewrite_spikiness(reports(self._evaluations, bound))
         self._stack.enter_context(self._sinks)
         self._stack.enter_context(self._display)
         return self
@@ -57,73 +74,77 @@ class Recorder:
         """Return the file for the step's rollouts."""
         return self._directory.rollouts_path(step)
 
-    def has_evaluated(self, step: int) -> bool:
-        """Return whether eval.jsonl has every source's figures of `step`."""
-        found = {e["source"] for e in self._directory.read_eval() if e["step"] == step}
-        return {s.name for s in self._cfg.sources} <= found
+    def has_evaluated(self, step: int, source: str) -> bool:
+        """Return whether eval.jsonl has the source's figures of `step`."""
+        return any(e["step"] == step and e["source"] == source for e in self._evaluations)
+
+    def out_of_patience(self) -> str | None:
+        """Say why the run should stop early, when it should."""
+        return out_of_patience(self._cfg, self._evaluations)
 
     def evaluated(self, results: Sequence[EvalResult]) -> None:
-        """Record an evaluation."""
+        """Record an evaluation of some sources after one step, and how all of them fare since."""
         for result in results:
-            self._sinks.log_eval(asdict(result))
-        self._display.evaluated([_view(asdict(r)) for r in results])
+            row = self._with_gap(result)
+            self._evaluations.append(row)
+            self._sinks.log_eval(row)
+        now, bound = standings(self._evaluations), self._cfg.eval.max_regression
+        report = spikiness(results[0].step, now, bound)
+        self._sinks.log_spikiness(report)
+        evaluated = {r.source for r in results}
+        mine = [s for s in now if s.source in evaluated]
+        self.say(render_eval_line([_view(r) for r in results]))
+        for line in render_changes(mine, report):
+            self.say(line)
+        for standing in mine:
+            if standing.has_regressed(bound):
+                self._warn(standing)
 
-    def trained(
-        self,
-        *,
-        step: int,
-        groups: Sequence[GroupSummary],
-        result: StepResult,
-        sync: SyncReport,
-        wall_s: float,
-        split: Mapping[str, float],
-        failed_groups: int,
-        ledger: Mapping[str, float],
-    ) -> None:
-        """Record a trained step.
-
-        Args:
-            ledger: the ledger's sums, as metrics.
-        """
-        metrics = step_metrics(
-            step=step,
-            groups=groups,
-            result=result,
-            sync=sync,
-            wall_s=wall_s,
-            split=split,
-            failed_groups=failed_groups,
-        )
-        self._sinks.log({**metrics, **ledger})
+    def trained(self, done: TrainedStep) -> None:
+        """Record a trained step."""
+        metrics = step_metrics(self._cfg, done)
+        self._totals.add(metrics)
+        metrics.update(self._totals.metrics())
+        self._sinks.log(metrics)
         names = [s.name for s in self._cfg.sources]
         self._display.step(
             StepView(
-                step=step,
+                step=done.step,
                 num_steps=self._cfg.num_steps,
-                rewards={n: metrics.get(f"source/{n}/reward/mean") for n in names},
-                seconds={n: s for n, s in split.items() if s > 0},
-                wall_s=wall_s,
+                rewards={n: metrics.get(f"source/{n}/all/reward/mean") for n in names},
+                seconds={n: s for n, s in done.split.items() if s > 0},
+                wall_s=done.wall_s,
                 tokens_per_s=metrics["completion_tokens_per_s"],
             )
         )
 
     def finished(self) -> None:
-        """Show held-out pass rates of the first and the last evaluation."""
-        found = self._directory.read_eval()
-        steps = [int(str(e["step"])) for e in found]
-        if not found:
-            return
-        first, last = min(steps), max(steps)
-        before = [_view(e) for e, s in zip(found, steps, strict=True) if s == first]
-        after = [_view(e) for e, s in zip(found, steps, strict=True) if s == last]
-        self._display.finish(before, after if last > first else ())
+        """Show held-out pass rates at the start, at the end and at their best."""
+        found = {s.source: s for s in standings(self._evaluations)}
+        names = [s.name for s in self._cfg.sources]
+        evaluated = {str(e["source"]) for e in self._evaluations}
+        self._display.finish({n: found.get(n) for n in names if n in evaluated})
+
+    def _with_gap(self, result: EvalResult) -> dict[str, JsonValue]:
+        """Return the row of eval.jsonl: the figures, and how far training's reward is above."""
+        row, recent = result.record(), self._totals.recent_reward(result.source)
+        row["train_reward"] = recent
+        row["gap"] = None if recent is None else recent - result.reward_mean
+        return row
+
+    def _warn(self, standing: Standing) -> None:
+        best, now = standing.best, standing.now
+        text = (
+            f"held-out pass rate of {standing.source} is {now.rate:.1%} after step {now.step}, "
+            f"{standing.fall:.3f} below its best ({best.rate:.1%} at step {best.step}): more than "
+            f"eval.max_regression={self._cfg.eval.max_regression:g} and the standard error "
+            f"{standing.stderr:.3f}"
+        )
+        log.warning("%s", text)
+        self._display.say(f"warning: {text}")
 
 
-def _view(figures: Mapping[str, object]) -> EvalView:
-    rate = figures["pass_rate"]
+def _view(result: EvalResult) -> EvalView:
     return EvalView(
-        step=int(str(figures["step"])),
-        source=str(figures["source"]),
-        n=int(str(figures["n"])),
-        pass_rate=float("nan") if rate is None else float(str(rate)),
+        step=result.step, source=result.source, pass_rate=result.pass_rate, invalid=result.invalid
     )

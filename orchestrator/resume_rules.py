@@ -41,11 +41,8 @@ class FieldChange:
     field: str
     before: JsonValue
     after: JsonValue
-
-    @property
-    def allowed(self) -> bool:
-        """Whether the run stays the same run."""
-        return any(self.field == free or self.field.startswith(f"{free}.") for free in _FREE)
+    allowed: bool
+    """Whether the run stays the same run."""
 
     def __str__(self) -> str:
         return f"{self.field}: {_show(self.before)} -> {_show(self.after)}"
@@ -54,8 +51,14 @@ class FieldChange:
 def changed_fields(before: RunConfig, after: RunConfig) -> tuple[FieldChange, ...]:
     """List the fields that differ, in the recipe's order."""
     old, new = _flatten(dump(before), ""), _flatten(dump(after), "")
+    free = (*_FREE, *(f"sources.{s.name}.eval" for s in before.sources))
     return tuple(
-        FieldChange(field=field, before=old.get(field), after=new.get(field))
+        FieldChange(
+            field=field,
+            before=old.get(field),
+            after=new.get(field),
+            allowed=any(field == f or field.startswith(f"{f}.") for f in free),
+        )
         for field in dict.fromkeys([*old, *new])
         if old.get(field) != new.get(field)
     )

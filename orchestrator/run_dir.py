@@ -16,7 +16,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -34,8 +34,8 @@ from orchestrator.resume_rules import FieldChange, changed_fields, forbidden_cha
 log = logging.getLogger("braid.run_dir")
 
 _LOCK, _RUN, _CONFIG, _LOG = "run.lock", "run.json", "config.yaml", "log.txt"
-_METRICS, _EVAL, _ROLLOUTS, _CHECKPOINTS = "metrics.jsonl", "eval.jsonl", "rollouts", "checkpoints"
-_LEDGER = "ledger.jsonl"
+_METRICS, _EVAL, _SPIKINESS = "metrics.jsonl", "eval.jsonl", "spikiness.jsonl"
+_LEDGER, _ROLLOUTS, _CHECKPOINTS = "ledger.jsonl", "rollouts", "checkpoints"
 _STEP_FILE = re.compile(r"^step[_-](\d+)\b")
 
 
@@ -160,13 +160,21 @@ class RunDir:
         """Append one source's figures of one evaluation to eval.jsonl."""
         append_line(self.path / _EVAL, figures)
 
+    def append_spikiness(self, report: Mapping[str, float]) -> None:
+        """Append the report of one evaluation to spikiness.jsonl."""
+        append_line(self.path / _SPIKINESS, report)
+
+    def rewrite_spikiness(self, reports: Iterable[Mapping[str, float]]) -> None:
+        """Make spikiness.jsonl anew from the reports of the evaluations so far."""
+        write_atomically(self.path / _SPIKINESS, "".join(_line(r) for r in reports))
+
     def read_eval(self) -> tuple[dict[str, JsonValue], ...]:
         """Return what eval.jsonl holds, in order."""
         return tuple(_read_lines(self.path / _EVAL))
 
-    def read_metrics(self) -> tuple[dict[str, JsonValue], ...]:
-        """Return what metrics.jsonl holds, in order."""
-        return tuple(_read_lines(self.path / _METRICS))
+    def read_metrics(self) -> Iterator[dict[str, JsonValue]]:
+        """Yield what metrics.jsonl holds, in order."""
+        yield from _read_lines(self.path / _METRICS)
 
     def truncate_after(self, step: int) -> None:
         """Forget every record and rollout file of the steps after `step`, which will come again."""
@@ -197,12 +205,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def append_line(path: Path, record: Mapping[str, JsonValue]) -> None:
-    """Append one JSON object as a line, in one write; numbers that are not finite become null."""
-    finite = {
-        k: None if isinstance(v, float) and not abs(v) < float("inf") else v
-        for k, v in record.items()
-    }
-    line = json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
+    """Append one JSON object as a line, in one write."""
+    line = _line(record)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         data = memoryview(line.encode())
@@ -212,11 +216,19 @@ def append_line(path: Path, record: Mapping[str, JsonValue]) -> None:
         os.close(descriptor)
 
 
-def _read_lines(path: Path) -> list[dict[str, JsonValue]]:
+def _line(record: Mapping[str, JsonValue]) -> str:
+    """Write one JSON object as a line; numbers that are not finite become null."""
+    finite = {
+        k: None if isinstance(v, float) and not abs(v) < float("inf") else v
+        for k, v in record.items()
+    }
+    return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, JsonValue]]:
     """Read JSON lines; a line torn by a crash is left out, and said so."""
-    records: list[dict[str, JsonValue]] = []
     if not path.is_file():
-        return records
+        return
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             record = json.loads(line)
@@ -224,8 +236,7 @@ def _read_lines(path: Path) -> list[dict[str, JsonValue]]:
             log.warning("%s:%d is not JSON and is left out: %.60r", path, number, line)
             continue
         if isinstance(record, dict):
-            records.append(record)
-    return records
+            yield record
 
 
 def _truncate_lines(path: Path, step: int) -> None:
@@ -241,7 +252,8 @@ def _check_kind(path: Path) -> None:
         raise ConfigError(Problem(where=str(path), what="is a file; a run needs a directory"))
     if not path.is_dir():
         return
-    ours = {_LOCK, _RUN, _CONFIG, _LOG, _METRICS, _EVAL, _LEDGER, _ROLLOUTS, _CHECKPOINTS}
+    files = {_LOCK, _RUN, _CONFIG, _LOG, _METRICS, _EVAL, _SPIKINESS, _LEDGER}
+    ours = files | {_ROLLOUTS, _CHECKPOINTS}
     names = {entry.name for entry in path.iterdir()}
     if names and not names & ours:
         raise ConfigError(

@@ -1,104 +1,112 @@
-"""What a training step is worth knowing by: one flat object, with every statistic per source.
-
-Rewards are over valid rollouts; lengths and rates over all of them. Nothing averages averages: a
-mean is made once, from the rollouts it is about.
-"""
+"""What a training step is worth knowing by: one flat object, with every statistic per source."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from configs.evaluation import eval_settings
+from configs.schema import RunConfig
 from orchestrator.publisher import SyncReport
+from orchestrator.source_metrics import ALL, TRAINED, Pool, pool_metrics
 from rollouts.staleness import staleness
-from rollouts.types import GroupSummary, RolloutStats, RolloutStatus, StepResult
+from rollouts.types import GroupSummary, StepResult
+
+UNITS = ("groups", "samples", "loss_tokens")
+"""In which a share may be meant."""
 
 
-def step_metrics(
-    *,
-    step: int,
-    groups: Sequence[GroupSummary],
-    result: StepResult,
-    sync: SyncReport,
-    wall_s: float,
-    split: Mapping[str, float],
-    failed_groups: int,
-) -> dict[str, float]:
-    """Return the flat metrics of one step.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedStep:
+    """A step that was trained, as the loop reports it."""
 
-    Args:
-        wall_s: seconds since the last step's metrics.
-        split: those seconds by phase of `orchestrator.clock`.
-    """
+    step: int
+    groups: Sequence[GroupSummary]
+    """Those trained on."""
+    rejected: Sequence[GroupSummary]
+    """Graded for this step and not trained on."""
+    shares: Mapping[str, float]
+    """Share that each source was due, of 1; a source that is left out was due nothing."""
+    result: StepResult
+    sync: SyncReport
+    wall_s: float
+    """Seconds since the last step's report."""
+    split: Mapping[str, float]
+    """Those seconds by phase of `orchestrator.clock`."""
+    ledger: Mapping[str, float]
+    """The ledger's sums, as metrics."""
+
+
+def step_metrics(cfg: RunConfig, done: TrainedStep) -> dict[str, float]:
+    """Return the flat metrics of one step; `orchestrator.run_totals` adds the sums so far."""
+    groups, version = done.groups, done.step - 1
     tokens = sum(r.num_completion_tokens for g in groups for r in g.rollouts)
+    rewards = np.array([r for g in groups for r in g.rewards])
+    ages = [staleness(g, version) for g in groups]
     metrics: dict[str, float] = {
-        "step": step,
-        "policy_version": result.policy_version,
+        "step": done.step,
+        "policy_version": done.result.policy_version,
         "groups": len(groups),
-        "groups_failed_total": failed_groups,
         "completion_tokens": tokens,
-        "completion_tokens_per_s": tokens / wall_s,
-        "staleness/max": max(staleness(g, step - 1) for g in groups),
-        "staleness/mean": float(np.mean([staleness(g, step - 1) for g in groups])),
-        "sync/bytes": sync.bytes,
+        "completion_tokens_per_s": tokens / done.wall_s,
+        "staleness/max": max(ages),
+        "staleness/mean": float(np.mean(ages)),
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std()),
+        "sync/bytes": done.sync.bytes,
+        **done.ledger,
     }
-    if sync.gap_median is not None and sync.gap_max is not None:
-        metrics["sync/logprob_gap_median"] = sync.gap_median
-        metrics["sync/logprob_gap_max"] = sync.gap_max
-    metrics.update(_times(wall_s, split, sync))
-    metrics.update((f"train/{k}", v) for k, v in result.metrics.items())
-    metrics.update(_rewards("reward", groups))
-    for name in dict.fromkeys(g.source for g in groups):
-        own = [g for g in groups if g.source == name]
-        metrics.update(_rewards(f"source/{name}/reward", own))
-        metrics.update(_source(f"source/{name}", own, len(groups)))
+    if done.sync.gap_median is not None and done.sync.gap_max is not None:
+        metrics["sync/logprob_gap_median"] = done.sync.gap_median
+        metrics["sync/logprob_gap_max"] = done.sync.gap_max
+    metrics.update(_times(done))
+    metrics.update((f"train/{k}", v) for k, v in done.result.metrics.items())
+    for source in cfg.sources:
+        threshold = eval_settings(cfg, source).pass_threshold
+        metrics.update(_source(source.name, done, threshold))
     return metrics
 
 
-def _times(wall_s: float, split: Mapping[str, float], sync: SyncReport) -> dict[str, float]:
+def _times(done: TrainedStep) -> dict[str, float]:
     """Split the wall time; the sync phase by what the sync itself reported."""
-    times = {f"time/{name}": seconds for name, seconds in split.items() if name != "sync"}
-    reported = sum(sync.seconds.values())
-    for name, seconds in sync.seconds.items():
+    times = {f"time/{name}": seconds for name, seconds in done.split.items() if name != "sync"}
+    reported = sum(done.sync.seconds.values())
+    for name, seconds in done.sync.seconds.items():
         times[f"time/sync_{name}"] = seconds
-    times["time/sync_verify"] = max(0.0, split["sync"] - reported)
-    times["time/step"] = wall_s
+    times["time/sync_verify"] = max(0.0, done.split["sync"] - reported)
+    times["time/step"] = done.wall_s
     return times
 
 
-def _rewards(prefix: str, groups: Sequence[GroupSummary]) -> dict[str, float]:
-    rewards = np.array([r for g in groups for r in g.rewards])
-    if not len(rewards):
-        return {}
+def _source(name: str, done: TrainedStep, pass_threshold: float) -> dict[str, float]:
+    trained = [g for g in done.groups if g.source == name]
+    graded = [*trained, *(g for g in done.rejected if g.source == name)]
+    found: dict[str, float] = {}
+    for kind, groups in ((ALL, graded), (TRAINED, trained)):
+        if groups:
+            pool = Pool(kind, groups, pass_threshold=pass_threshold, version=done.step - 1)
+            found.update((f"{kind}/{key}", value) for key, value in pool_metrics(pool))
+    if graded:
+        found["survival"] = len(trained) / len(graded)
+    found.update(_shares(name, done, trained))
+    return {f"source/{name}/{key}": value for key, value in found.items()}
+
+
+def _shares(name: str, done: TrainedStep, trained: Sequence[GroupSummary]) -> dict[str, float]:
+    """Return what the source had of the step, in counts and as shares, and what it was due."""
+    own, whole = _in_units(trained), _in_units(done.groups)
     return {
-        f"{prefix}/mean": float(rewards.mean()),
-        f"{prefix}/std": float(rewards.std()),
-        f"{prefix}/p10": float(np.quantile(rewards, 0.1)),
-        f"{prefix}/p90": float(np.quantile(rewards, 0.9)),
+        **own,
+        "share/target": done.shares.get(name, 0.0),
+        **{f"share/{unit}": count / whole[unit] for unit, count in own.items()},
     }
 
 
-def _source(prefix: str, groups: Sequence[GroupSummary], all_groups: int) -> dict[str, float]:
-    rollouts = [r for g in groups for r in g.rollouts]
-    lengths = np.array([r.num_completion_tokens for r in rollouts])
-    spreads = [max(g.rewards) - min(g.rewards) for g in groups if g.rewards]
-    found = {
-        f"{prefix}/groups": len(groups),
-        f"{prefix}/share": len(groups) / all_groups,
-        f"{prefix}/samples": sum(len(g.samples) for g in groups),
-        f"{prefix}/loss_tokens": sum(s.num_loss_tokens for g in groups for s in g.samples),
-        f"{prefix}/length/mean": float(lengths.mean()),
-        f"{prefix}/length/p95": float(np.quantile(lengths, 0.95)),
-        f"{prefix}/truncated": _rate(rollouts, RolloutStatus.TRUNCATED),
-        f"{prefix}/invalid": _rate(rollouts, RolloutStatus.INVALID),
-        f"{prefix}/zero_variance": float(np.mean([s < 1e-6 for s in spreads])),
-        f"{prefix}/generate_s": float(np.mean([g.generate_s for g in groups])),
-        f"{prefix}/grade_s": float(np.mean([g.grade_s for g in groups])),
-    }
-    for part in dict.fromkeys(p for r in rollouts for p in r.reward_parts):
-        values = [r.reward_parts[part] for r in rollouts if part in r.reward_parts]
-        found[f"{prefix}/reward_part/{part}"] = float(np.mean(values))
-    return found
-
-
-def _rate(rollouts: Sequence[RolloutStats], status: RolloutStatus) -> float:
-    return sum(r.status is status for r in rollouts) / len(rollouts)
+def _in_units(groups: Sequence[GroupSummary]) -> dict[str, int]:
+    """Count trained groups in each of `UNITS`."""
+    counts = (
+        len(groups),
+        sum(len(g.samples) for g in groups),
+        sum(s.num_loss_tokens for g in groups for s in g.samples),
+    )
+    return dict(zip(UNITS, counts, strict=True))

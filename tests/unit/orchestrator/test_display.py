@@ -2,6 +2,7 @@ import io
 import math
 
 import pytest
+from pydantic import JsonValue
 from rich.console import Console, RenderableType
 
 from orchestrator.display import (
@@ -10,11 +11,14 @@ from orchestrator.display import (
     StepView,
     duration,
     eta_s,
+    render_changes,
+    render_eval_line,
     render_eval_table,
     render_live,
     render_step_line,
     sparkline,
 )
+from orchestrator.spikiness import Standing, spikiness, standings
 
 
 def view(step: int, sums: float | None = 0.5) -> StepView:
@@ -34,8 +38,31 @@ def text_of(renderable: RenderableType) -> str:
     return console.export_text()
 
 
-def held_out(step: int, **rates: float) -> list[EvalView]:
-    return [EvalView(step=step, source=s, n=100, pass_rate=r) for s, r in rates.items()]
+def evaluated(step: int, invalid: int = 0, **rates: float) -> list[EvalView]:
+    return [EvalView(step=step, source=s, pass_rate=r, invalid=invalid) for s, r in rates.items()]
+
+
+def standing(
+    source: str, *rates: tuple[int, float], low: float = 0.0, high: float = 1.0, gap: float = 0.0
+) -> Standing:
+    """Make the standing of a source from its (step, pass rate) history."""
+    rows: list[dict[str, JsonValue]] = [
+        {
+            "step": step,
+            "source": source,
+            "pass_rate": rate,
+            "pass_rate_low": low,
+            "pass_rate_high": high,
+            "items": 100,
+            "gap": gap if step else None,
+        }
+        for step, rate in rates
+    ]
+    return standings(rows)[0]
+
+
+def cells(shown: str) -> dict[str, list[str]]:
+    return {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line.split()}
 
 
 def test_the_plain_line():
@@ -72,23 +99,68 @@ def test_the_live_view_before_the_first_step():
     assert "starting" in text_of(render_live([], "starting"))
 
 
+def test_the_line_of_an_evaluation():
+    assert render_eval_line(evaluated(3, sums=0.5, words=1.0)) == (
+        "held-out pass rate at step 3: sums 50.0%  words 100.0%  mean 75.0%"
+    )
+    assert render_eval_line(evaluated(3, invalid=2, sums=math.nan)) == (
+        "held-out pass rate at step 3: sums - (2 invalid)"
+    )
+
+
+def test_the_lines_of_what_changed():
+    found = [
+        standing("words", (0, 0.5), (10, 0.75), (20, 0.375), gap=0.25),
+        standing("sums", (0, 0.5), (20, 0.75), gap=-0.125),
+        standing("new", (20, 0.5)),
+    ]
+    assert render_changes(found, spikiness(20, found, 0.1)) == (
+        "  since the start, worst first: words -0.125 (0.375 below its best, step 10)  "
+        "sums +0.250; spikiness 0.375, spread 0.375",
+        "  training minus held-out reward: words +0.250  sums -0.125",
+    )
+    first = [standing("sums", (0, 0.5))]
+    assert render_changes(first, spikiness(0, first, 0.1)) == ()
+
+
 def test_the_final_table():
     shown = text_of(
-        render_eval_table(held_out(0, sums=0.25, words=0.5), held_out(60, sums=0.75, words=0.4))
+        render_eval_table(
+            {
+                "sums": standing("sums", (0, 0.25), (60, 0.75), low=0.657, high=0.825),
+                "words": standing("words", (0, 0.5), (20, 0.6), (60, 0.4)),
+            }
+        )
     )
-    rows = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line.split()}
-    assert rows["sums"] == ["100", "25.0%", "75.0%", "+0.500"]
-    assert rows["words"] == ["100", "50.0%", "40.0%", "-0.100"]
+    rows = cells(shown)
+    assert rows["sums"] == ["100", "25.0%", "75.0%", "66%", "to", "82%", "+0.500", "75.0%", "@60"]
+    assert rows["words"] == ["100", "50.0%", "40.0%", "0%", "to", "100%", "-0.100", "60.0%", "@20"]
     assert rows["mean"] == ["37.5%", "57.5%", "+0.200"]
     assert "(step 0)" in shown and "(step 60)" in shown
 
 
-def test_the_final_table_with_one_side_or_nan():
-    shown = text_of(render_eval_table([], held_out(60, sums=math.nan)))
-    assert "nan" not in shown.lower()
-    assert [line.split() for line in shown.splitlines() if "sums" in line] == [
-        ["sums", "100", "-", "-", "-"]
-    ]
+def test_the_final_table_of_sources_evaluated_at_different_steps():
+    shown = text_of(
+        render_eval_table(
+            {
+                "sums": standing("sums", (0, 0.25), (60, 0.75)),
+                "slow": standing("slow", (0, 0.5), (40, 0.5)),
+                "broken": None,
+            }
+        )
+    )
+    rows = cells(shown)
+    assert rows["sums"][1:5] == ["25.0%", "@0", "75.0%", "@60"]
+    assert rows["slow"][1:5] == ["50.0%", "@0", "50.0%", "@40"]
+    assert rows["broken"] == ["-"] * 5
+    assert "(step" not in shown
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= 80
+
+
+def test_the_final_table_of_one_evaluation():
+    shown = text_of(render_eval_table({"sums": standing("sums", (0, 0.25))}))
+    assert cells(shown)["sums"] == ["100", "25.0%", "-", "0%", "to", "100%", "-", "25.0%", "@0"]
+    assert text_of(render_eval_table({"sums": None})).count("-") >= 5
 
 
 @pytest.mark.parametrize(
@@ -129,11 +201,10 @@ def test_one_line_a_step_where_there_is_no_terminal():
         display.state("starting")
         for step in (1, 2, 3):
             display.step(view(step))
-        display.evaluated(held_out(3, sums=0.5, words=1.0))
-        display.finish(held_out(0, sums=0.1), held_out(3, sums=0.5))
+        moved = standing("sums", (0, 0.1), (3, 0.5))
+        display.finish({"sums": moved})
     lines = out.getvalue().splitlines()
     assert [line.split()[1] for line in lines[:3]] == ["1/100", "2/100", "3/100"]
-    assert lines[3] == "held-out pass rate at step 3: sums 50.0%  words 100.0%  mean 75.0%"
     assert "\x1b" not in out.getvalue()
     assert "+0.400" in out.getvalue()
 

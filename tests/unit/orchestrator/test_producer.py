@@ -260,6 +260,22 @@ def test_a_failed_group_is_sampled_again_then_replaced(producing, ledger_path):
     assert set(account.open) == set(groups)
 
 
+def test_what_was_graded_and_is_not_trained_on_is_kept_for_its_step_once(producing):
+    async def scenario():
+        fleets = FakeFleets(fails={"a/train/1", "a/train/3"})
+        buffer, producer = producing(config(max_staleness=1), fleets, FakeMixer(attempts=2))
+        async with producer:
+            await buffer.take(1)
+            producer.advance(1)
+            await buffer.take(2)
+        return [producer.take_rejected(step) for step in (1, 2, 3, 1)]
+
+    first, second, none, again = run(scenario())
+    assert [g.group_id for g in first] == ["a/train/1#e0a0", "a/train/1#e0a1"]
+    assert [g.group_id for g in second] == ["a/train/3#e0a0", "a/train/3#e0a1"]
+    assert none == again == ()
+
+
 def test_too_many_failed_groups_end_the_run_with_the_reason(producing):
     async def scenario():
         fleets = FakeFleets(fails={f"a/train/{i}" for i in range(1, 100)})

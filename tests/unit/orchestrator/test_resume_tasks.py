@@ -237,7 +237,7 @@ def test_killed_five_times_it_trains_on_the_same_tasks(
     assert report.sources["a"].rejected.keys() == {"failed", "given_up"}
     metrics = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])
     assert metrics["ledger/trained"] == 7 * STEPS and metrics["ledger/in_flight"] == 0
-    assert metrics["mix/b/trained_groups"] == report.sources["b"].trained.groups
+    assert metrics["source/b/total/groups"] == report.sources["b"].trained.groups
 
 
 def test_stopped_by_signals_it_trains_on_the_same_tasks(tmp_path: Path) -> None:

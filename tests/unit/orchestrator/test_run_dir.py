@@ -164,6 +164,17 @@ def test_what_may_not_change(tmp_path: Path, changes: dict[str, object], field: 
     assert json.loads((tmp_path / "run.json").read_text())["attempt"] == 1
 
 
+def test_how_a_source_is_evaluated_may_change(tmp_path: Path):
+    RunDir.open(tmp_path, config(), "never").close()
+    source = config().sources[0].model_dump()
+    source["eval"]["samples"] = 4
+    RunDir.open(tmp_path, config(sources=[source]), "auto").close()
+    source["environment"]["args"] = {"eval": 1}
+    assert "sources.sums.environment.args.eval" in refused(
+        tmp_path, config(sources=[source]), "auto"
+    )
+
+
 def test_a_changed_source_is_named_by_its_name(tmp_path: Path):
     RunDir.open(tmp_path, config(), "never").close()
     source = config().sources[0].model_dump()
@@ -198,7 +209,7 @@ def test_truncating_to_the_start_empties_the_records(tmp_path: Path):
         directory.append_metrics({"step": 1})
         directory.append_eval({"step": 0, "source": "sums"})
         directory.truncate_after(0)
-        assert directory.read_metrics() == ()
+        assert tuple(directory.read_metrics()) == ()
         assert len(directory.read_eval()) == 1
 
 

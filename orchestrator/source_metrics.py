@@ -1,0 +1,193 @@
+"""One source's part of a step's metrics: what each one is a mean over, and over which samples.
+
+`all` are the rollouts of every group that was graded for the step; `trained` are those with a
+reward in the groups that were trained on. A metric names its denominator (`Over`), is computed
+once from its members, and is left out where there are none: nothing averages averages.
+`METRICS` is the list; docs/operate.md says what each one means, and a test compares the two.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from configs.evaluation import doublings
+from mixing.mixer import parse_group_id
+from rollouts.advantages import all_same
+from rollouts.pass_rates import pass_at_k
+from rollouts.staleness import staleness
+from rollouts.types import GroupSummary, RolloutStats, RolloutStatus
+
+T = TypeVar("T")
+Reduce = Callable[[Sequence[float]], float]
+ALL, TRAINED = "all", "trained"
+
+
+class Pool:
+    """Some graded groups of one source, and the members that a metric may be a mean over.
+
+    Args:
+        groups: at least one.
+        version: the policy that trains on them.
+    """
+
+    def __init__(
+        self, kind: str, groups: Sequence[GroupSummary], *, pass_threshold: float, version: int
+    ):
+        self.kind, self.groups, self.version = kind, groups, version
+        self._threshold = pass_threshold
+
+    @cached_property
+    def rollouts(self) -> Sequence[RolloutStats]:
+        """All rollouts; of trained groups, those that were trained on."""
+        found = [r for g in self.groups for r in g.rollouts]
+        return found if self.kind == ALL else [r for r in found if r.reward is not None]
+
+    @cached_property
+    def valid(self) -> Sequence[RolloutStats]:
+        """Rollouts with a reward."""
+        return [r for r in self.rollouts if r.reward is not None]
+
+    @cached_property
+    def right(self) -> Sequence[RolloutStats]:
+        """Rollouts that passed."""
+        return [r for r in self.valid if reward_of(r) >= self._threshold]
+
+    @cached_property
+    def wrong(self) -> Sequence[RolloutStats]:
+        """Rollouts with a reward that did not pass."""
+        return [r for r in self.valid if reward_of(r) < self._threshold]
+
+    @cached_property
+    def judged(self) -> Sequence[GroupSummary]:
+        """Groups with a valid rollout."""
+        return [g for g in self.groups if g.rewards]
+
+    def passed(self, group: GroupSummary) -> int:
+        """Return how many rollouts of the group passed."""
+        return sum(reward >= self._threshold for reward in group.rewards)
+
+
+def reward_of(rollout: RolloutStats) -> float:
+    """Return the reward of a valid rollout."""
+    assert rollout.reward is not None
+    return rollout.reward
+
+
+@dataclass(frozen=True, slots=True)
+class Over(Generic[T]):
+    """A denominator."""
+
+    label: str
+    members: Callable[[Pool], Sequence[T]]
+
+
+ROLLOUTS: Over[RolloutStats] = Over("rollouts", lambda pool: pool.rollouts)
+VALID: Over[RolloutStats] = Over("valid rollouts", lambda pool: pool.valid)
+RIGHT: Over[RolloutStats] = Over("right rollouts", lambda pool: pool.right)
+WRONG: Over[RolloutStats] = Over("wrong rollouts", lambda pool: pool.wrong)
+GROUPS: Over[GroupSummary] = Over("groups", lambda pool: pool.groups)
+JUDGED: Over[GroupSummary] = Over("judged groups", lambda pool: pool.judged)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric(Generic[T]):
+    """One number of a pool: `reduce` over what `of` says of each member."""
+
+    name: str
+    over: Over[T]
+    of: Callable[[Pool, T], float]
+    reduce: Reduce = np.mean
+    kinds: tuple[str, ...] = (ALL, TRAINED)
+
+    @property
+    def denominator(self) -> str:
+        """What it is divided by, in words."""
+        return "a count" if self.reduce is sum else self.over.label
+
+
+def _quantile(q: float) -> Reduce:
+    return partial(np.quantile, q=q)
+
+
+def _reward(_: Pool, rollout: RolloutStats) -> float:
+    return reward_of(rollout)
+
+
+def _length(_: Pool, rollout: RolloutStats) -> float:
+    return rollout.num_completion_tokens
+
+
+def _has(status: RolloutStatus) -> Callable[[Pool, RolloutStats], float]:
+    return lambda _, rollout: rollout.status is status
+
+
+def _staleness(pool: Pool, group: GroupSummary) -> float:
+    return staleness(group, pool.version)
+
+
+def _epoch(_: Pool, group: GroupSummary) -> float:
+    return parse_group_id(group.group_id)[1]
+
+
+def _no_contrast(_: Pool, group: GroupSummary) -> float:
+    return len(group.rewards) > 1 and all_same(np.array(group.rewards))
+
+
+METRICS: tuple[Metric[Any], ...] = (
+    Metric("groups", GROUPS, lambda _, group: 1, sum, kinds=(ALL,)),
+    Metric("rollouts", ROLLOUTS, lambda _, rollout: 1, sum, kinds=(ALL,)),
+    Metric("valid", VALID, lambda _, rollout: 1, sum, kinds=(ALL,)),
+    Metric("tokens", ROLLOUTS, _length, sum, kinds=(ALL,)),
+    Metric("reward/mean", VALID, _reward),
+    Metric("reward/std", VALID, _reward, np.std),
+    Metric("reward/p10", VALID, _reward, _quantile(0.1)),
+    Metric("reward/p90", VALID, _reward, _quantile(0.9)),
+    Metric("solved_all", JUDGED, lambda pool, g: pool.passed(g) == len(g.rewards)),
+    Metric("solved_none", JUDGED, lambda pool, g: pool.passed(g) == 0),
+    Metric("zero_variance", JUDGED, _no_contrast),
+    Metric("singleton", JUDGED, lambda _, group: len(group.rewards) == 1),
+    Metric("invalid", ROLLOUTS, _has(RolloutStatus.INVALID), kinds=(ALL,)),
+    Metric("truncated", ROLLOUTS, _has(RolloutStatus.TRUNCATED)),
+    Metric("length/mean", ROLLOUTS, _length),
+    Metric("length/p95", ROLLOUTS, _length, _quantile(0.95)),
+    Metric("length/right/mean", RIGHT, _length),
+    Metric("length/right/p95", RIGHT, _length, _quantile(0.95)),
+    Metric("length/wrong/mean", WRONG, _length),
+    Metric("length/wrong/p95", WRONG, _length, _quantile(0.95)),
+    Metric("generate_s", GROUPS, lambda _, group: group.generate_s, kinds=(ALL,)),
+    Metric("grade_s", GROUPS, lambda _, group: group.grade_s, kinds=(ALL,)),
+    Metric("staleness/mean", GROUPS, _staleness, kinds=(TRAINED,)),
+    Metric("staleness/max", GROUPS, _staleness, max, kinds=(TRAINED,)),
+    Metric("epoch", GROUPS, _epoch, max, kinds=(TRAINED,)),
+)
+"""What is reported of a pool, besides pass@k and the reward's parts."""
+
+
+def pool_metrics(pool: Pool) -> Iterator[tuple[str, float]]:
+    """Yield the pool's metrics by name, without those whose denominator is empty."""
+    for metric in METRICS:
+        members = metric.over.members(pool)
+        if pool.kind in metric.kinds and members:
+            value = metric.reduce([metric.of(pool, m) for m in members])
+            yield metric.name, value if isinstance(value, int) else float(value)
+    yield from _pass_at(pool)
+    yield from _reward_parts(pool)
+
+
+def _pass_at(pool: Pool) -> Iterator[tuple[str, float]]:
+    """Yield pass@k over the groups with k or more valid rollouts."""
+    for k in doublings(max(len(g.rollouts) for g in pool.groups)):
+        enough = [g for g in pool.judged if len(g.rewards) >= k]
+        if enough:
+            chances = [pass_at_k(len(g.rewards), pool.passed(g), k) for g in enough]
+            yield f"pass@{k}", float(np.mean(chances))
+
+
+def _reward_parts(pool: Pool) -> Iterator[tuple[str, float]]:
+    """Yield each part's mean over the rollouts that have it."""
+    for part in dict.fromkeys(p for r in pool.valid for p in r.reward_parts):
+        values = [r.reward_parts[part] for r in pool.valid if part in r.reward_parts]
+        yield f"reward_part/{part}", float(np.mean(values))

@@ -1,0 +1,127 @@
+"""docs/operate.md lists every name of metrics.jsonl, and the denominator of each."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from configs.schema import RunConfig
+from mixing.ledger_events import Reason
+from orchestrator.publisher import SyncReport
+from orchestrator.run_totals import RunTotals
+from orchestrator.source_metrics import METRICS
+from orchestrator.step_metrics import TrainedStep, step_metrics
+from rollouts.types import GroupSummary, RolloutStats, RolloutStatus, SampleHandle, StepResult
+
+PAGE = Path(__file__).parents[2] / "docs" / "operate.md"
+ROW = re.compile(r"^\| `(?P<name>[^`]+)` \| (?P<meaning>.+) \| (?P<denominator>.*?) *\|$")
+WILD = {
+    "<name>": r"[\w.-]+",
+    "<pool>": "(all|trained)",
+    "<k>": r"\d+",
+    "<part>": r"[\w.-]+",
+    "<number>": r"[\w/]+",
+    "<reason>": r"\w+",
+    "<phase>": r"(?!step$)\w+",
+}
+
+
+def documented() -> Mapping[str, str]:
+    """Return the denominator of each name in the table of the Metrics section."""
+    section = PAGE.read_text().split("## Metrics\n")[1].split("\n## ")[0]
+    rows = [match for line in section.splitlines() if (match := ROW.match(line))]
+    assert all(row["meaning"].strip() for row in rows)
+    names = [row["name"] for row in rows]
+    assert len(names) == len(set(names))
+    return {row["name"]: row["denominator"] for row in rows}
+
+
+def pattern(name: str) -> re.Pattern[str]:
+    parts = re.split(r"(<\w+>)", name)
+    return re.compile("".join(WILD.get(p, re.escape(p)) for p in parts) + "$")
+
+
+def rollout(reward: float | None, status: RolloutStatus) -> RolloutStats:
+    return RolloutStats(
+        reward=reward,
+        reward_parts={} if reward is None else {"answer": reward},
+        num_completion_tokens=3,
+        status=status,
+        error=None,
+    )
+
+
+@pytest.fixture(scope="module")
+def emitted() -> set[str]:
+    """Return every name of a step that has something of everything."""
+    cfg = RunConfig.model_validate(
+        {
+            "name": "t",
+            "num_steps": 10,
+            "model": {"path": "org/model"},
+            "sources": [
+                {
+                    "name": "sums-1.5",
+                    "data": {"procedural": "reasoning_gym/chain_sum"},
+                    "rewards": [{"use": "exact", "name": "answer"}],
+                }
+            ],
+            "batch": {"groups_per_step": 1},
+        }
+    )
+    group = GroupSummary(
+        group_id="sums-1.5/train/0#e0a0",
+        task_id="sums-1.5/train/0",
+        source="sums-1.5",
+        step=1,
+        rollouts=(
+            rollout(1.0, RolloutStatus.COMPLETED),
+            rollout(0.0, RolloutStatus.TRUNCATED),
+            rollout(None, RolloutStatus.INVALID),
+        ),
+        samples=(SampleHandle(ref=None, row=0, num_tokens=5, num_loss_tokens=3),) * 2,
+        group_ref=None,
+        oldest_version=0,
+        newest_version=0,
+        generate_s=1.0,
+        grade_s=1.0,
+    )
+    metrics = step_metrics(
+        cfg,
+        TrainedStep(
+            step=1,
+            groups=[group],
+            rejected=[],
+            shares={"sums-1.5": 1.0},
+            result=StepResult(policy_version=1, metrics={"loss": 0.5, "clip/low": 0.0}, seconds={}),
+            sync=SyncReport(seconds={"send": 0.1}, bytes=1, gap_median=0.1, gap_max=0.2),
+            wall_s=1.0,
+            split={"train": 0.5, "sync": 0.5},
+            ledger={
+                **dict.fromkeys(("ledger/dispatched", "ledger/trained", "ledger/in_flight"), 1),
+                **{f"ledger/rejected/{reason}": 0 for reason in Reason},
+            },
+        ),
+    )
+    totals = RunTotals(["sums-1.5"])
+    totals.add(metrics)
+    return {*metrics, *totals.metrics()}
+
+
+def test_every_name_that_a_step_emits_is_documented_once(emitted: set[str]):
+    patterns = {name: pattern(name) for name in documented()}
+    by_name = {e: [n for n, p in patterns.items() if p.match(e)] for e in emitted}
+    assert {e: found for e, found in by_name.items() if len(found) != 1} == {}
+
+
+def test_every_documented_name_is_emitted(emitted: set[str]):
+    silent = [n for n in documented() if not any(pattern(n).match(e) for e in emitted)]
+    assert silent == []
+
+
+def test_denominators_are_those_of_the_code():
+    page = documented()
+    for metric in METRICS:
+        pool = "<pool>" if len(metric.kinds) == 2 else metric.kinds[0]
+        assert page[f"source/<name>/{pool}/{metric.name}"] == metric.denominator

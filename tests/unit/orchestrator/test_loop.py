@@ -1,0 +1,334 @@
+"""The loop against fake actors, with the real recorder and run directory: which evaluations come
+when, what stops a run early, and what a resumed one takes up."""
+
+import asyncio
+import io
+import json
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from configs.schema import RunConfig
+from mixing.ledger import Ledger
+from orchestrator.clock import PhaseClock
+from orchestrator.loop import Parts, Stopped, StopRequest, train
+from orchestrator.publisher import SyncReport
+from orchestrator.recorder import Recorder
+from orchestrator.resume import Restored
+from orchestrator.run_dir import RunDir
+from rollouts.types import (
+    GeneratedGroup,
+    GroupRequest,
+    GroupSummary,
+    Message,
+    RolloutStats,
+    RolloutStatus,
+    SampleHandle,
+    Sampling,
+    StepResult,
+    Task,
+    TrainBatch,
+)
+
+NAMES = ("a", "b")
+ITEMS = 20
+
+
+def config(
+    num_steps: int = 12, own: Mapping[str, object] | None = None, **evaluation: object
+) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "fake",
+            "num_steps": num_steps,
+            "model": {"path": "nowhere"},
+            "sources": [
+                {
+                    "name": name,
+                    "data": {"procedural": "reasoning_gym/chain_sum"},
+                    "rewards": [{"name": "r", "use": "exact"}],
+                    "eval": (own or {}).get(name, {}),
+                }
+                for name in NAMES
+            ],
+            "batch": {"groups_per_step": 2},
+            "eval": {"every": 2, **evaluation},
+            "logging": {"rollout_groups": 0},
+        }
+    )
+
+
+def task(source: str, split: str, item: int) -> Task:
+    return Task(
+        task_id=f"{source}/{split}/{item}",
+        source=source,
+        prompt=(Message(role="user", content="?"),),
+        answer="!",
+        metadata={},
+    )
+
+
+class FakeMixer:
+    def plan_step(self, step: int) -> tuple[GroupRequest, ...]:
+        return tuple(
+            GroupRequest(
+                group_id=f"{name}/train/{step}#e{step // 4}a0",
+                task=task(name, "train", step),
+                group_size=2,
+                sampling=Sampling(temperature=1.0, max_tokens=4),
+                step=step,
+            )
+            for name in NAMES
+        )
+
+    def held_out(self, source: str) -> tuple[Task, ...]:
+        return tuple(task(source, "held_out", i) for i in range(ITEMS))
+
+    def target_shares(self) -> Mapping[str, float]:
+        return {"a": 0.5, "b": 0.5}
+
+
+@dataclass
+class FakeCluster:
+    """Engines, graders, trainer and publisher in one: held-out items pass by a script."""
+
+    rates: Mapping[str, Sequence[float]]
+    """Held-out pass rate of each source by policy version; the last one stays."""
+    stop_at: int = -1
+    """Version in whose evaluation a signal comes."""
+    version: int = -1
+    evaluated: list[tuple[int, str]] = field(default_factory=list)
+    stop: StopRequest = field(default_factory=StopRequest)
+    reference: None = None
+    dp_size: int = 1
+
+    @property
+    def trainer(self) -> "FakeCluster":
+        return self
+
+    rollout = reward = supervisor = trainer
+
+    async def until_failed(self, waiting: Awaitable[object], **_: object) -> object:
+        return await waiting
+
+    async def open(self) -> None: ...
+
+    async def publish(self, version: int) -> SyncReport:
+        self.version = version
+        return SyncReport(seconds={}, bytes=1, gap_median=None, gap_max=None)
+
+    async def train_step(self, batch: TrainBatch) -> StepResult:
+        return StepResult(policy_version=batch.step, metrics={}, seconds={})
+
+    async def generate(self, request: GroupRequest) -> GeneratedGroup:
+        if request.step < 0:
+            if self.version == self.stop_at:
+                self.stop.event.set()
+                await asyncio.sleep(60)
+            if request.task.task_id.endswith("/0"):
+                self.evaluated.append((self.version, request.task.source))
+        return GeneratedGroup(
+            group_id=request.group_id, ref=request, num_completion_tokens=1, generate_s=0.0
+        )
+
+    async def grade(self, generated: GeneratedGroup) -> GroupSummary:
+        request = generated.ref
+        assert isinstance(request, GroupRequest)
+        own = self.rates[request.task.source]
+        item = int(request.task.task_id.rsplit("/", 1)[1])
+        rate = own[min(self.version, len(own) - 1)] if request.step < 0 else 1.0
+        stats = RolloutStats(
+            reward=float(request.step >= 0 or item < rate * ITEMS),
+            reward_parts={},
+            num_completion_tokens=1,
+            status=RolloutStatus.COMPLETED,
+            error=None,
+        )
+        handles = (
+            SampleHandle(ref=request.group_id, row=i, num_tokens=2, num_loss_tokens=1)
+            for i in range(request.group_size if request.step >= 0 else 0)
+        )
+        return GroupSummary(
+            group_id=request.group_id,
+            task_id=request.task.task_id,
+            source=request.task.source,
+            step=request.step,
+            rollouts=(stats,) * request.group_size,
+            samples=tuple(handles),
+            group_ref=None,
+            oldest_version=self.version,
+            newest_version=self.version,
+            generate_s=0.0,
+            grade_s=0.0,
+        )
+
+
+class FakeCheckpoints:
+    def __init__(self) -> None:
+        self.saved: list[int] = []
+
+    async def save(self, step: int, *_: object, last: bool) -> None:
+        self.saved.append(step)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One attempt, over."""
+
+    text: str
+    saved: list[int]
+    evaluated: list[tuple[int, str]]
+
+
+def attempt(path: Path, cfg: RunConfig, cluster: FakeCluster, *, after: int = 0) -> Run:
+    """Run from a checkpoint of step `after` to the end or the signal."""
+    out, checkpoints = io.StringIO(), FakeCheckpoints()
+
+    async def go(recorder: Recorder, ledger: Ledger) -> None:
+        parts = Parts(
+            cfg=cfg,
+            cluster=cluster,  # type: ignore[arg-type]
+            mixer=FakeMixer(),  # type: ignore[arg-type]
+            ledger=ledger,
+            publisher=cluster,  # type: ignore[arg-type]
+            recorder=recorder,
+            checkpoints=checkpoints,  # type: ignore[arg-type]
+            clock=PhaseClock(),
+            stop=cluster.stop,
+        )
+        restored = Restored(step=after, trainer=None, pending=(), ledger_offset=0)
+        await asyncio.wait_for(train(parts, restored), 20)
+        recorder.finished()
+
+    with RunDir.open(path, cfg, "auto") as directory:
+        directory.truncate_after(after)
+        # A ledger of each attempt's own: how one resumes is another test's matter.
+        account = path / f"ledger-{directory.attempt}.jsonl"
+        ledger = Ledger.open(account, attempt=1, step=0, offset=0, pending=())
+        with ledger, Recorder(cfg, directory, Console(file=out, width=200)) as recorder:
+            try:
+                asyncio.run(go(recorder, ledger))
+            except Stopped:
+                out.write("stopped\n")
+    return Run(text=out.getvalue(), saved=checkpoints.saved, evaluated=cluster.evaluated)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+UP = [i / ITEMS for i in range(20)]
+FLAT = {"a": [0.5, 0.5, 0.6, 0.6, 0.5], "b": [0.5, 0.5, 0.7, 0.7, 0.6, 0.6, 0.65]}
+
+
+def test_each_source_at_its_own_cadence(tmp_path: Path):
+    cfg = config(7, own={"a": {"every": 3}})
+    done = attempt(tmp_path, cfg, FakeCluster({"a": UP, "b": UP}))
+    assert done.evaluated == [
+        *((0, n) for n in NAMES),
+        (2, "b"),
+        (3, "a"),
+        (4, "b"),
+        (6, "a"),
+        (6, "b"),
+        *((7, n) for n in NAMES),
+    ]
+    assert [(e["step"], e["source"]) for e in lines(tmp_path / "eval.jsonl")] == done.evaluated
+    assert [r["step"] for r in lines(tmp_path / "spikiness.jsonl")] == [0, 2, 3, 4, 6, 7]
+    assert done.saved == [7]
+
+
+def test_patience_ends_the_run_with_a_checkpoint_and_the_table(tmp_path: Path):
+    done = attempt(tmp_path, config(patience=2), FakeCluster(FLAT))
+    assert "stopping after step 6: the mean held-out pass rate has not risen" in done.text
+    assert "65.0% of step 2 in 2 evaluations (eval.patience=2)" in done.text
+    assert done.saved == [6]
+    assert [m["step"] for m in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert "Held-out pass rate" in done.text
+
+
+def test_an_early_end_evaluates_those_that_were_not_due(tmp_path: Path):
+    cfg = config(patience=2, watch="b", own={"a": {"every": 5}})
+    done = attempt(tmp_path, cfg, FakeCluster(FLAT))
+    assert done.evaluated[-3:] == [(5, "a"), (6, "b"), (6, "a")]
+
+
+def test_a_run_out_of_patience_stays_so_until_it_gets_more(tmp_path: Path):
+    attempt(tmp_path, config(patience=2), FakeCluster(FLAT))
+    again = attempt(tmp_path, config(patience=2), FakeCluster(FLAT), after=6)
+    assert "stopping after step 6" in again.text
+    assert again.evaluated == []
+    more = attempt(tmp_path, config(patience=3), FakeCluster(FLAT), after=6)
+    assert "stopping after step 8" in more.text
+    assert [m["step"] for m in lines(tmp_path / "metrics.jsonl")] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 5])
+def test_killed_and_resumed_it_stops_where_the_uninterrupted_run_does(tmp_path: Path, cut: int):
+    whole = attempt(tmp_path / "whole", config(patience=2), FakeCluster(FLAT))
+    attempt(tmp_path / "cut", config(num_steps=5, patience=2, at_end=False), FakeCluster(FLAT))
+    resumed = attempt(tmp_path / "cut", config(patience=2), FakeCluster(FLAT), after=cut)
+    assert resumed.saved == whole.saved == [6]
+    for name in ("eval.jsonl", "spikiness.jsonl"):
+        assert lines(tmp_path / "cut" / name) == lines(tmp_path / "whole" / name)
+    pairs = zip(*(lines(tmp_path / n / "metrics.jsonl") for n in ("whole", "cut")), strict=True)
+    for one, other in pairs:
+        assert {k: v for k, v in one.items() if k.startswith("source/")} == {
+            k: v for k, v in other.items() if k.startswith("source/")
+        }
+
+
+def test_a_fall_below_the_best_is_said_and_written_down(tmp_path: Path):
+    cluster = FakeCluster({"a": [0.5, 0.5, 1.0, 1.0, 0.5], "b": [0.5, 0.5, 0.6, 0.6, 0.7]})
+    done = attempt(tmp_path, config(4, max_regression=0.3), cluster)
+    assert (
+        "warning: held-out pass rate of a is 50.0% after step 4, 0.500 below its best" in done.text
+    )
+    assert "warning: held-out pass rate of b" not in done.text
+    last = lines(tmp_path / "spikiness.jsonl")[-1]
+    assert (last["eval/spikiness"], last["eval/regressed"]) == (0.5, 1)
+    assert (last["eval/a/regressed"], last["eval/b/regressed"]) == (1, 0)
+    assert last["eval/spread"] == pytest.approx(0.2)
+    assert "held-out pass rate of a is 50.0%" in (tmp_path / "log.txt").read_text()
+
+
+def test_the_gap_between_training_and_held_out(tmp_path: Path):
+    attempt(tmp_path, config(2), FakeCluster({"a": [0.25] * 3, "b": [0.75] * 3}))
+    found = {
+        (e["step"], e["source"]): (e["train_reward"], e["gap"])
+        for e in lines(tmp_path / "eval.jsonl")
+    }
+    assert found == {
+        (0, "a"): (None, None),
+        (0, "b"): (None, None),
+        (2, "a"): (1.0, 0.75),
+        (2, "b"): (1.0, 0.25),
+    }
+    log = (tmp_path / "log.txt").read_text()
+    assert "held-out pass rate at step 2: a 25.0%  b 75.0%  mean 50.0%" in log
+    assert "training minus held-out reward: a +0.750  b +0.250" in log
+
+
+def test_an_evaluation_that_a_signal_cut_off_comes_first_after_resuming(tmp_path: Path):
+    cut = FakeCluster({"a": UP, "b": UP}, stop_at=4)
+    stopped = attempt(tmp_path, config(6), cut)
+    assert stopped.text.endswith("stopped\n") and stopped.saved == [4]
+    assert {e["step"] for e in lines(tmp_path / "eval.jsonl")} == {0, 2}
+    resumed = attempt(tmp_path, config(6), FakeCluster({"a": UP, "b": UP}), after=4)
+    assert resumed.evaluated == [(s, n) for s in (4, 6) for n in NAMES]
+
+
+def test_a_finished_run_evaluates_nothing_again(tmp_path: Path):
+    attempt(tmp_path, config(4), FakeCluster({"a": UP, "b": UP}))
+    again = attempt(tmp_path, config(4), FakeCluster({"a": UP, "b": UP}), after=4)
+    assert again.evaluated == []
+    assert "Held-out pass rate" in again.text
+
+
+def test_cutting_back_to_before_the_first_evaluation_empties_the_report(tmp_path: Path):
+    attempt(tmp_path, config(4, at_start=False), FakeCluster({"a": UP, "b": UP}))
+    attempt(tmp_path, config(1, at_start=False, at_end=False), FakeCluster({"a": UP, "b": UP}))
+    assert (tmp_path / "spikiness.jsonl").read_text() == ""

@@ -1,0 +1,284 @@
+"""Every number worked by hand: two sources of different scale, with rollouts that failed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from configs.schema import RunConfig
+from orchestrator.publisher import SyncReport
+from orchestrator.source_metrics import ALL, METRICS, TRAINED
+from orchestrator.step_metrics import TrainedStep, step_metrics
+from rollouts.types import (
+    Boundary,
+    GroupSummary,
+    RolloutError,
+    RolloutStats,
+    RolloutStatus,
+    SampleHandle,
+    StepResult,
+)
+
+
+def rollout(
+    reward: float | None, length: int = 10, *, truncated: bool = False, **parts: float
+) -> RolloutStats:
+    failed = RolloutError(boundary=Boundary.REWARD, kind="timeout", message="?")
+    valid = RolloutStatus.TRUNCATED if truncated else RolloutStatus.COMPLETED
+    return RolloutStats(
+        reward=reward,
+        reward_parts=parts,
+        num_completion_tokens=length,
+        status=RolloutStatus.INVALID if reward is None else valid,
+        error=failed if reward is None else None,
+    )
+
+
+def group(
+    source: str,
+    rollouts: Sequence[RolloutStats],
+    *,
+    item: int = 0,
+    epoch: int = 0,
+    version: int = 4,
+    seconds: float = 1.0,
+) -> GroupSummary:
+    valid = [r for r in rollouts if r.reward is not None]
+    return GroupSummary(
+        group_id=f"{source}/train/{item}#e{epoch}a0",
+        task_id=f"{source}/train/{item}",
+        source=source,
+        step=5,
+        rollouts=tuple(rollouts),
+        samples=tuple(
+            SampleHandle(
+                ref=None,
+                row=i,
+                num_tokens=r.num_completion_tokens + 3,
+                num_loss_tokens=r.num_completion_tokens,
+            )
+            for i, r in enumerate(valid)
+        ),
+        group_ref=None,
+        oldest_version=version,
+        newest_version=4,
+        generate_s=seconds,
+        grade_s=seconds / 2,
+    )
+
+
+def config(**sources: dict[str, object]) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "t",
+            "num_steps": 10,
+            "model": {"path": "org/model"},
+            "sources": [
+                {
+                    "name": name,
+                    "data": {"procedural": "reasoning_gym/chain_sum"},
+                    "rewards": [{"use": "exact", "name": "right"}],
+                    **extra,
+                }
+                for name, extra in sources.items()
+            ],
+            "batch": {"groups_per_step": 4},
+        }
+    )
+
+
+def step(
+    groups: Sequence[GroupSummary], rejected: Sequence[GroupSummary] = (), **shares: float
+) -> TrainedStep:
+    return TrainedStep(
+        step=5,
+        groups=groups,
+        rejected=rejected,
+        shares=shares,
+        result=StepResult(policy_version=5, metrics={"loss": 0.5}, seconds={}),
+        sync=SyncReport(seconds={"send": 0.25}, bytes=100, gap_median=None, gap_max=None),
+        wall_s=2.0,
+        split={"train": 1.0, "sync": 0.5, "idle": 0.5},
+        ledger={"ledger/rejected/failed": len(rejected)},
+    )
+
+
+# Of `sums`, 1 is a pass. Of `essay`, whose rewards go to 100, 60 is one.
+SUMS_A = group(
+    "sums",
+    [rollout(1.0, 2), rollout(0.0, 4), rollout(1.0, 6), rollout(None, 9)],
+    epoch=2,
+    version=1,
+    seconds=3.0,
+)
+SUMS_B = group(
+    "sums", [rollout(0.0, 8), rollout(0.0, 8, truncated=True)] * 2, item=1, epoch=1, version=3
+)
+SUMS_LOST = group("sums", [rollout(None, 0)] * 4, item=2, seconds=5.0)
+ESSAY_A = group("essay", [rollout(100.0, 1000), rollout(80.0, 500)])
+ESSAY_B = group("essay", [rollout(20.0, 100), rollout(None, 50)], item=1)
+
+
+@pytest.fixture
+def metrics() -> dict[str, float]:
+    cfg = config(sums={}, essay={"eval": {"pass_threshold": 60.0}}, idle={})
+    done = step([SUMS_A, ESSAY_A, SUMS_B, ESSAY_B], [SUMS_LOST], sums=0.45, essay=0.35, idle=0.2)
+    return step_metrics(cfg, done)
+
+
+def under(metrics: dict[str, float], prefix: str) -> dict[str, float]:
+    return {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
+
+
+def test_all_rollouts_of_a_source(metrics: dict[str, float]):
+    rewards = np.array([1, 0, 1, 0, 0, 0, 0])
+    assert under(metrics, "source/sums/all/") == pytest.approx(
+        {
+            "groups": 3,
+            "rollouts": 12,
+            "valid": 7,
+            "tokens": 2 + 4 + 6 + 9 + 32,
+            "reward/mean": 2 / 7,  # a mean of group means would be (2/3 + 0) / 2
+            "reward/std": rewards.std(),
+            "reward/p10": 0.0,
+            "reward/p90": 1.0,
+            "solved_all": 0.0,
+            "solved_none": 1 / 2,  # of two groups with a valid rollout, not of three
+            "zero_variance": 1 / 2,
+            "singleton": 0.0,
+            "invalid": 5 / 12,
+            "truncated": 2 / 12,
+            "length/mean": 53 / 12,
+            "length/p95": 8.45,  # between the 11th and the 12th of 0 0 0 0 2 4 6 8 8 8 8 9
+            "length/right/mean": 4.0,
+            "length/right/p95": 5.8,
+            "length/wrong/mean": 36 / 5,
+            "length/wrong/p95": 8.0,
+            "generate_s": 3.0,
+            "grade_s": 1.5,
+            "pass@1": (2 / 3 + 0) / 2,
+            "pass@2": (1 + 0) / 2,  # of three with two passes, any two hold one
+            "pass@4": 0.0,  # one group has four valid rollouts
+        }
+    )
+
+
+def test_trained_samples_of_a_source(metrics: dict[str, float]):
+    assert under(metrics, "source/sums/trained/") == pytest.approx(
+        {
+            "reward/mean": 2 / 7,
+            "reward/std": np.array([1, 0, 1, 0, 0, 0, 0]).std(),
+            "reward/p10": 0.0,
+            "reward/p90": 1.0,
+            "solved_all": 0.0,
+            "solved_none": 0.5,
+            "zero_variance": 0.5,
+            "singleton": 0.0,
+            "truncated": 2 / 7,  # the invalid one was not trained on
+            "length/mean": 44 / 7,
+            "length/p95": 8.0,
+            "length/right/mean": 4.0,
+            "length/right/p95": 5.8,
+            "length/wrong/mean": 36 / 5,
+            "length/wrong/p95": 8.0,
+            "staleness/mean": 2.0,  # trained by version 4, sampled by 1 and 3
+            "staleness/max": 3,
+            "epoch": 2,
+            "pass@1": 1 / 3,
+            "pass@2": 0.5,
+            "pass@4": 0.0,
+        }
+    )
+
+
+def test_a_source_of_another_scale_has_its_own_bound_and_is_not_mixed_in(
+    metrics: dict[str, float],
+):
+    own = under(metrics, "source/essay/all/")
+    assert own["reward/mean"] == pytest.approx(200 / 3)
+    assert own["reward/p10"] == pytest.approx(32.0)
+    assert own["reward/p90"] == pytest.approx(96.0)
+    assert (own["solved_all"], own["solved_none"]) == (0.5, 0.5)
+    assert (own["singleton"], own["zero_variance"]) == (0.5, 0.0)
+    assert own["pass@1"] == 0.5
+    assert own["pass@2"] == 1.0  # the group with one valid rollout has no pass@2
+    assert own["length/right/mean"] == 750
+    assert own["length/wrong/mean"] == 100
+
+
+def test_shares_in_every_unit(metrics: dict[str, float]):
+    tokens = 12 + 32 + 1500 + 100
+    assert {
+        k: v
+        for k, v in metrics.items()
+        if k.startswith("source/sums/") and "/all/" not in k and "/trained/" not in k
+    } == pytest.approx(
+        {
+            "source/sums/groups": 2,
+            "source/sums/samples": 7,
+            "source/sums/loss_tokens": 44,
+            "source/sums/survival": 2 / 3,
+            "source/sums/share/target": 0.45,
+            "source/sums/share/groups": 1 / 2,
+            "source/sums/share/samples": 7 / 10,
+            "source/sums/share/loss_tokens": 44 / tokens,
+        }
+    )
+
+
+def test_a_source_without_groups_has_its_shares_and_no_means(metrics: dict[str, float]):
+    assert under(metrics, "source/idle/") == {
+        "groups": 0,
+        "samples": 0,
+        "loss_tokens": 0,
+        "share/target": 0.2,
+        "share/groups": 0,
+        "share/samples": 0,
+        "share/loss_tokens": 0,
+    }
+
+
+def test_a_source_whose_groups_were_all_rejected():
+    lost = step_metrics(config(sums={}, essay={}), step([ESSAY_A], [SUMS_LOST], essay=1.0))
+    own = under(lost, "source/sums/")
+    assert own["survival"] == 0 and own["share/target"] == 0
+    assert own["all/invalid"] == 1.0
+    absent = {"all/reward/mean", "all/solved_none", "all/zero_variance", "all/pass@1"}
+    assert not absent & own.keys()
+    assert not [k for k in own if k.startswith("trained/")]
+
+
+def test_parts_of_a_reward_are_over_the_rollouts_that_have_them():
+    own = [rollout(1.0, answer=1.0, brevity=0.5), rollout(0.0, answer=0.0), rollout(None, answer=9)]
+    found = step_metrics(config(sums={}), step([group("sums", own)], sums=1.0))
+    assert found["source/sums/all/reward_part/answer"] == 0.5
+    assert found["source/sums/all/reward_part/brevity"] == 0.5
+
+
+def test_equal_rewards_up_to_rounding_are_no_contrast():
+    near = group("sums", [rollout(0.1 + 0.2), rollout(0.3)])
+    found = step_metrics(config(sums={}), step([near], sums=1.0))
+    assert found["source/sums/all/zero_variance"] == 1
+
+
+def test_pass_at_goes_up_to_the_group_size():
+    six = group("sums", [rollout(1.0)] + [rollout(0.0)] * 5)
+    found = under(step_metrics(config(sums={}), step([six], sums=1.0)), "source/sums/trained/pass@")
+    assert found == pytest.approx({"1": 1 / 6, "2": 2 / 6, "4": 4 / 6, "6": 1.0})
+
+
+def test_the_whole_step(metrics: dict[str, float]):
+    assert metrics["completion_tokens"] == 53 + 1500 + 150
+    assert metrics["completion_tokens_per_s"] == (53 + 1500 + 150) / 2
+    assert metrics["staleness/max"] == 3
+    assert metrics["reward/mean"] == pytest.approx((2 + 200) / 10)
+    assert metrics["train/loss"] == 0.5
+    assert metrics["time/sync_send"] == 0.25 and metrics["time/sync_verify"] == 0.25
+    assert metrics["ledger/rejected/failed"] == 1
+    assert "sync/logprob_gap_max" not in metrics
+
+
+def test_names_are_unique_and_pools_are_the_two():
+    names = [m.name for m in METRICS]
+    assert len(names) == len(set(names))
+    assert {kind for m in METRICS for kind in m.kinds} == {ALL, TRAINED}
