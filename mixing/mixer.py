@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from configs.errors import ConfigError, Problem
 from configs.schema import RunConfig, SourceConfig
 from mixing.cursor import Cursor, CursorState
+from mixing.decontaminate import decontaminate
 from mixing.jsonl import JsonlSource
 from mixing.procedural import PREFIX, ProceduralSource, dataset_name
 from mixing.quota import Quota, interleave
@@ -42,7 +43,7 @@ class Mixer:
 
     def __init__(self, cfg: RunConfig):
         self._cfg = cfg
-        self._sources = _open_all(cfg)
+        self._sources, self.contamination = decontaminate(cfg, open_sources(cfg))
         self._quota = Quota({s.name: s.weight for s in cfg.sources}, cfg.batch.groups_per_step)
         self._cursors = {
             name: Cursor(name, source.size, cfg.seed) for name, source in self._sources.items()
@@ -81,6 +82,11 @@ class Mixer:
         """Return how many training items an epoch of a source has."""
         return self._sources[source_name].size
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What each source's items are, as a hash: those that are trained on and held out."""
+        return {name: source.fingerprint for name, source in self._sources.items()}
+
     def state_dict(self) -> dict[str, JsonValue]:
         """Return everything that `plan_step` and `replace` depend on besides the recipe."""
         state: _State = {
@@ -88,38 +94,43 @@ class Mixer:
             "credit": self._quota.state_dict(),
             "cursors": {name: cursor.state_dict() for name, cursor in self._cursors.items()},
             "used": {str(s): {n: list(i) for n, i in u.items()} for s, u in self._used.items()},
-            "fingerprints": {name: s.fingerprint for name, s in self._sources.items()},
+            "fingerprints": self.fingerprints,
         }
         return cast("dict[str, JsonValue]", state)
 
     def load_state_dict(self, state: Mapping[str, JsonValue]) -> None:
         """Go on where another mixer stopped.
 
+        A source whose data changed since goes on at the start of its next epoch, as its items are
+        other items; that the change is meant is asked before, by the run directory.
+
         Raises:
-            ConfigError: sources came, went, or changed their data since.
+            ConfigError: sources came or went since.
         """
         saved = cast(_State, state)
-        self._refuse_other_data(saved["fingerprints"])
+        self._refuse_other_sources(saved["fingerprints"])
         self._last_step = saved["last_step"]
         self._quota.load_state_dict(saved["credit"])
         for name, cursor in self._cursors.items():
             cursor.load_state_dict(saved["cursors"][name])
         self._used = {int(s): {n: list(i) for n, i in u.items()} for s, u in saved["used"].items()}
+        for name, fingerprint in self.fingerprints.items():
+            if saved["fingerprints"][name] != fingerprint:
+                self._cursors[name].skip_epoch(saved["cursors"][name])
+                for used in self._used.values():
+                    used.pop(name, None)
 
-    def _refuse_other_data(self, saved: Mapping[str, str]) -> None:
-        now = {name: source.fingerprint for name, source in self._sources.items()}
+    def _refuse_other_sources(self, saved: Mapping[str, str]) -> None:
         problems = [
             Problem(
                 where=f"sources.{name}",
                 what="is in the checkpoint and not in the recipe"
-                if name not in now
-                else "is in the recipe and not in the checkpoint"
-                if name not in saved
-                else "its data changed since the checkpoint, so its items are other items",
-                fix="Resume with the recipe and data of the run, or start a new run.",
+                if name in saved
+                else "is in the recipe and not in the checkpoint",
+                fix="Resume with the recipe of the run, or start a new run.",
             )
-            for name in [*now, *(n for n in saved if n not in now)]
-            if now.get(name) != saved.get(name)
+            for name in [*self._sources, *(n for n in saved if n not in self._sources)]
+            if (name in saved) != (name in self._sources)
         ]
         if problems:
             raise ConfigError(problems)
@@ -171,7 +182,8 @@ def open_source(cfg: SourceConfig) -> Source:
     return JsonlSource(cfg) if cfg.data.jsonl is not None else ProceduralSource(cfg)
 
 
-def _open_all(cfg: RunConfig) -> dict[str, Source]:
+def open_sources(cfg: RunConfig) -> dict[str, Source]:
+    """Open every source by name; ConfigError names every problem with all their data."""
     sources: dict[str, Source] = {}
     problems: list[Problem] = []
     for source in cfg.sources:

@@ -62,8 +62,23 @@ def run(
     resume: Annotated[
         Resume, typer.Option("--resume", help="auto: go on from the newest checkpoint.")
     ] = Resume.NEVER,
+    accept_changes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changes",
+            help="Resume although data, code or model are not those of the last attempt.",
+        ),
+    ] = False,
 ) -> None:
     """Train: start the actors, run all steps, evaluate, and free everything."""
+    if accept_changes and resume is not Resume.AUTO:
+        raise ConfigError(
+            Problem(
+                where="--accept-changes",
+                what="is given, but a new run has nothing that could have changed",
+                fix="Give --resume auto with it, or leave it out.",
+            )
+        )
     cfg = load_recipe(recipe, overrides or ())
     from configs.validate import find_warnings, validate_run
 
@@ -74,7 +89,8 @@ def run(
         _stderr().print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     from orchestrator.run import execute
 
-    raise typer.Exit(execute(cfg, run_dir or Path("runs") / cfg.name, resume.value))
+    path = run_dir or Path("runs") / cfg.name
+    raise typer.Exit(execute(cfg, path, resume.value, accept_changes=accept_changes))
 
 
 @app.command()

@@ -22,6 +22,7 @@ from environments.registry import validate_environments
 from mixing.mixer import Mixer, validate_sources
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
+from orchestrator.hashes import run_hashes
 from orchestrator.loop import Parts, Stopped, StopRequest, train
 from orchestrator.publisher import WeightPublisher
 from orchestrator.recorder import Recorder
@@ -33,43 +34,54 @@ from rollouts.advantages import validate_advantages
 log = logging.getLogger("braid.run")
 
 
-def check(cfg: RunConfig) -> None:
-    """Raise ConfigError with every problem found without starting anything."""
-    problems: list[Problem] = [*validate_run(cfg), *validate_sources(cfg)]
+def prepare(cfg: RunConfig) -> Mixer:
+    """Check everything that can be checked without starting anything, and open the data.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    problems: list[Problem] = validate_run(cfg)
     for validate in (validate_environments, validate_rewards, validate_advantages):
         problems += validate(cfg.sources)
-    if problems:
-        # Two checks may find the same fault (a missing file); the first one's words stand.
-        raise ConfigError(list({p.where: p for p in reversed(problems)}.values())[::-1])
+    if not problems:
+        return Mixer(cfg)
+    problems += validate_sources(cfg)
+    # Two checks may find the same fault (a missing file); the first one's words stand.
+    raise ConfigError(list({p.where: p for p in reversed(problems)}.values())[::-1])
 
 
-def execute(cfg: RunConfig, run_dir: Path, resume: str) -> int:
+def execute(cfg: RunConfig, run_dir: Path, resume: str, *, accept_changes: bool = False) -> int:
     """Run a recipe to its end; return the exit code.
 
     Args:
         resume: `auto` continues from the newest complete checkpoint, `never` wants a new run.
+        accept_changes: resume although data, code or model are not those of the last attempt.
 
     Raises:
         ConfigError: bad input; nothing was started, or everything is freed again.
         RunError: the run failed; the cause is named, and everything is freed again.
     """
-    check(cfg)
-    with RunDir.open(run_dir, cfg, resume) as directory:
-        return asyncio.run(_run(cfg, directory))
+    mixer = prepare(cfg)
+    hashes = run_hashes(cfg, mixer.fingerprints)
+    with RunDir.open(
+        run_dir, cfg, resume, hashes=hashes, accept_changes=accept_changes
+    ) as directory:
+        return asyncio.run(_run(cfg, directory, mixer))
 
 
-async def _run(cfg: RunConfig, directory: RunDir) -> int:
+async def _run(cfg: RunConfig, directory: RunDir, mixer: Mixer) -> int:
     stop = StopRequest()
     recorder = Recorder(cfg, directory)
-    mixer = Mixer(cfg)
     checkpoints = Checkpointer(cfg, directory)
     restored = checkpoints.newest(mixer)
     directory.truncate_after(restored.step)
     try:
-        with recorder, _signals(stop, recorder) as listen:
+        with recorder, listen_for_signals(stop, lambda: _ending(recorder, stop)) as listen:
             recorder.say(_opening(cfg, directory, restored.step))
-            for problem in check_versions():
-                recorder.say(f"warning: {problem}")
+            for warning in (*check_versions(), *mixer.contamination.problems(cfg.decontaminate)):
+                recorder.say(f"warning: {warning}")
+            for change in directory.accepted:
+                recorder.say(f"warning: accepted by --accept-changes: {change}")
             recorder.state("starting Ray")
             await stop.or_else(start_ray(cfg))
             listen()  # Ray has put a handler of its own in place of ours, which aborts
@@ -128,10 +140,20 @@ def _parts(
     )
 
 
+def _ending(recorder: Recorder, stop: StopRequest) -> None:
+    recorder.say(f"{stop.name}: ending with a checkpoint; once more ends at once")
+
+
 @contextmanager
-def _signals(stop: StopRequest, recorder: Recorder) -> Iterator[Callable[[], None]]:
+def listen_for_signals(
+    stop: StopRequest, tell: Callable[[], None]
+) -> Iterator[Callable[[], None]]:
     """Route SIGINT and SIGTERM: the first asks, the second cancels. Yields what installs it
-    again."""
+    again.
+
+    Args:
+        tell: says to the user what the first one does.
+    """
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
     assert main is not None
@@ -142,7 +164,7 @@ def _signals(stop: StopRequest, recorder: Recorder) -> Iterator[Callable[[], Non
         else:
             stop.signal_number = number
             stop.event.set()
-            recorder.say(f"{stop.name}: ending with a checkpoint; once more ends at once")
+            tell()
 
     def listen() -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
