@@ -74,10 +74,11 @@ class Contamination:
         return [
             Problem(
                 where=f"sources.{source}.data",
-                what=f"{_count(len(found), 'training prompt')} of {self.searched[source]:,} "
-                f"asked by evaluation of `{asked_by}` too ({_criterion(cfg)}): "
+                what=f"{len(found):,} of {self.searched[source]:,} training prompts ask what "
+                f"evaluation of `{asked_by}` asks ({_criterion(cfg)}): "
                 + ", ".join(_shown(m) for m in found[:_SHOWN])
-                + (f" and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else ""),
+                + (f" and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else "")
+                + ("; they are not trained on" if cfg.action == "drop" else ""),
                 fix=""
                 if cfg.action == "drop"
                 else "Remove them, or set decontaminate.action to drop (train without them) or "
@@ -87,12 +88,8 @@ class Contamination:
         ]
 
 
-def _count(number: int, noun: str) -> str:
-    return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def _criterion(cfg: DecontaminateConfig) -> str:
-    return f"over {cfg.max_overlap:.0%} of its {cfg.ngram}-grams, or the same text"
+    return f"over {cfg.max_overlap:.0%} of its {cfg.ngram}-grams, or its whole text"
 
 
 def _shown(match: Match) -> str:

@@ -78,6 +78,10 @@ class Mixer:
         """Return the evaluation tasks of a source; none of them is ever trained on."""
         return self._sources[source_name].held_out()
 
+    def task(self, source_name: str, item: int) -> Task:
+        """Return a training item of a source by its number; this draws nothing."""
+        return self._sources[source_name].task(item)
+
     def train_size(self, source_name: str) -> int:
         """Return how many training items an epoch of a source has."""
         return self._sources[source_name].size

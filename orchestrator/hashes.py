@@ -40,7 +40,7 @@ _TEXT_FILES = (
 )
 """Files of a model's folder that say what the model reads and is; hashed whole."""
 _BLOCKS, _BLOCK_BYTES = 64, 4096
-"""What is read of a weight file besides its size: blocks spread over it, first and last included."""
+"""What is read of a weight file besides its size: blocks spread over it, both ends included."""
 _MODEL = ("model.", "reference.")
 
 

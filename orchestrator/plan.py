@@ -4,7 +4,7 @@ Imports no torch, vllm, ray or transformers; `orchestrator.cluster` reserves the
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -170,10 +170,15 @@ def make_plan(cfg: RunConfig, *, gpu_gib: float | None = None) -> RunPlan:
     )
 
 
-def plan_bundles(cfg: RunConfig) -> tuple[Bundle, ...]:
-    """Return the bundles to reserve: one an actor, shared by the actors colocated with it."""
-    groups = active_groups(cfg)
-    root_of = {role: colocation_root(cfg, role) or role for role in groups}
+def plan_bundles(cfg: RunConfig, roles: Container[str] | None = None) -> tuple[Bundle, ...]:
+    """Return the bundles to reserve: one an actor, shared by the actors colocated with it.
+
+    Args:
+        roles: groups to start; None for all of the run. One whose host is left out has bundles of
+            its own.
+    """
+    groups = {r: a for r, a in active_groups(cfg).items() if roles is None or r in roles}
+    root_of = {role: _root(cfg, role, groups) for role in groups}
     bundles: list[Bundle] = []
     for root in (r for r in groups if root_of[r] == r):
         inside = [root, *(r for r in groups if root_of[r] == root and r != root)]
@@ -193,6 +198,11 @@ def plan_bundles(cfg: RunConfig) -> tuple[Bundle, ...]:
                 )
             )
     return tuple(bundles)
+
+
+def _root(cfg: RunConfig, role: str, groups: Container[str]) -> str:
+    root = colocation_root(cfg, role)
+    return role if root is None or root not in groups else root
 
 
 def _round(resource: float) -> float:

@@ -75,6 +75,7 @@ async def _run(cfg: RunConfig, directory: RunDir, mixer: Mixer) -> int:
     checkpoints = Checkpointer(cfg, directory)
     restored = checkpoints.newest(mixer)
     directory.truncate_after(restored.step)
+    directory.record_contamination(mixer.contamination)
     try:
         with recorder, listen_for_signals(stop, lambda: _ending(recorder, stop)) as listen:
             recorder.say(_opening(cfg, directory, restored.step))
@@ -145,9 +146,7 @@ def _ending(recorder: Recorder, stop: StopRequest) -> None:
 
 
 @contextmanager
-def listen_for_signals(
-    stop: StopRequest, tell: Callable[[], None]
-) -> Iterator[Callable[[], None]]:
+def listen_for_signals(stop: StopRequest, tell: Callable[[], None]) -> Iterator[Callable[[], None]]:
     """Route SIGINT and SIGTERM: the first asks, the second cancels. Yields what installs it
     again.
 

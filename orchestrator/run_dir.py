@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -29,12 +30,14 @@ from configs.errors import ConfigError, Problem
 from configs.load import load_recipe, save_config
 from configs.schema import RunConfig
 from configs.versions import installed_versions
+from mixing.decontaminate import Contamination
 from orchestrator.hashes import Change, Hashed, changes, silent_changes
 from orchestrator.resume_rules import FieldChange, changed_fields, forbidden_changes
 
 log = logging.getLogger("braid.run_dir")
 
 _LOCK, _RUN, _CONFIG, _LOG = "run.lock", "run.json", "config.yaml", "log.txt"
+_CONTAMINATION = "contamination.json"
 _METRICS, _EVAL, _ROLLOUTS, _CHECKPOINTS = "metrics.jsonl", "eval.jsonl", "rollouts", "checkpoints"
 _STEP_FILE = re.compile(r"^step[_-](\d+)\b")
 
@@ -183,6 +186,10 @@ class RunDir:
     def read_metrics(self) -> tuple[dict[str, JsonValue], ...]:
         """Return what metrics.jsonl holds, in order."""
         return tuple(_read_lines(self.path / _METRICS))
+
+    def record_contamination(self, found: Contamination) -> None:
+        """Write which training prompts are asked by evaluation too."""
+        write_atomically(self.path / _CONTAMINATION, json.dumps(asdict(found), indent=2) + "\n")
 
     def truncate_after(self, step: int) -> None:
         """Forget every record and rollout file of the steps after `step`, which will come again."""
