@@ -23,7 +23,7 @@ TEMPLATE_PROMPTS = 10
 """An n-gram in more held-out prompts of a source than this, or in more than half of them, is of
 the source's template (GPT-3, arXiv:2005.14165, passes over 13-grams seen over ten times)."""
 _SHOWN = 5
-"""Pairs that a message names, of each pair of sources."""
+"""Matches that a message names, of each source."""
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
@@ -35,7 +35,7 @@ _WORD = re.compile(
     rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s\x00-\x7f{_PUNCTUATION}]"
     rf"|(?<![{_SIGNS}])[{_SIGNS}](?![{_SIGNS}])"
 )
-_EDGES = " \n.,;:?!\"'`*_#"
+_EDGES = " \n.,;:?\"'`*_#"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,29 +67,30 @@ class Contamination:
     """Per training item the held-out item with which it overlaps most."""
 
     def problems(self, cfg: DecontaminateConfig) -> list[Problem]:
-        """Return one problem for each pair of sources with matches: how many, and which."""
-        pairs: dict[tuple[str, str], list[Match]] = {}
+        """Return one problem for each source with matches: how many, and which."""
+        by_source: dict[str, list[Match]] = {}
         for match in self.matches:
-            pairs.setdefault((match.source, match.held_out_source), []).append(match)
+            by_source.setdefault(match.source, []).append(match)
+        dropped = cfg.action == "drop"
         return [
             Problem(
                 where=f"sources.{source}.data",
                 what=f"{len(found):,} of {self.searched[source]:,} training prompts ask what "
-                f"evaluation of `{asked_by}` asks ({_criterion(cfg)}): "
+                f"evaluation asks (over {cfg.max_overlap:.0%} of a held-out prompt's "
+                f"{cfg.ngram}-grams, or all of its text): "
                 + ", ".join(_shown(m) for m in found[:_SHOWN])
                 + (f" and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else "")
-                + ("; they are not trained on" if cfg.action == "drop" else ""),
+                + ("; they are not trained on" if dropped else ""),
                 fix=""
-                if cfg.action == "drop"
-                else "Remove them, or set decontaminate.action to drop (train without them) or "
-                "warn.",
+                if dropped
+                else "Remove them; or set decontaminate.action to drop, to train "
+                "without them, or to warn.",
             )
-            for (source, asked_by), found in pairs.items()
+            for source, found in by_source.items()
         ]
 
 
-def _criterion(cfg: DecontaminateConfig) -> str:
-    return f"over {cfg.max_overlap:.0%} of its {cfg.ngram}-grams, or its whole text"
+NOT_SEARCHED = Contamination(searched={}, held_out=0, matches=())
 
 
 def _shown(match: Match) -> str:
@@ -232,7 +233,7 @@ def find_contamination(cfg: RunConfig, sources: Mapping[str, Source]) -> Contami
     how = cfg.decontaminate
     searched = [] if how.action == "off" else [n for n in sources if _is_searched(cfg, n)]
     if not searched:
-        return Contamination(searched={}, held_out=0, matches=())
+        return NOT_SEARCHED
     index = HeldOutIndex({name: source.held_out() for name, source in sources.items()}, how)
     matches: list[Match] = []
     for name in searched:

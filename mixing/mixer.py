@@ -13,7 +13,6 @@ from pydantic import JsonValue
 from configs.errors import ConfigError, Problem
 from configs.schema import RunConfig, SourceConfig
 from mixing.cursor import Cursor, CursorState
-from mixing.decontaminate import decontaminate
 from mixing.jsonl import JsonlSource
 from mixing.procedural import PREFIX, ProceduralSource, dataset_name
 from mixing.quota import Quota, interleave
@@ -37,13 +36,16 @@ class _State(TypedDict):
 class Mixer:
     """Plans the groups of each step. Made once, on the driver.
 
+    Args:
+        sources: the recipe's, opened; None opens them here.
+
     Raises:
         ConfigError: with every problem of every source's data.
     """
 
-    def __init__(self, cfg: RunConfig):
+    def __init__(self, cfg: RunConfig, sources: Mapping[str, Source] | None = None):
         self._cfg = cfg
-        self._sources, self.contamination = decontaminate(cfg, open_sources(cfg))
+        self._sources = open_sources(cfg) if sources is None else sources
         self._quota = Quota({s.name: s.weight for s in cfg.sources}, cfg.batch.groups_per_step)
         self._cursors = {
             name: Cursor(name, source.size, cfg.seed) for name, source in self._sources.items()
@@ -78,18 +80,9 @@ class Mixer:
         """Return the evaluation tasks of a source; none of them is ever trained on."""
         return self._sources[source_name].held_out()
 
-    def task(self, source_name: str, item: int) -> Task:
-        """Return a training item of a source by its number; this draws nothing."""
-        return self._sources[source_name].task(item)
-
     def train_size(self, source_name: str) -> int:
         """Return how many training items an epoch of a source has."""
         return self._sources[source_name].size
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """What each source's items are, as a hash: those that are trained on and held out."""
-        return {name: source.fingerprint for name, source in self._sources.items()}
 
     def state_dict(self) -> dict[str, JsonValue]:
         """Return everything that `plan_step` and `replace` depend on besides the recipe."""
@@ -98,7 +91,7 @@ class Mixer:
             "credit": self._quota.state_dict(),
             "cursors": {name: cursor.state_dict() for name, cursor in self._cursors.items()},
             "used": {str(s): {n: list(i) for n, i in u.items()} for s, u in self._used.items()},
-            "fingerprints": self.fingerprints,
+            "fingerprints": {name: s.fingerprint for name, s in self._sources.items()},
         }
         return cast("dict[str, JsonValue]", state)
 
@@ -118,8 +111,8 @@ class Mixer:
         for name, cursor in self._cursors.items():
             cursor.load_state_dict(saved["cursors"][name])
         self._used = {int(s): {n: list(i) for n, i in u.items()} for s, u in saved["used"].items()}
-        for name, fingerprint in self.fingerprints.items():
-            if saved["fingerprints"][name] != fingerprint:
+        for name, source in self._sources.items():
+            if saved["fingerprints"][name] != source.fingerprint:
                 self._cursors[name].skip_epoch(saved["cursors"][name])
                 for used in self._used.values():
                     used.pop(name, None)

@@ -9,6 +9,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,14 +18,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from configs.schema import RunConfig, SourceConfig
-from mixing.mixer import Mixer
+from mixing.sources import Source
 from orchestrator.baseline_stats import ItemSamples, SourceBaseline, describe
 from orchestrator.baseline_view import render_baseline
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import SamplingCluster, start_ray
 from orchestrator.loop import Stopped, StopRequest
 from orchestrator.producer import sample_and_grade
-from orchestrator.run import listen_for_signals, prepare
+from orchestrator.run import check, listen_for_signals
 from rollouts.types import GroupRequest, GroupSummary, RolloutStatus, Sampling
 
 NO_GO = 3
@@ -65,10 +66,12 @@ def execute(cfg: RunConfig, *, items: int, samples: int, as_json: bool) -> int:
         ConfigError: bad input; nothing was started, or everything is freed again.
         RunError: an actor failed; everything is freed again.
     """
-    mixer = prepare(cfg)
+    sources, contamination = check(cfg)
     log, stop = Console(stderr=True), StopRequest()
+    for problem in contamination.problems(cfg.decontaminate):
+        log.print(f"warning: {problem}", style="yellow", markup=False, soft_wrap=True)
     try:
-        found = asyncio.run(_measure(cfg, mixer, items, samples, stop, log))
+        found = asyncio.run(_measure(cfg, sources, items, samples, stop, log))
     except (Stopped, asyncio.CancelledError):
         log.print(f"stopped by {stop.name}")
         return 128 + stop.signal_number
@@ -81,7 +84,12 @@ def execute(cfg: RunConfig, *, items: int, samples: int, as_json: bool) -> int:
 
 
 async def _measure(
-    cfg: RunConfig, mixer: Mixer, items: int, samples: int, stop: StopRequest, log: Console
+    cfg: RunConfig,
+    sources: Mapping[str, Source],
+    items: int,
+    samples: int,
+    stop: StopRequest,
+    log: Console,
 ) -> Baseline:
     try:
         with listen_for_signals(stop, lambda: log.print(f"{stop.name}: freeing the actors")) as on:
@@ -90,7 +98,9 @@ async def _measure(
             on()  # Ray has put a handler of its own in place of ours, which aborts
             cluster = await stop.or_else(SamplingCluster.start(cfg))
             try:
-                requests = {s.name: _requests(cfg, s, mixer, items, samples) for s in cfg.sources}
+                requests = {
+                    s.name: _requests(cfg, s, sources[s.name], items, samples) for s in cfg.sources
+                }
                 began = time.monotonic()
                 groups = await stop.or_else(_sample(cfg, cluster, requests, log))
                 seconds = time.monotonic() - began
@@ -98,27 +108,27 @@ async def _measure(
                 await cluster.close()
     finally:
         ray.shutdown()
-    sources = tuple(describe(cfg, s, groups[s.name], _answers(mixer, s.name)) for s in cfg.sources)
+    figures = tuple(
+        describe(cfg, s, groups[s.name], _answers(sources[s.name])) for s in cfg.sources
+    )
     return Baseline(
         name=cfg.name,
         model=cfg.model.path,
-        go=all(s.go for s in sources),
+        go=all(f.go for f in figures),
         items=items,
         samples=samples,
         seconds=round(seconds, 3),
-        sources=sources,
+        sources=figures,
     )
 
 
 def _requests(
-    cfg: RunConfig, source: SourceConfig, mixer: Mixer, items: int, samples: int
+    cfg: RunConfig, source: SourceConfig, data: Source, items: int, samples: int
 ) -> list[GroupRequest]:
     """Ask for items drawn evenly from the whole source; the same seed draws the same ones."""
-    size = mixer.train_size(source.name)
-    chosen = random.Random(f"{cfg.seed}/baseline/{source.name}").sample(
-        range(size), min(items, size)
-    )
-    tasks = [mixer.task(source.name, item) for item in sorted(chosen)]
+    draw = random.Random(f"{cfg.seed}/baseline/{source.name}")
+    chosen = draw.sample(range(data.size), min(items, data.size))
+    tasks = [data.task(item) for item in sorted(chosen)]
     sampling = Sampling(
         temperature=source.sampling.temperature, max_tokens=source.sampling.max_tokens
     )
@@ -172,8 +182,7 @@ def _item(summary: GroupSummary) -> ItemSamples:
     )
 
 
-def _answers(mixer: Mixer, source: str) -> list[str | None]:
+def _answers(data: Source) -> list[str | None]:
     """Return the reference answers of items spread over the source."""
-    size = mixer.train_size(source)
-    seen = min(size, _ANSWERS_SEEN)
-    return [mixer.task(source, k * size // seen).answer for k in range(seen)]
+    seen = min(data.size, _ANSWERS_SEEN)
+    return [data.task(k * data.size // seen).answer for k in range(seen)]

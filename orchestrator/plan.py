@@ -17,6 +17,7 @@ from environments.registry import validate_environments
 from mixing.mixer import source_warnings, validate_sources
 from mixing.quota import Quota
 from orchestrator.memory import MemoryEstimate, estimate_memory
+from orchestrator.plan_data import DataPlan, look_at_data
 from rewards.graders import validate_rewards
 from rollouts.advantages import validate_advantages
 
@@ -76,10 +77,8 @@ class SourcePlan:
     groups_in_run: int
     samples_per_step: float
     """On average."""
-    items: int | None
-    """Distinct training items of an epoch; None for a JSONL file, which is not read here."""
     epochs: float | None
-    """Times that the run goes through them."""
+    """Times that the run goes through its items; None where these were not counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +123,7 @@ class RunPlan:
     model: ModelShape | None
     """None where the model's files are not on this machine."""
     sources: tuple[SourcePlan, ...]
+    data: tuple[DataPlan, ...]
     batch: BatchPlan
     memory: tuple[MemoryEstimate, ...]
     fullest_gpu_gib: float | None
@@ -150,6 +150,7 @@ def make_plan(cfg: RunConfig, *, gpu_gib: float | None = None) -> RunPlan:
     fullest = _fullest_gpu(bundles, memory)
     problems = [*_check_all(cfg), *_check_fit(cfg, memory, fullest, gpu_gib)]
     groups, steps = _plan_groups(cfg), _count_groups(cfg)
+    look = look_at_data(cfg, sound=not problems)
     return RunPlan(
         name=cfg.name,
         num_steps=cfg.num_steps,
@@ -161,12 +162,18 @@ def make_plan(cfg: RunConfig, *, gpu_gib: float | None = None) -> RunPlan:
             gpus=_round(sum(b.gpus for b in bundles)),
         ),
         model=shape,
-        sources=_plan_sources(cfg, steps),
+        sources=_plan_sources(cfg, steps, {d.name: d.items for d in look.data}),
+        data=look.data,
         batch=_plan_batch(cfg, steps),
         memory=memory,
         fullest_gpu_gib=fullest,
-        problems=tuple(problems),
-        warnings=(*find_warnings(cfg), *source_warnings(cfg.sources), *check_versions()),
+        problems=(*problems, *look.problems),
+        warnings=(
+            *find_warnings(cfg),
+            *source_warnings(cfg.sources),
+            *look.warnings,
+            *check_versions(),
+        ),
     )
 
 
@@ -232,7 +239,9 @@ def _count_groups(cfg: RunConfig) -> list[dict[str, int]]:
     return [quota.next_counts() for _ in range(min(cfg.num_steps, _STEPS_COUNTED))]
 
 
-def _plan_sources(cfg: RunConfig, steps: Sequence[Mapping[str, int]]) -> tuple[SourcePlan, ...]:
+def _plan_sources(
+    cfg: RunConfig, steps: Sequence[Mapping[str, int]], sizes: Mapping[str, int | None]
+) -> tuple[SourcePlan, ...]:
     total = sum(s.weight for s in cfg.sources)
     plans: list[SourcePlan] = []
     for source in cfg.sources:
@@ -240,7 +249,7 @@ def _plan_sources(cfg: RunConfig, steps: Sequence[Mapping[str, int]]) -> tuple[S
         groups = share * cfg.batch.groups_per_step
         counts = [step[source.name] for step in steps]
         in_run = sum(counts) + round(groups * (cfg.num_steps - len(steps)))
-        items = source.data.size if source.data.procedural else None
+        items = sizes[source.name]
         plans.append(
             SourcePlan(
                 name=source.name,
@@ -250,7 +259,6 @@ def _plan_sources(cfg: RunConfig, steps: Sequence[Mapping[str, int]]) -> tuple[S
                 groups_most=max(counts),
                 groups_in_run=in_run,
                 samples_per_step=round(groups * source.group_size, 4),
-                items=items,
                 epochs=round(in_run / items, 3) if items else None,
             )
         )

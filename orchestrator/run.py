@@ -8,7 +8,7 @@ one frees the actors at once, and the run resumes from its newest checkpoint.
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from configs.schema import RunConfig
 from configs.validate import validate_run
 from configs.versions import check_versions
 from environments.registry import validate_environments
-from mixing.mixer import Mixer, validate_sources
+from mixing.decontaminate import NOT_SEARCHED, Contamination, decontaminate
+from mixing.mixer import Mixer, open_sources
+from mixing.sources import Source
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
 from orchestrator.hashes import run_hashes
@@ -34,20 +36,25 @@ from rollouts.advantages import validate_advantages
 log = logging.getLogger("braid.run")
 
 
-def prepare(cfg: RunConfig) -> Mixer:
-    """Check everything that can be checked without starting anything, and open the data.
+def check(cfg: RunConfig) -> tuple[Mapping[str, Source], Contamination]:
+    """Return the sources, opened and decontaminated, and what was found in them.
 
     Raises:
-        ConfigError: with every problem found.
+        ConfigError: every problem found; nothing was started.
     """
     problems: list[Problem] = validate_run(cfg)
+    sources: Mapping[str, Source] = {}
+    found = NOT_SEARCHED
+    try:
+        sources, found = decontaminate(cfg, open_sources(cfg))
+    except ConfigError as error:
+        problems += error.problems
     for validate in (validate_environments, validate_rewards, validate_advantages):
         problems += validate(cfg.sources)
-    if not problems:
-        return Mixer(cfg)
-    problems += validate_sources(cfg)
-    # Two checks may find the same fault (a missing file); the first one's words stand.
-    raise ConfigError(list({p.where: p for p in reversed(problems)}.values())[::-1])
+    if problems:
+        # Two checks may find the same fault (a missing file); the first one's words stand.
+        raise ConfigError(list({p.where: p for p in reversed(problems)}.values())[::-1])
+    return sources, found
 
 
 def execute(cfg: RunConfig, run_dir: Path, resume: str, *, accept_changes: bool = False) -> int:
@@ -61,25 +68,28 @@ def execute(cfg: RunConfig, run_dir: Path, resume: str, *, accept_changes: bool 
         ConfigError: bad input; nothing was started, or everything is freed again.
         RunError: the run failed; the cause is named, and everything is freed again.
     """
-    mixer = prepare(cfg)
-    hashes = run_hashes(cfg, mixer.fingerprints)
+    sources, found = check(cfg)
+    hashes = run_hashes(cfg, {name: source.fingerprint for name, source in sources.items()})
     with RunDir.open(
         run_dir, cfg, resume, hashes=hashes, accept_changes=accept_changes
     ) as directory:
-        return asyncio.run(_run(cfg, directory, mixer))
+        directory.record_contamination(found)
+        return asyncio.run(_run(cfg, directory, sources, found))
 
 
-async def _run(cfg: RunConfig, directory: RunDir, mixer: Mixer) -> int:
+async def _run(
+    cfg: RunConfig, directory: RunDir, sources: Mapping[str, Source], found: Contamination
+) -> int:
     stop = StopRequest()
     recorder = Recorder(cfg, directory)
+    mixer = Mixer(cfg, sources)
     checkpoints = Checkpointer(cfg, directory)
     restored = checkpoints.newest(mixer)
     directory.truncate_after(restored.step)
-    directory.record_contamination(mixer.contamination)
     try:
         with recorder, listen_for_signals(stop, lambda: _ending(recorder, stop)) as listen:
             recorder.say(_opening(cfg, directory, restored.step))
-            for warning in (*check_versions(), *mixer.contamination.problems(cfg.decontaminate)):
+            for warning in (*check_versions(), *found.problems(cfg.decontaminate)):
                 recorder.say(f"warning: {warning}")
             for change in directory.accepted:
                 recorder.say(f"warning: accepted by --accept-changes: {change}")
