@@ -24,6 +24,7 @@ TRUNCATED_WARN = 0.1
 MAJORITY_WARN = 0.5
 """Share of the most frequent answer above which a source can be guessed."""
 
+_ROUNDING = 1e-9
 _DIGITS = 9
 """Rewards that agree to so many decimals are equal."""
 
@@ -265,8 +266,9 @@ def _beta_zero_variance(counts: Sequence[tuple[int, int]], group_size: int) -> f
 
 def suggest_group_size(items: Sequence[ItemSamples], threshold: float) -> int | None:
     """Return the smallest G from 2 to LARGEST_GROUP with Z(G) < MAX_ZERO_VARIANCE, or None."""
+    bound = MAX_ZERO_VARIANCE - _ROUNDING
     sizes = range(2, LARGEST_GROUP + 1)
-    return next((g for g in sizes if zero_variance(items, g, threshold) < MAX_ZERO_VARIANCE), None)
+    return next((g for g in sizes if zero_variance(items, g, threshold) < bound), None)
 
 
 def informative_window(group_size: int) -> tuple[float, float]:
