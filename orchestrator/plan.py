@@ -10,8 +10,8 @@ from typing import Any
 
 from configs.errors import Problem
 from configs.model_files import ModelShape, find_model_folder, read_model_shape
-from configs.schema import RunConfig
-from configs.validate import active_groups, colocation_root, find_warnings, validate_run
+from configs.schema import ActorsConfig, RunConfig
+from configs.validate import active_groups, find_warnings, validate_run
 from configs.versions import check_versions
 from environments.registry import validate_environments
 from mixing.mixer import source_warnings, validate_sources
@@ -182,10 +182,10 @@ def plan_bundles(cfg: RunConfig, roles: Container[str] | None = None) -> tuple[B
 
     Args:
         roles: groups to start; None for all of the run. One whose host is left out has bundles of
-            its own.
+            its own, for itself and for those colocated with it.
     """
     groups = {r: a for r, a in active_groups(cfg).items() if roles is None or r in roles}
-    root_of = {role: _root(cfg, role, groups) for role in groups}
+    root_of = {role: _root(role, groups) for role in groups}
     bundles: list[Bundle] = []
     for root in (r for r in groups if root_of[r] == r):
         inside = [root, *(r for r in groups if root_of[r] == root and r != root)]
@@ -207,9 +207,15 @@ def plan_bundles(cfg: RunConfig, roles: Container[str] | None = None) -> tuple[B
     return tuple(bundles)
 
 
-def _root(cfg: RunConfig, role: str, groups: Container[str]) -> str:
-    root = colocation_root(cfg, role)
-    return role if root is None or root not in groups else root
+def _root(role: str, groups: Mapping[str, ActorsConfig]) -> str:
+    """Follow `colocate_with` as far as the groups are started; a circle leads nowhere."""
+    seen = [role]
+    while (target := groups[seen[-1]].colocate_with) in groups:
+        assert target is not None
+        if target in seen:
+            return role
+        seen.append(target)
+    return seen[-1]
 
 
 def _round(resource: float) -> float:

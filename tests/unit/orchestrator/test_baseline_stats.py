@@ -214,7 +214,7 @@ def test_the_view_has_bars_figures_and_the_verdict():
     assert lines[4].split() == ["40%-60%", "#" * 40, "30"]
     assert lines[5].split() == ["60%-80%", "0"]
     assert "pass rate 48.4%, reward 0.484, solved none 3.2%, solved all 0.0%" in text
-    assert "suggested group size: 4" in text
+    assert "suggested group size: 3" in text
     assert "go: s: rewards differ within" in text
     assert "warning: s: 100% of the answers are 'a'" in text
 
