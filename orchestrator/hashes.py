@@ -64,14 +64,19 @@ class Change:
     after: Hashed | None
     """None if it is not there any more."""
 
+    @property
+    def how(self) -> str:
+        """The file or package, and its hashes."""
+        before, after = self.before, self.after
+        if before is not None and after is not None:
+            return f"{after.of} changed: hash {before.hash} -> {after.hash}"
+        if after is not None:
+            return f"{after.of} is new: hash {after.hash}"
+        assert before is not None
+        return f"{before.of} is gone: hash {before.hash}"
+
     def __str__(self) -> str:
-        if self.before is None or self.after is None:
-            there, how = self.after or self.before, "is new" if self.after else "is gone"
-            assert there is not None
-            return f"{self.what} ({there.of}) {how} (hash {there.hash})"
-        return (
-            f"{self.what} ({self.after.of}) changed: hash {self.before.hash} -> {self.after.hash}"
-        )
+        return f"{self.what}: {self.how}"
 
 
 def run_hashes(cfg: RunConfig, data: Mapping[str, str]) -> dict[str, Hashed]:
@@ -115,7 +120,7 @@ def silent_changes(found: list[Change], attempt: int) -> list[Problem]:
     return [
         Problem(
             where=change.what,
-            what=f"{change}, since attempt {attempt} of this run",
+            what=f"{change.how}, since attempt {attempt} of this run",
             fix="Put the old one back, go on with the new one by --accept-changes, or give "
             "another --run-dir.",
         )

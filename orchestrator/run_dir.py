@@ -350,7 +350,7 @@ def _check_hashes(
     before: RunRecord | None, hashes: Mapping[str, Hashed], accept_changes: bool
 ) -> list[Change]:
     """Return what changed beside the recipe since the last attempt; refuse it unless accepted."""
-    if before is None:
+    if before is None or not before.attempts[-1].hashes:
         return []
     last = before.attempts[-1]
     found = changes(last.hashes, hashes)

@@ -106,6 +106,7 @@ def modules(package: str) -> list[str]:
 LIGHT = [m for leaf in LEAVES for m in modules(leaf)]
 LIGHT += ["orchestrator.plan", "orchestrator.plan_table", "orchestrator.cli"]
 LIGHT += ["orchestrator.run_dir", "orchestrator.checkpoints", "orchestrator.display"]
+LIGHT += ["orchestrator.hashes", "orchestrator.baseline_stats", "orchestrator.baseline_view"]
 
 
 def loaded_by(statements: str) -> list[str]:

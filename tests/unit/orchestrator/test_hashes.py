@@ -227,6 +227,10 @@ class TestRunDirectory:
         ]
         assert "is new" in caught.value.problems[1].what
 
+    def test_a_run_from_before_there_were_hashes_goes_on(self, folder: Path):
+        RunDir.open(folder / "run", config(folder), "never").close()
+        assert self.attempt(folder / "run", folder)["accepted"] == []
+
     def test_a_locked_or_refused_directory_frees_its_lock(self, folder: Path):
         self.attempt(folder / "run", folder)
         append(folder / "rubric.txt", "!")
@@ -238,7 +242,7 @@ class TestRunDirectory:
 def test_a_change_reads_as_a_sentence():
     one, other = Hashed(hash="aa", of="f.py"), Hashed(hash="bb", of="f.py")
     assert str(Change(what="code.f", before=one, after=other)) == (
-        "code.f (f.py) changed: hash aa -> bb"
+        "code.f: f.py changed: hash aa -> bb"
     )
-    assert str(Change(what="code.f", before=None, after=other)) == "code.f (f.py) is new (hash bb)"
-    assert str(Change(what="code.f", before=one, after=None)) == "code.f (f.py) is gone (hash aa)"
+    assert str(Change(what="code.f", before=None, after=other)) == "code.f: f.py is new: hash bb"
+    assert str(Change(what="code.f", before=one, after=None)) == "code.f: f.py is gone: hash aa"
