@@ -94,15 +94,18 @@ class Supervisor:
             ConfigError: the actor found the input wrong.
         """
         task = asyncio.ensure_future(_awaited(answer))
-        await asyncio.wait(
-            {task, self._failed}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-        )
+        try:
+            await asyncio.wait(
+                {task, self._failed}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            if not task.done():
+                task.cancel()  # nobody would hear of the actor's death later on
         if task.done():
             try:
                 return task.result()
             except RayError as error:
                 raise explain(member, doing, error) from error
-        task.cancel()
         if self._failed.done():
             self._failed.result()
         raise ActorFailure(

@@ -333,6 +333,20 @@ class CheckpointConfig(Config):
     """Newest checkpoints kept."""
 
 
+class DecontaminateConfig(Config):
+    """Search for training prompts that evaluation asks too, before anything starts."""
+
+    action: Literal["refuse", "drop", "warn", "off"] = "refuse"
+    """What a found training item leads to: no run, a run without it, a warning, or no search."""
+    ngram: Annotated[int, Field(ge=2)] = 13
+    """Words in a row that are compared; a prompt with fewer is compared whole."""
+    max_overlap: Fraction = 0.5
+    """Largest share of a held-out prompt's n-grams that one training prompt may have."""
+    procedural: bool = False
+    """Search procedural training items too; they are made for it, which takes long, and none has
+    a held-out question of its own source anyway."""
+
+
 class LoggingConfig(Config):
     """What is written beside metrics.jsonl."""
 
@@ -396,6 +410,8 @@ class RunConfig(Config):
     """Trainer to engines."""
     eval: EvalConfig = EvalConfig()
     """Held-out evaluation."""
+    decontaminate: DecontaminateConfig = DecontaminateConfig()
+    """Training against held-out prompts."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
     logging: LoggingConfig = LoggingConfig()

@@ -10,6 +10,7 @@ class CursorState(TypedDict):
 
     next: int
     taken: list[int]
+    size: int
 
 
 class Cursor:
@@ -55,9 +56,15 @@ class Cursor:
 
     def state_dict(self) -> CursorState:
         """Return the place."""
-        return {"next": self._next, "taken": sorted(self._taken)}
+        return {"next": self._next, "taken": sorted(self._taken), "size": self._size}
 
     def load_state_dict(self, state: CursorState) -> None:
         """Go to the place that `state_dict` returned."""
         self._next, self._taken = state["next"], set(state["taken"])
         self._permutations = {}
+
+    def skip_epoch(self, state: CursorState) -> None:
+        """Go to the first draw of the epoch after all that `state`, of a source whose items were
+        others, had begun: no (item, epoch) comes that may have been another one."""
+        begun = max([state["next"] - 1, *state["taken"]]) // state["size"]
+        self._next, self._taken = (begun + 1) * self._size, set()

@@ -36,13 +36,16 @@ class _State(TypedDict):
 class Mixer:
     """Plans the groups of each step. Made once, on the driver.
 
+    Args:
+        sources: the recipe's, opened; None opens them here.
+
     Raises:
         ConfigError: with every problem of every source's data.
     """
 
-    def __init__(self, cfg: RunConfig):
+    def __init__(self, cfg: RunConfig, sources: Mapping[str, Source] | None = None):
         self._cfg = cfg
-        self._sources = _open_all(cfg)
+        self._sources = open_sources(cfg) if sources is None else sources
         self._quota = Quota({s.name: s.weight for s in cfg.sources}, cfg.batch.groups_per_step)
         self._cursors = {
             name: Cursor(name, source.size, cfg.seed) for name, source in self._sources.items()
@@ -100,31 +103,36 @@ class Mixer:
     def load_state_dict(self, state: Mapping[str, JsonValue]) -> None:
         """Go on where another mixer stopped.
 
+        A source whose data changed since goes on at the start of its next epoch, as its items are
+        other items; that the change is meant is asked before, by the run directory.
+
         Raises:
-            ConfigError: sources came, went, or changed their data since.
+            ConfigError: sources came or went since.
         """
         saved = cast(_State, state)
-        self._refuse_other_data(saved["fingerprints"])
+        self._refuse_other_sources(saved["fingerprints"])
         self._last_step = saved["last_step"]
         self._quota.load_state_dict(saved["credit"])
         for name, cursor in self._cursors.items():
             cursor.load_state_dict(saved["cursors"][name])
         self._used = {int(s): {n: list(i) for n, i in u.items()} for s, u in saved["used"].items()}
+        for name, source in self._sources.items():
+            if saved["fingerprints"][name] != source.fingerprint:
+                self._cursors[name].skip_epoch(saved["cursors"][name])
+                for used in self._used.values():
+                    used.pop(name, None)
 
-    def _refuse_other_data(self, saved: Mapping[str, str]) -> None:
-        now = {name: source.fingerprint for name, source in self._sources.items()}
+    def _refuse_other_sources(self, saved: Mapping[str, str]) -> None:
         problems = [
             Problem(
                 where=f"sources.{name}",
                 what="is in the checkpoint and not in the recipe"
-                if name not in now
-                else "is in the recipe and not in the checkpoint"
-                if name not in saved
-                else "its data changed since the checkpoint, so its items are other items",
-                fix="Resume with the recipe and data of the run, or start a new run.",
+                if name in saved
+                else "is in the recipe and not in the checkpoint",
+                fix="Resume with the recipe of the run, or start a new run.",
             )
-            for name in [*now, *(n for n in saved if n not in now)]
-            if now.get(name) != saved.get(name)
+            for name in [*self._sources, *(n for n in saved if n not in self._sources)]
+            if (name in saved) != (name in self._sources)
         ]
         if problems:
             raise ConfigError(problems)
@@ -176,7 +184,8 @@ def open_source(cfg: SourceConfig) -> Source:
     return JsonlSource(cfg) if cfg.data.jsonl is not None else ProceduralSource(cfg)
 
 
-def _open_all(cfg: RunConfig) -> dict[str, Source]:
+def open_sources(cfg: RunConfig) -> dict[str, Source]:
+    """Open every source by name; ConfigError names every problem with all their data."""
     sources: dict[str, Source] = {}
     problems: list[Problem] = []
     for source in cfg.sources:

@@ -1,6 +1,7 @@
 """The `braid` command. Imports nothing heavy until a command needs it.
 
-Exit codes: 0 done, 1 the run failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done, 1 the run failed, 2 bad input, 3 `baseline` found a source that is no-go,
+130 Ctrl-C, 143 SIGTERM.
 """
 
 import json
@@ -62,8 +63,23 @@ def run(
     resume: Annotated[
         Resume, typer.Option("--resume", help="auto: go on from the newest checkpoint.")
     ] = Resume.NEVER,
+    accept_changes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changes",
+            help="Resume although data, code or model are not those of the last attempt.",
+        ),
+    ] = False,
 ) -> None:
     """Train: start the actors, run all steps, evaluate, and free everything."""
+    if accept_changes and resume is not Resume.AUTO:
+        raise ConfigError(
+            Problem(
+                where="--accept-changes",
+                what="is given, but a new run has nothing that could have changed",
+                fix="Give --resume auto with it, or leave it out.",
+            )
+        )
     cfg = load_recipe(recipe, overrides or ())
     from configs.validate import find_warnings, validate_run
 
@@ -74,7 +90,8 @@ def run(
         _stderr().print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     from orchestrator.run import execute
 
-    raise typer.Exit(execute(cfg, run_dir or Path("runs") / cfg.name, resume.value))
+    path = run_dir or Path("runs") / cfg.name
+    raise typer.Exit(execute(cfg, path, resume.value, accept_changes=accept_changes))
 
 
 @app.command()
@@ -97,6 +114,24 @@ def plan(
 
         Console().print(render_plan(made))
     raise typer.Exit(BAD_INPUT if made.problems else 0)
+
+
+@app.command()
+def baseline(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    items: Annotated[
+        int, typer.Option("--items", min=1, help="Training items sampled of each source.")
+    ] = 64,
+    samples: Annotated[int, typer.Option("--samples", min=2, help="Samples of each item.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Sample the starting policy: pass rates, go or no-go of each source, what to set; exit 3
+    where a source is no-go."""
+    from orchestrator.baseline import execute
+
+    cfg = load_recipe(recipe, overrides or ())
+    raise typer.Exit(execute(cfg, items=items, samples=samples, as_json=as_json))
 
 
 @app.command()

@@ -4,9 +4,9 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import ray
 from ray.actor import ActorHandle
@@ -76,14 +76,16 @@ async def start_ray(cfg: RunConfig) -> None:
                 raise RunError(f"Ray {where} did not start in {attempt} tries: {error}") from error
 
 
-class Cluster:
-    """Everything that a run has reserved and started. Use `Cluster.start`, then `close`."""
+class SamplingCluster:
+    """The engines and graders of a recipe: enough to sample and grade.
+
+    Use `start`, then `close`.
+    """
 
     rollout: RolloutFleet
     reward: RewardFleet
-    trainer: TrainerGroup
-    reference: ReferenceFleet | None
-    rendezvous: Member
+    roles: Container[str] | None = frozenset({"rollout", "reward"})
+    """Groups that are started; None for all of the run."""
 
     def __init__(self, cfg: RunConfig):
         self._cfg = cfg
@@ -92,7 +94,7 @@ class Cluster:
         self._members: list[Member] = []
 
     @classmethod
-    async def start(cls, cfg: RunConfig) -> "Cluster":
+    async def start(cls, cfg: RunConfig) -> Self:
         """Reserve, create and start all actors, side by side.
 
         Raises:
@@ -117,32 +119,25 @@ class Cluster:
                 ),
                 labels=b.labels,
             )
-            for b in plan_bundles(cfg)
+            for b in plan_bundles(cfg, self.roles)
         ]
         self._placement = await reserve(
             bundles, timeout_s=cfg.health.placement_s, can_grow=cfg.ray_address is not None
         )
-        self.rendezvous = self._create("rendezvous", 0, RendezvousActor, ())
-        rollout = self._create_all("rollout", RolloutActor, bundles, lambda i: ())
-        reward = self._create_all("reward", RewardActor, bundles, lambda i: (cfg,))
-        reference = self._create_all("reference", ReferenceActor, bundles, lambda i: (cfg,))
-        world = cfg.trainer.actors.count
-        trainer = self._create_all("trainer", TrainerActor, bundles, lambda i: (cfg, i, world))
-        args = (self.supervisor,)
-        self.rollout = RolloutFleet(rollout, *args, cfg.health)
-        self.reward = RewardFleet(reward, *args, cfg.health)
-        self.trainer = TrainerGroup(trainer, *args, cfg.health)
-        self.reference = ReferenceFleet(reference, *args, cfg.health) if reference else None
-        await asyncio.gather(
-            self._start_trainers(trainer),
-            self._start_engines(rollout),
-            *(self._begin(m, m.handle.start.remote()) for m in (*reward, *reference)),
-        )
+        await asyncio.gather(*self._create_groups(bundles))
         self.supervisor.watch(self._members)
 
-    async def _start_trainers(self, members: Sequence[Member]) -> None:
-        host, port = await self._begin(self.rendezvous, self.rendezvous.handle.address.remote())
-        await asyncio.gather(*(self._begin(m, m.handle.start.remote(host, port)) for m in members))
+    def _create_groups(self, bundles: Sequence[BundleDemand]) -> list[Awaitable[Any]]:
+        """Create the actors; return what is to be awaited until they are started."""
+        cfg = self._cfg
+        rollout = self._create_all("rollout", RolloutActor, bundles, lambda i: ())
+        reward = self._create_all("reward", RewardActor, bundles, lambda i: (cfg,))
+        self.rollout = RolloutFleet(rollout, self.supervisor, cfg.health)
+        self.reward = RewardFleet(reward, self.supervisor, cfg.health)
+        return [
+            self._start_engines(rollout),
+            *(self._begin(m, m.handle.start.remote()) for m in reward),
+        ]
 
     async def _start_engines(self, members: Sequence[Member]) -> None:
         calls = [self._begin(m, m.handle.start.remote(self._cfg, m.index)) for m in members]
@@ -193,6 +188,36 @@ class Cluster:
         await asyncio.gather(*(asyncio.to_thread(kill_member, m) for m in self._members))
         if self._placement is not None:
             self._placement.release()
+
+
+class Cluster(SamplingCluster):
+    """Everything that a run has reserved and started."""
+
+    trainer: TrainerGroup
+    reference: ReferenceFleet | None
+    rendezvous: Member
+    roles = None
+
+    def _create_groups(self, bundles: Sequence[BundleDemand]) -> list[Awaitable[Any]]:
+        cfg = self._cfg
+        self.rendezvous = self._create("rendezvous", 0, RendezvousActor, ())
+        starting = super()._create_groups(bundles)
+        reference = self._create_all("reference", ReferenceActor, bundles, lambda i: (cfg,))
+        world = cfg.trainer.actors.count
+        trainer = self._create_all("trainer", TrainerActor, bundles, lambda i: (cfg, i, world))
+        self.trainer = TrainerGroup(trainer, self.supervisor, cfg.health)
+        self.reference = (
+            ReferenceFleet(reference, self.supervisor, cfg.health) if reference else None
+        )
+        return [
+            self._start_trainers(trainer),
+            *starting,
+            *(self._begin(m, m.handle.start.remote()) for m in reference),
+        ]
+
+    async def _start_trainers(self, members: Sequence[Member]) -> None:
+        host, port = await self._begin(self.rendezvous, self.rendezvous.handle.address.remote())
+        await asyncio.gather(*(self._begin(m, m.handle.start.remote(host, port)) for m in members))
 
 
 async def _quietly(answer: Awaitable[object]) -> None:

@@ -4,19 +4,20 @@ Imports no torch, vllm, ray or transformers; `orchestrator.cluster` reserves the
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from configs.errors import Problem
 from configs.model_files import ModelShape, find_model_folder, read_model_shape
-from configs.schema import RunConfig
-from configs.validate import active_groups, colocation_root, find_warnings, validate_run
+from configs.schema import ActorsConfig, RunConfig
+from configs.validate import active_groups, find_warnings, validate_run
 from configs.versions import check_versions
 from environments.registry import validate_environments
 from mixing.mixer import source_warnings, validate_sources
 from mixing.quota import Quota
 from orchestrator.memory import MemoryEstimate, estimate_memory
+from orchestrator.plan_data import DataPlan, look_at_data
 from rewards.graders import validate_rewards
 from rollouts.advantages import validate_advantages
 
@@ -76,10 +77,8 @@ class SourcePlan:
     groups_in_run: int
     samples_per_step: float
     """On average."""
-    items: int | None
-    """Distinct training items of an epoch; None for a JSONL file, which is not read here."""
     epochs: float | None
-    """Times that the run goes through them."""
+    """Times that the run goes through its items; None where these were not counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +123,7 @@ class RunPlan:
     model: ModelShape | None
     """None where the model's files are not on this machine."""
     sources: tuple[SourcePlan, ...]
+    data: tuple[DataPlan, ...]
     batch: BatchPlan
     memory: tuple[MemoryEstimate, ...]
     fullest_gpu_gib: float | None
@@ -150,6 +150,7 @@ def make_plan(cfg: RunConfig, *, gpu_gib: float | None = None) -> RunPlan:
     fullest = _fullest_gpu(bundles, memory)
     problems = [*_check_all(cfg), *_check_fit(cfg, memory, fullest, gpu_gib)]
     groups, steps = _plan_groups(cfg), _count_groups(cfg)
+    look = look_at_data(cfg, sound=not problems)
     return RunPlan(
         name=cfg.name,
         num_steps=cfg.num_steps,
@@ -161,19 +162,30 @@ def make_plan(cfg: RunConfig, *, gpu_gib: float | None = None) -> RunPlan:
             gpus=_round(sum(b.gpus for b in bundles)),
         ),
         model=shape,
-        sources=_plan_sources(cfg, steps),
+        sources=_plan_sources(cfg, steps, {d.name: d.items for d in look.data}),
+        data=look.data,
         batch=_plan_batch(cfg, steps),
         memory=memory,
         fullest_gpu_gib=fullest,
-        problems=tuple(problems),
-        warnings=(*find_warnings(cfg), *source_warnings(cfg.sources), *check_versions()),
+        problems=(*problems, *look.problems),
+        warnings=(
+            *find_warnings(cfg),
+            *source_warnings(cfg.sources),
+            *look.warnings,
+            *check_versions(),
+        ),
     )
 
 
-def plan_bundles(cfg: RunConfig) -> tuple[Bundle, ...]:
-    """Return the bundles to reserve: one an actor, shared by the actors colocated with it."""
-    groups = active_groups(cfg)
-    root_of = {role: colocation_root(cfg, role) or role for role in groups}
+def plan_bundles(cfg: RunConfig, roles: Container[str] | None = None) -> tuple[Bundle, ...]:
+    """Return the bundles to reserve: one an actor, shared by the actors colocated with it.
+
+    Args:
+        roles: groups to start; None for all of the run. One whose host is left out has bundles of
+            its own, for itself and for those colocated with it.
+    """
+    groups = {r: a for r, a in active_groups(cfg).items() if roles is None or r in roles}
+    root_of = {role: _root(role, groups) for role in groups}
     bundles: list[Bundle] = []
     for root in (r for r in groups if root_of[r] == r):
         inside = [root, *(r for r in groups if root_of[r] == root and r != root)]
@@ -193,6 +205,17 @@ def plan_bundles(cfg: RunConfig) -> tuple[Bundle, ...]:
                 )
             )
     return tuple(bundles)
+
+
+def _root(role: str, groups: Mapping[str, ActorsConfig]) -> str:
+    """Follow `colocate_with` as far as the groups are started; a circle leads nowhere."""
+    seen = [role]
+    while (target := groups[seen[-1]].colocate_with) in groups:
+        assert target is not None
+        if target in seen:
+            return role
+        seen.append(target)
+    return seen[-1]
 
 
 def _round(resource: float) -> float:
@@ -222,7 +245,9 @@ def _count_groups(cfg: RunConfig) -> list[dict[str, int]]:
     return [quota.next_counts() for _ in range(min(cfg.num_steps, _STEPS_COUNTED))]
 
 
-def _plan_sources(cfg: RunConfig, steps: Sequence[Mapping[str, int]]) -> tuple[SourcePlan, ...]:
+def _plan_sources(
+    cfg: RunConfig, steps: Sequence[Mapping[str, int]], sizes: Mapping[str, int | None]
+) -> tuple[SourcePlan, ...]:
     total = sum(s.weight for s in cfg.sources)
     plans: list[SourcePlan] = []
     for source in cfg.sources:
@@ -230,7 +255,7 @@ def _plan_sources(cfg: RunConfig, steps: Sequence[Mapping[str, int]]) -> tuple[S
         groups = share * cfg.batch.groups_per_step
         counts = [step[source.name] for step in steps]
         in_run = sum(counts) + round(groups * (cfg.num_steps - len(steps)))
-        items = source.data.size if source.data.procedural else None
+        items = sizes[source.name]
         plans.append(
             SourcePlan(
                 name=source.name,
@@ -240,7 +265,6 @@ def _plan_sources(cfg: RunConfig, steps: Sequence[Mapping[str, int]]) -> tuple[S
                 groups_most=max(counts),
                 groups_in_run=in_run,
                 samples_per_step=round(groups * source.group_size, 4),
-                items=items,
                 epochs=round(in_run / items, 3) if items else None,
             )
         )

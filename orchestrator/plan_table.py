@@ -10,6 +10,7 @@ from rich.text import Text
 from configs.errors import Problem
 from orchestrator.memory import MemoryEstimate
 from orchestrator.plan import Bundle, RunPlan
+from orchestrator.plan_data import DataPlan
 
 
 def render_plan(plan: RunPlan) -> RenderableType:
@@ -20,6 +21,7 @@ def render_plan(plan: RunPlan) -> RenderableType:
         _groups(plan),
         _bundles(plan),
         _sources(plan),
+        _data(plan),
         *(Text(line) for line in _batch_lines(plan)),
         _memory(plan),
         *_notes(plan),
@@ -101,6 +103,36 @@ def _sources(plan: RunPlan) -> Table:
             "-" if s.epochs is None else f"{s.epochs:g}",
         )
     return table
+
+
+def _data(plan: RunPlan) -> Table:
+    table = _table(
+        "data", "name", "items", "held out", "steps/epoch", "longest prompt", "and completion"
+    )
+    for d in plan.data:
+        table.add_row(
+            d.name,
+            _count(d.items),
+            _count(d.held_out),
+            "-" if d.steps_per_epoch is None else f"{d.steps_per_epoch:g}",
+            *_longest(d),
+        )
+    return table
+
+
+def _longest(d: DataPlan) -> tuple[str, str]:
+    if d.longest_chars is None or d.longest_tokens is None:
+        return "-", "-"
+    about = "" if d.tokens_counted else "~"
+    both = d.longest_tokens + d.max_tokens
+    return (
+        f"{d.longest_chars:,} chars, {about}{d.longest_tokens:,} tokens",
+        f"{about}{both:,} of {d.max_model_len:,}",
+    )
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
 
 
 def _range(least: int, most: int, mean: float) -> str:

@@ -8,7 +8,7 @@ one frees the actors at once, and the run resumes from its newest checkpoint.
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,10 +19,13 @@ from configs.schema import RunConfig
 from configs.validate import validate_run
 from configs.versions import check_versions
 from environments.registry import validate_environments
+from mixing.decontaminate import NOT_SEARCHED, Contamination, decontaminate
 from mixing.ledger import Ledger
-from mixing.mixer import Mixer, validate_sources
+from mixing.mixer import Mixer, open_sources
+from mixing.sources import Source
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
+from orchestrator.hashes import run_hashes
 from orchestrator.loop import Parts, Stopped, StopRequest, train
 from orchestrator.publisher import WeightPublisher
 from orchestrator.recorder import Recorder
@@ -34,36 +37,54 @@ from rollouts.advantages import validate_advantages
 log = logging.getLogger("braid.run")
 
 
-def check(cfg: RunConfig) -> None:
-    """Raise ConfigError with every problem found without starting anything."""
-    problems: list[Problem] = [*validate_run(cfg), *validate_sources(cfg)]
+def check(cfg: RunConfig) -> tuple[Mapping[str, Source], Contamination]:
+    """Return the sources, opened and decontaminated, and what was found in them.
+
+    Raises:
+        ConfigError: every problem found; nothing was started.
+    """
+    problems: list[Problem] = validate_run(cfg)
+    sources: Mapping[str, Source] = {}
+    found = NOT_SEARCHED
+    try:
+        sources, found = decontaminate(cfg, open_sources(cfg))
+    except ConfigError as error:
+        problems += error.problems
     for validate in (validate_environments, validate_rewards, validate_advantages):
         problems += validate(cfg.sources)
     if problems:
         # Two checks may find the same fault (a missing file); the first one's words stand.
         raise ConfigError(list({p.where: p for p in reversed(problems)}.values())[::-1])
+    return sources, found
 
 
-def execute(cfg: RunConfig, run_dir: Path, resume: str) -> int:
+def execute(cfg: RunConfig, run_dir: Path, resume: str, *, accept_changes: bool = False) -> int:
     """Run a recipe to its end; return the exit code.
 
     Args:
         resume: `auto` continues from the newest complete checkpoint, `never` wants a new run.
+        accept_changes: resume although data, code or model are not those of the last attempt.
 
     Raises:
         ConfigError: bad input; nothing was started, or everything is freed again.
         RunError: the run failed; the cause is named, and everything is freed again.
         LedgerError: so did the account of what was trained on.
     """
-    check(cfg)
-    with RunDir.open(run_dir, cfg, resume) as directory:
-        return asyncio.run(_run(cfg, directory))
+    sources, found = check(cfg)
+    hashes = run_hashes(cfg, {name: source.fingerprint for name, source in sources.items()})
+    with RunDir.open(
+        run_dir, cfg, resume, hashes=hashes, accept_changes=accept_changes
+    ) as directory:
+        directory.record_contamination(found)
+        return asyncio.run(_run(cfg, directory, sources, found))
 
 
-async def _run(cfg: RunConfig, directory: RunDir) -> int:
+async def _run(
+    cfg: RunConfig, directory: RunDir, sources: Mapping[str, Source], found: Contamination
+) -> int:
     stop = StopRequest()
     recorder = Recorder(cfg, directory)
-    mixer = Mixer(cfg)
+    mixer = Mixer(cfg, sources)
     checkpoints = Checkpointer(cfg, directory)
     restored = checkpoints.newest(mixer)
     directory.truncate_after(restored.step)
@@ -75,10 +96,13 @@ async def _run(cfg: RunConfig, directory: RunDir) -> int:
         pending=restored.pending,
     )
     try:
-        with ledger, recorder, _signals(stop, recorder) as listen:
+        signals = listen_for_signals(stop, lambda: _ending(recorder, stop))
+        with ledger, recorder, signals as listen:
             recorder.say(_opening(cfg, directory, restored.step))
-            for problem in check_versions():
-                recorder.say(f"warning: {problem}")
+            for warning in (*check_versions(), *found.problems(cfg.decontaminate)):
+                recorder.say(f"warning: {warning}")
+            for change in directory.accepted:
+                recorder.say(f"warning: accepted by --accept-changes: {change}")
             recorder.state("starting Ray")
             await stop.or_else(start_ray(cfg))
             listen()  # Ray has put a handler of its own in place of ours, which aborts
@@ -139,10 +163,18 @@ def _parts(
     )
 
 
+def _ending(recorder: Recorder, stop: StopRequest) -> None:
+    recorder.say(f"{stop.name}: ending with a checkpoint; once more ends at once")
+
+
 @contextmanager
-def _signals(stop: StopRequest, recorder: Recorder) -> Iterator[Callable[[], None]]:
+def listen_for_signals(stop: StopRequest, tell: Callable[[], None]) -> Iterator[Callable[[], None]]:
     """Route SIGINT and SIGTERM: the first asks, the second cancels. Yields what installs it
-    again."""
+    again.
+
+    Args:
+        tell: says to the user what the first one does.
+    """
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
     assert main is not None
@@ -153,7 +185,7 @@ def _signals(stop: StopRequest, recorder: Recorder) -> Iterator[Callable[[], Non
         else:
             stop.signal_number = number
             stop.event.set()
-            recorder.say(f"{stop.name}: ending with a checkpoint; once more ends at once")
+            tell()
 
     def listen() -> None:
         for number in (signal.SIGINT, signal.SIGTERM):

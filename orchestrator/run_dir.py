@@ -17,18 +17,21 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, Self
 
-from pydantic import JsonValue, TypeAdapter, ValidationError
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from configs.errors import ConfigError, Problem
 from configs.load import load_recipe, save_config
 from configs.schema import RunConfig
 from configs.versions import installed_versions
+from mixing.decontaminate import Contamination
+from orchestrator.hashes import Change, Hashed, changes, silent_changes
 from orchestrator.resume_rules import FieldChange, changed_fields, forbidden_changes
 
 log = logging.getLogger("braid.run_dir")
@@ -36,6 +39,7 @@ log = logging.getLogger("braid.run_dir")
 _LOCK, _RUN, _CONFIG, _LOG = "run.lock", "run.json", "config.yaml", "log.txt"
 _METRICS, _EVAL, _SPIKINESS = "metrics.jsonl", "eval.jsonl", "spikiness.jsonl"
 _LEDGER, _ROLLOUTS, _CHECKPOINTS = "ledger.jsonl", "rollouts", "checkpoints"
+_CONTAMINATION = "contamination.json"
 _STEP_FILE = re.compile(r"^step[_-](\d+)\b")
 
 
@@ -52,6 +56,10 @@ class Attempt:
     command: list[str]
     git_commit: str | None
     versions: dict[str, str]
+    hashes: dict[str, Hashed] = Field(default_factory=dict)
+    """Of data, code, model and recipe; see `orchestrator.hashes`."""
+    accepted: list[Change] = Field(default_factory=list)
+    """What differs from the attempt before, and was said to be meant (`--accept-changes`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,23 +88,35 @@ class RunDir:
         self._handler = handler
 
     @classmethod
-    def open(cls, path: Path, cfg: RunConfig, resume: str) -> "RunDir":
+    def open(
+        cls,
+        path: Path,
+        cfg: RunConfig,
+        resume: str,
+        *,
+        hashes: Mapping[str, Hashed] = MappingProxyType({}),
+        accept_changes: bool = False,
+    ) -> "RunDir":
         """Create or continue the run directory at `path`, lock it, and start its log.
 
         Args:
             resume: `auto` continues what is there, `never` wants an empty or missing directory.
+            hashes: of what this attempt runs on; compared with those of the one before.
+            accept_changes: go on although they differ, and note in run.json what did.
 
         Raises:
             ConfigError: the directory is in use, holds a run that is not to be resumed or is not
-                a run's, or the recipe changed in a way that would make it another run.
+                a run's, the recipe changed in a way that would make it another run, or data, code
+                or model changed and nobody said that this is meant.
         """
         path = path.resolve()
         _check_kind(path)
         lock = _acquire(path)
         try:
             before = _read_record(path)
-            changes = _check_resume(path, before, cfg, resume)
-            record = _next_record(before, cfg)
+            fields = _check_resume(path, before, cfg, resume)
+            accepted = _check_hashes(before, hashes, accept_changes)
+            record = _next_record(before, cfg, hashes, accepted)
             for folder in (_ROLLOUTS, _CHECKPOINTS):
                 (path / folder).mkdir(exist_ok=True)
             save_config(cfg, path / _CONFIG)
@@ -106,8 +126,8 @@ class RunDir:
             lock.close()
             raise
         log.info("run %s, attempt %d, in %s", record.id, record.attempt, path)
-        for change in changes:
-            log.warning("resuming with a changed recipe: %s", change)
+        for field in fields:
+            log.warning("resuming with a changed recipe: %s", field)
         return cls(path, record, lock, handler)
 
     def __enter__(self) -> Self:
@@ -132,6 +152,11 @@ class RunDir:
     def attempt(self) -> int:
         """Number of this attempt, from 1."""
         return self.record.attempt
+
+    @property
+    def accepted(self) -> tuple[Change, ...]:
+        """What changed under the run since its last attempt, and was accepted."""
+        return tuple(self.record.attempts[-1].accepted)
 
     @property
     def checkpoints(self) -> Path:
@@ -175,6 +200,10 @@ class RunDir:
     def read_metrics(self) -> Iterator[dict[str, JsonValue]]:
         """Yield what metrics.jsonl holds, in order."""
         yield from _read_lines(self.path / _METRICS)
+
+    def record_contamination(self, found: Contamination) -> None:
+        """Write which training prompts are asked by evaluation too."""
+        write_atomically(self.path / _CONTAMINATION, json.dumps(asdict(found), indent=2) + "\n")
 
     def truncate_after(self, step: int) -> None:
         """Forget every record and rollout file of the steps after `step`, which will come again."""
@@ -335,7 +364,25 @@ def _check_resume(
     return changes
 
 
-def _next_record(before: RunRecord | None, cfg: RunConfig) -> RunRecord:
+def _check_hashes(
+    before: RunRecord | None, hashes: Mapping[str, Hashed], accept_changes: bool
+) -> list[Change]:
+    """Return what changed beside the recipe since the last attempt; refuse it unless accepted."""
+    if before is None or not before.attempts[-1].hashes:
+        return []
+    last = before.attempts[-1]
+    found = changes(last.hashes, hashes)
+    if found and not accept_changes:
+        raise ConfigError(silent_changes(found, last.attempt))
+    return found
+
+
+def _next_record(
+    before: RunRecord | None,
+    cfg: RunConfig,
+    hashes: Mapping[str, Hashed],
+    accepted: list[Change],
+) -> RunRecord:
     now = datetime.now(UTC)
     number = before.attempt + 1 if before else 1
     attempt = Attempt(
@@ -346,6 +393,8 @@ def _next_record(before: RunRecord | None, cfg: RunConfig) -> RunRecord:
         command=list(sys.argv),
         git_commit=_git_commit(),
         versions={"python": sys.version.split()[0], **installed_versions()},
+        hashes=dict(hashes),
+        accepted=accepted,
     )
     return RunRecord(
         id=before.id if before else f"{cfg.name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",

@@ -51,3 +51,16 @@ def test_state_goes_on_as_if_never_stopped(size: int, avoids: list[int], cut: in
     resumed.load_state_dict(stopped.state_dict())
     rest = [*avoids[cut:], 0, 1, 2]
     assert [whole.take({a}) for a in rest] == [resumed.take({a}) for a in rest]
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40), st.integers(0, 5))
+def test_other_items_come_in_epochs_that_no_item_was_drawn_in(
+    size: int, new_size: int, draws: int, seed: int
+) -> None:
+    before = Cursor("s", size, seed)
+    drawn = [before.take({seed % size}) for _ in range(draws)]
+    after = Cursor("s", new_size, seed)
+    after.skip_epoch(before.state_dict())
+    first = max((epoch for _, epoch in drawn), default=-1) + 1
+    fresh = [after.take(()) for _ in range(new_size)]
+    assert sorted(fresh) == [(item, first) for item in range(new_size)]

@@ -36,7 +36,7 @@ def stand_in(execute: str) -> str:
     return (
         "import sys, types\n"
         "module = types.ModuleType('orchestrator.run')\n"
-        f"def execute(cfg, run_dir, resume):\n{body}\n"
+        f"def execute(cfg, run_dir, resume, *, accept_changes):\n{body}\n"
         "module.execute = execute\n"
         "sys.modules['orchestrator.run'] = module\n"
     )
@@ -99,11 +99,39 @@ def test_a_bad_option_exits_2():
 
 
 def test_run_passes_what_it_was_given(tmp_path: Path):
-    show = "print(cfg.name, cfg.seed, run_dir, resume)\nreturn 0"
+    show = "print(cfg.name, cfg.seed, run_dir, resume, accept_changes)\nreturn 0"
     done = braid("run", str(RECIPE), "--set", "seed=5", before=stand_in(show))
-    assert (done.returncode, done.stdout) == (0, "one-gpu 5 runs/one-gpu never\n"), done.stderr
-    done = braid("run", str(RECIPE), "--run-dir", "/x/y", "--resume", "auto", before=stand_in(show))
-    assert done.stdout == "one-gpu 1 /x/y auto\n"
+    expected = "one-gpu 5 runs/one-gpu never False\n"
+    assert (done.returncode, done.stdout) == (0, expected), done.stderr
+    options = ["--run-dir", "/x/y", "--resume", "auto", "--accept-changes"]
+    done = braid("run", str(RECIPE), *options, before=stand_in(show))
+    assert done.stdout == "one-gpu 1 /x/y auto True\n"
+
+
+def test_a_new_run_has_nothing_to_accept():
+    done = braid(
+        "run",
+        str(RECIPE),
+        "--accept-changes",
+        before=stand_in("raise AssertionError('started')"),
+    )
+    assert done.returncode == 2
+    assert "--accept-changes" in done.stderr and "--resume auto" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--items", "0"], "--items"),
+        (["--samples", "1"], "--samples"),
+        (["--set", "sources.knights.rewards=[]"], "sources.knights.rewards"),
+        (["--set", "batch.groups_per_stp=3"], "Did you mean `groups_per_step`?"),
+    ],
+)
+def test_bad_baselines_start_nothing(options: list[str], says: str):
+    done = braid("baseline", str(RECIPE), *options)
+    assert done.returncode == 2
+    assert says in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
 
 
 def test_run_shows_cross_field_problems_before_anything_starts():

@@ -74,6 +74,20 @@ def test_every_actor_has_a_bundle_of_its_own():
     assert (bundle.index, bundle.cpus, bundle.gpus, bundle.labels) == (1, 1.5, 1, {"a": "b"})
 
 
+def test_some_groups_alone_have_bundles_without_their_hosts():
+    cfg = config(
+        trainer={"actors": {"count": 2, "gpus": 0.5}},
+        rollout={"actors": {"count": 2, "gpus": 0.5, "colocate_with": "trainer"}},
+        reward={"actors": {"count": 1, "colocate_with": "rollout"}},
+    )
+    some = plan_bundles(cfg, {"rollout", "reward"})
+    assert [[f"{m.role}{m.index}" for m in b.members] for b in some] == [
+        ["rollout0", "reward0"],
+        ["rollout1"],
+    ]
+    assert [b.gpus for b in some] == [0.5, 0.5]
+
+
 def test_the_reference_is_there_only_for_a_kl_term():
     assert members(config(algorithm={"kl": {"coef": 0.1}})) == [
         ["trainer0"],
