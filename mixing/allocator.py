@@ -65,6 +65,8 @@ class Allocation:
     """A step's groups."""
 
     counts: Mapping[str, int]
+    due: Mapping[str, Fraction]
+    """Groups that each live source was due, by share alone."""
     shares: Mapping[str, float]
     """Target share of each source, in `mix.unit`."""
     repeats: bool
@@ -160,12 +162,25 @@ class Allocator:
         demands, due, repeats = self._fill(step, weights, costs, taken)
         self._live = list(due)
         self._say(step, taken, repeats)
-        units = sum(due[name] * costs[name] for name in due)
         return Allocation(
             counts=self._count(step, due, demands),
-            shares={n: float(due[n] * costs[n] / units) if n in due else 0.0 for n in weights},
+            due=due,
+            shares=self._shares(due, costs),
             repeats=repeats,
         )
+
+    def declared(self, stage: int) -> Allocation:
+        """Return what a stage comes to at its end, were nothing used up yet; no counts."""
+        weights = temper(self._schedule.declared(stage), self._cfg.mix.temperature)
+        costs, untouched = self._costs(), dict.fromkeys(weights, 0)
+        _, due, repeats = self._fill(1, weights, costs, untouched)
+        return Allocation(counts={}, due=due, shares=self._shares(due, costs), repeats=repeats)
+
+    def _shares(
+        self, due: Mapping[str, Fraction], costs: Mapping[str, Fraction]
+    ) -> dict[str, float]:
+        units = sum(due[name] * costs[name] for name in due)
+        return {n: float(due[n] * costs[n] / units) if n in due else 0.0 for n in self._sizes}
 
     def substitutes(self, name: str) -> Sequence[str]:
         """Return who may give a group in place of `name`, first who is owed most."""

@@ -68,12 +68,18 @@ class Schedule:
 
     def weights(self, step: int) -> dict[str, Fraction]:
         """Return every source's weight at `step`, which lies in the current stage."""
-        weights = self._declared(self._stage)
+        weights = self.declared(self._stage)
         if self._stages and self._stages[self._stage].ramp == "linear":
-            before = self._declared(self._stage - 1)
+            before = self.declared(self._stage - 1)
             gone = self._gone(step)
             weights = {n: before[n] + (w - before[n]) * gone for n, w in weights.items()}
         return weights | {name: exact(weight) for name, weight in self._edited.items()}
+
+    def declared(self, stage: int) -> dict[str, Fraction]:
+        """Return the weights that a stage declares; the sources' own before the first."""
+        if stage < 0 or not self._stages:
+            return dict(self._own)
+        return declared_weights(self._own, self._stages[stage])
 
     def group_sizes(self) -> dict[str, int]:
         """Return every source's group size in the current stage."""
@@ -90,12 +96,6 @@ class Schedule:
         if until.step is not None:
             return step > until.step
         return self._streak >= until.patience
-
-    def _declared(self, stage: int) -> dict[str, Fraction]:
-        """Return the weights that a stage declares; the sources' own before the first."""
-        if stage < 0 or not self._stages:
-            return dict(self._own)
-        return declared_weights(self._own, self._stages[stage])
 
     def _gone(self, step: int) -> Fraction:
         """Return the part of the current stage that is over with `step`."""

@@ -10,7 +10,7 @@ a second time. A step gives each source its share plus what its account is owed:
 
 and whole groups by largest remainder; the remainder is in the account by itself. What is due lies
 between 0 and twice the share (or the share and one group, where that is more), and what an
-account may be owed is bounded by 16 such shares, so that a source that stalled does not flood
+account may be owed is bounded by 64 such shares, so that a source that stalled does not flood
 the steps after.
 """
 
@@ -23,7 +23,7 @@ from rollouts.types import GroupSummary
 
 _MEMORY = 0.9
 """Weight that an earlier report keeps in the estimate at each later one."""
-_MOST_OWED = 16.0
+_MOST_OWED = 64.0
 
 
 class Trained(NamedTuple):

@@ -100,6 +100,28 @@ def plan(
 
 
 @app.command()
+def mix(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SOURCE.weight=W", help="New weight; repeatable."),
+    ] = None,
+    unsets: Annotated[
+        list[str] | None,
+        typer.Option("--unset", metavar="SOURCE.weight", help="Give it back to the recipe."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Show weights and edits.")] = False,
+) -> None:
+    """Change a run's mix while it runs: taken at the next step that it plans."""
+    from orchestrator.mix_cmd import ask_edit, render_mix
+
+    if sets or unsets:
+        Console().print(ask_edit(run_dir, sets or (), unsets or ()), markup=False, soft_wrap=True)
+    if show or not (sets or unsets):
+        Console().print(render_mix(run_dir))
+
+
+@app.command()
 def export(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
     step: Annotated[str, typer.Argument(help="Step of a checkpoint, or `latest`.")],
@@ -167,7 +189,11 @@ def _stderr() -> Console:
     return Console(stderr=True)
 
 
-_NAMED_FAILURES = (("actors.errors", "RunError"), ("orchestrator.checkpoints", "CheckpointError"))
+_NAMED_FAILURES = (
+    ("actors.errors", "RunError"),
+    ("orchestrator.checkpoints", "CheckpointError"),
+    ("mixing.allocator", "MixExhausted"),
+)
 
 
 def _is_run_error(error: Exception) -> bool:

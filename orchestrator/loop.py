@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from configs.schema import RunConfig
+from mixing.allocator import MixExhausted
 from mixing.mixer import Mixer
+from mixing.tokens import tally
 from orchestrator.buffer import GroupBuffer
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster
@@ -85,13 +87,14 @@ async def train(parts: Parts, restored: Restored) -> None:
 
     Raises:
         Stopped: a signal came; everything trained is in a committed checkpoint.
+        MixExhausted: limits leave too little to train on; so is it then.
         RunError: an actor failed, weights disagree, or too much went wrong.
     """
     cfg, cluster, clock = parts.cfg, parts.cluster, parts.clock
     first = restored.step
     await parts.publisher.open()
     await parts.publisher.publish(first)
-    if cfg.eval.at_start and first == 0:
+    if cfg.eval.at_start if first == 0 else _evaluates(cfg, first):
         await _evaluate(parts, first)
     buffer = GroupBuffer()
     producer = RolloutProducer(
@@ -120,11 +123,12 @@ async def train(parts: Parts, restored: Restored) -> None:
                 with clock.phase("train"):
                     result = await cluster.trainer.train_step(batch)
                 sync = await parts.publisher.publish(step)
+                parts.mixer.observe_trained(step, tally(groups))
                 producer.trained(step)
                 producer.advance(step)
                 done = step
                 await _log(parts, producer, step, groups, result, sync)
-                if _due(cfg.eval.every, step) and step < cfg.num_steps:
+                if _evaluates(cfg, step):
                     await _evaluate(parts, step)
                 if _due(cfg.checkpoint.every, step) and step < cfg.num_steps:
                     await _checkpoint(parts, producer, step)
@@ -133,6 +137,11 @@ async def train(parts: Parts, restored: Restored) -> None:
         except Stopped:
             await _checkpoint(parts, producer, done, last=True)
             raise
+        except MixExhausted as end:
+            await _checkpoint(parts, producer, done, last=True)
+            if not end.wanted:
+                raise
+            parts.recorder.say(f"{end}: the run ends after step {done}")
         await _checkpoint(parts, producer, done, last=True)
     if cfg.eval.at_end:
         await _evaluate(parts, done)
@@ -140,6 +149,12 @@ async def train(parts: Parts, restored: Restored) -> None:
 
 def _due(every: int, done: int) -> bool:
     return every > 0 and done % every == 0
+
+
+def _evaluates(cfg: RunConfig, step: int) -> bool:
+    """Whether an evaluation follows `step`, which is neither the start nor the last one. A resumed
+    run catches up on one that a signal cut off."""
+    return _due(cfg.eval.every, step) and step < cfg.num_steps
 
 
 def _plan(parts: Parts, step: int, groups: Sequence[GroupSummary]) -> TrainBatch:
@@ -172,9 +187,13 @@ async def _checkpoint(
 
 
 async def _evaluate(parts: Parts, step: int) -> None:
-    """Evaluate after `step`, unless an earlier attempt has."""
-    if parts.recorder.has_evaluated(step):
-        return
+    """Evaluate after `step`, unless an earlier attempt has; either way the mixer hears of it."""
+    if not parts.recorder.has_evaluated(step):
+        await _evaluate_now(parts, step)
+    parts.mixer.observe_eval(step, parts.recorder.eval_metrics(step))
+
+
+async def _evaluate_now(parts: Parts, step: int) -> None:
     parts.recorder.state(f"evaluating at step {step}")
     cluster = parts.cluster
     results = await parts.stop.or_else(
@@ -204,6 +223,8 @@ async def _log(
             path = parts.recorder.rollouts_path(step)
             refs = [g.group_ref for g in groups[:keep]]
             await parts.cluster.reward.record(path, step, refs)
+    for event in parts.mixer.take_events():
+        parts.recorder.say(str(event))
     wall, split = parts.clock.lap()
     parts.recorder.trained(
         step=step,

@@ -20,6 +20,7 @@ def render_plan(plan: RunPlan) -> RenderableType:
         _groups(plan),
         _bundles(plan),
         _sources(plan),
+        *_stages(plan),
         *(Text(line) for line in _batch_lines(plan)),
         _memory(plan),
         *_notes(plan),
@@ -101,6 +102,27 @@ def _sources(plan: RunPlan) -> Table:
             "-" if s.epochs is None else f"{s.epochs:g}",
         )
     return table
+
+
+def _stages(plan: RunPlan) -> Iterator[Table]:
+    """Yield a table where the recipe has stages, or limits that will be used up."""
+    shares = [(stage, s) for stage in plan.stages for s in stage.sources]
+    if len(plan.stages) < 2 and all(s.steps_to_exhaustion is None for _, s in shares):
+        return
+    columns = ("stage", "until", "source", "share", "groups/step", "group", "limits last, steps")
+    table = _table("stages", *columns)
+    for at, (stage, s) in enumerate(shares):
+        first = at == 0 or shares[at - 1][0] is not stage
+        table.add_row(
+            str(stage.index) if first else "",
+            stage.until if first else "",
+            s.source,
+            f"{s.share:.1%}",
+            f"{s.groups_per_step:g}",
+            str(s.group_size),
+            "-" if s.steps_to_exhaustion is None else str(s.steps_to_exhaustion),
+        )
+    yield table
 
 
 def _range(least: int, most: int, mean: float) -> str:

@@ -11,6 +11,7 @@ from typing import Self
 from rich.console import Console
 
 from configs.schema import RunConfig
+from configs.validate_mix import FIGURES
 from orchestrator.display import Display, EvalView, StepView
 from orchestrator.evaluator import EvalResult
 from orchestrator.metrics import MetricSinks
@@ -61,6 +62,17 @@ class Recorder:
         """Return whether eval.jsonl has every source's figures of `step`."""
         found = {e["source"] for e in self._directory.read_eval() if e["step"] == step}
         return {s.name for s in self._cfg.sources} <= found
+
+    def eval_metrics(self, step: int) -> dict[str, float]:
+        """Return the figures of the evaluation after `step`, by `eval/<source>/<figure>`; those
+        that nothing valid was measured for are left out."""
+        return {
+            f"eval/{record['source']}/{figure}": float(value)
+            for record in self._directory.read_eval()
+            if record["step"] == step
+            for figure, value in record.items()
+            if figure in FIGURES and isinstance(value, (int, float))
+        }
 
     def evaluated(self, results: Sequence[EvalResult]) -> None:
         """Record an evaluation."""

@@ -19,6 +19,7 @@ from configs.schema import RunConfig
 from configs.validate import validate_run
 from configs.versions import check_versions
 from environments.registry import validate_environments
+from mixing.edits import EditLog
 from mixing.mixer import Mixer, validate_sources
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
@@ -61,7 +62,7 @@ def execute(cfg: RunConfig, run_dir: Path, resume: str) -> int:
 async def _run(cfg: RunConfig, directory: RunDir) -> int:
     stop = StopRequest()
     recorder = Recorder(cfg, directory)
-    mixer = Mixer(cfg)
+    mixer = Mixer(cfg, EditLog(directory.mix_edits))
     checkpoints = Checkpointer(cfg, directory)
     restored = checkpoints.newest(mixer)
     directory.truncate_after(restored.step)

@@ -35,6 +35,7 @@ log = logging.getLogger("braid.run_dir")
 
 _LOCK, _RUN, _CONFIG, _LOG = "run.lock", "run.json", "config.yaml", "log.txt"
 _METRICS, _EVAL, _ROLLOUTS, _CHECKPOINTS = "metrics.jsonl", "eval.jsonl", "rollouts", "checkpoints"
+MIX_EDITS = "mix_edits.jsonl"
 _STEP_FILE = re.compile(r"^step[_-](\d+)\b")
 
 
@@ -138,6 +139,11 @@ class RunDir:
         return self.path / _CHECKPOINTS
 
     @property
+    def mix_edits(self) -> Path:
+        """File of the live edits, which `braid mix` appends to."""
+        return self.path / MIX_EDITS
+
+    @property
     def rollouts(self) -> Path:
         """Folder of the sampled texts."""
         return self.path / _ROLLOUTS
@@ -220,6 +226,12 @@ def _read_lines(path: Path) -> list[dict[str, JsonValue]]:
         if isinstance(record, dict):
             records.append(record)
     return records
+
+
+def read_last_step(path: Path) -> int:
+    """Return the last step in the metrics of the run directory `path`; 0 before the first."""
+    records = _read_lines(path / _METRICS)
+    return int(float(str(records[-1]["step"]))) if records else 0
 
 
 def _truncate_lines(path: Path, step: int) -> None:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from mixing.cursor import Cursor
 
-
 ORDER = [7, 1, 0, 6, 4, 5, 2, 3, 0, 7, 5, 4, 1, 3, 2, 6]
 
 
