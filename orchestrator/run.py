@@ -24,6 +24,7 @@ from mixing.mixer import Mixer, validate_sources
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
 from orchestrator.loop import Parts, Stopped, StopRequest, train
+from orchestrator.plan_mix import plan_mix
 from orchestrator.publisher import WeightPublisher
 from orchestrator.recorder import Recorder
 from orchestrator.resume import Checkpointer
@@ -36,7 +37,8 @@ log = logging.getLogger("braid.run")
 
 def check(cfg: RunConfig) -> None:
     """Raise ConfigError with every problem found without starting anything."""
-    problems: list[Problem] = [*validate_run(cfg), *validate_sources(cfg)]
+    problems: list[Problem] = [*validate_run(cfg), *plan_mix(cfg).problems]
+    problems += validate_sources(cfg)
     for validate in (validate_environments, validate_rewards, validate_advantages):
         problems += validate(cfg.sources)
     if problems:
