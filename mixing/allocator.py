@@ -19,7 +19,9 @@ from mixing.shares import Demand, exact, groups_due, temper
 from mixing.stages import Schedule, ScheduleState
 from mixing.tokens import TokenAccounts, TokensState, Trained
 
-EventKind = Literal["stage", "edit", "edit_refused", "used_up", "again", "repeats", "substituted"]
+EventKind = Literal[
+    "stage", "edit", "edit_refused", "used_up", "again", "repeats", "substituted", "overdrawn"
+]
 
 
 class MixExhausted(Exception):
@@ -194,6 +196,11 @@ class Allocator:
         text = f"{given} stands in for {planned}, which has no other item for the step"
         self.events.append(MixEvent(step=step, kind="substituted", source=planned, text=text))
 
+    def overdrawn(self, step: int, name: str) -> None:
+        """Tell that a failed group was replaced by a draw past the source's limits."""
+        text = f"{name} gives one draw more than its limits, in place of a group that failed"
+        self.events.append(MixEvent(step=step, kind="overdrawn", source=name, text=text))
+
     def _take_reports(self, step: int) -> None:
         late = self._cfg.batch.max_staleness
         for done in sorted(s for s in self._trained if s <= step - 1 - late):
@@ -211,7 +218,7 @@ class Allocator:
 
     def _left(self, name: str, taken: Mapping[str, int]) -> int | None:
         end = self._ends[name]
-        return None if end is None else end - taken[name]
+        return None if end is None else max(0, end - taken[name])
 
     def _fill(
         self,
@@ -252,7 +259,7 @@ class Allocator:
         demands: dict[str, Demand] = {}
         for name, weight in weights.items():
             left = None if self._cfg.mix.on_exhausted == "stop" else self._left(name, taken)
-            if weight <= 0 or (left is not None and left <= 0):
+            if weight <= 0 or left == 0:
                 continue
             bounds = [left, None if repeats else self._sizes[name]]
             most = min((b for b in bounds if b is not None), default=None)
@@ -278,7 +285,7 @@ class Allocator:
             left = self._left(name, taken)
             if left is not None and left < ceil(groups):
                 raise MixExhausted(
-                    f"{name} has {max(left, 0)} draws left within its limits, too few for step "
+                    f"{name} has {left} draws left within its limits, too few for step "
                     f"{step}; mix.on_exhausted is stop",
                     wanted=True,
                 )

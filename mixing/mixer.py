@@ -13,7 +13,7 @@ from pydantic import JsonValue
 
 from configs.errors import ConfigError, Problem
 from configs.schema import RunConfig, SourceConfig
-from mixing.allocator import Allocator, AllocatorState, MixEvent, MixExhausted
+from mixing.allocator import Allocator, AllocatorState, MixEvent
 from mixing.cursor import Cursor, CursorState
 from mixing.edits import Edit, EditLog
 from mixing.jsonl import JsonlSource
@@ -229,7 +229,11 @@ class Mixer:
         for given in (name, *others):
             if (drawn := self._cursors[given].take((), self._allocator.end(given))) is not None:
                 return self._order(given, name, step, drawn, group_size)
-        raise MixExhausted(f"no source has an item left for step {step}", wanted=False)
+        # Every limit is used up by this very step, and one of its groups failed: one draw more.
+        self._allocator.overdrawn(step, name)
+        drawn = self._cursors[name].take(self._used[step][name]) or self._cursors[name].take(())
+        assert drawn is not None  # without an end there is always a next draw
+        return self._order(name, name, step, drawn, group_size)
 
     def _take(self, name: str, step: int) -> tuple[int, int] | None:
         used = self._used.setdefault(step, {}).setdefault(name, set())

@@ -299,3 +299,16 @@ def test_a_source_of_weight_0_waits_for_its_stage(make_run: MakeRun) -> None:
     assert [sorted(set(s)) for s in plan(mixer, range(1, 6))] == [["a"]] * 3 + [["a", "b"]] * 2
     (event,) = mixer.take_events()
     assert (event.kind, event.step) == ("stage", 4)
+
+
+def test_a_group_that_fails_as_the_last_limit_is_used_up_is_still_replaced(
+    make_run: MakeRun,
+) -> None:
+    mixer = Mixer(make_run({"a": 4}, groups=2, limits={"a": {"max_epochs": 1}}))
+    planned = [mixer.plan_step(step) for step in (1, 2)]
+    fresh = mixer.replace(planned[1][0])
+    assert fresh.task.task_id not in {r.task.task_id for r in planned[1]}
+    assert fresh.group_id not in {r.group_id for step in planned for r in step}
+    assert [e.kind for e in mixer.take_events()] == ["overdrawn"]
+    with pytest.raises(MixExhausted):
+        mixer.plan_step(3)
