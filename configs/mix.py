@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.base import Config, PositiveFloat, PositiveInt, Weight
+from configs.base import Config, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 class LimitsConfig(Config):
@@ -38,9 +38,9 @@ class UntilConfig(Config):
     """Last step of the stage."""
     metric: str | None = None
     """`eval/<source>/pass_rate` or `eval/<source>/reward_mean`."""
-    gte: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    gte: float | None = None
     """The metric must be at least this."""
-    lte: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    lte: float | None = None
     """The metric must be at most this."""
     patience: PositiveInt = 1
     """Evaluations in a row at which the metric must be there."""
@@ -51,7 +51,7 @@ class StageConfig(Config):
 
     until: UntilConfig | None = None
     """What ends the stage; empty, in the last one, for the rest of the run."""
-    weights: dict[str, Weight] = {}
+    weights: dict[str, NonNegativeFloat] = {}
     """Weights by source, in place of the sources' own; who is not named keeps its own."""
     ramp: Literal["none", "linear"] = "none"
     """`linear`: weights go in equal parts from the stage before to these, reached at its end."""

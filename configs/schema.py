@@ -16,7 +16,6 @@ from configs.base import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    Weight,
 )
 from configs.mix import LimitsConfig, MixConfig, StageConfig
 
@@ -90,7 +89,7 @@ class SourceConfig(Config):
     """The world a task is played in: `single_turn`, or `module:Class`."""
     rewards: tuple[RewardConfig, ...]
     """Parts of the reward, summed by weight."""
-    weight: Weight = 1.0
+    weight: NonNegativeFloat = 1.0
     """Share of each step in `mix.unit`, relative to the other sources; 0 for none yet."""
     limits: LimitsConfig = LimitsConfig()
     """Bounds on repetition, count and share."""
