@@ -220,10 +220,12 @@ class Mixer:
     def _draw(
         self, name: str, step: int, *, group_size: int, repeats: bool = False
     ) -> GroupRequest:
-        """Draw an item that is not in the step yet: of `name`, else of another source, and only
-        if nobody has one, a repeated one."""
+        """Draw an item that is not in the step yet: of `name`, else of another source; where
+        nobody has one, or `repeats` says so, one that is."""
+        if (drawn := self._take(name, step)) is not None:
+            return self._order(name, name, step, drawn, group_size)
         others = self._allocator.substitutes(name)
-        for given in (name, *(() if repeats else others)):
+        for given in () if repeats else others:
             if (drawn := self._take(given, step)) is not None:
                 return self._order(given, name, step, drawn, group_size)
         for given in (name, *others):
