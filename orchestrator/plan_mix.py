@@ -103,7 +103,9 @@ def plan_mix(cfg: RunConfig) -> MixPlan:
             steps.append(_step(cfg, counts, allocator.group_sizes()))
     except MixExhausted as end:
         rest = {}
-        (warnings if end.wanted else problems).append(Problem(where="sources", what=str(end)))
+        (warnings if end.wanted and steps else problems).append(
+            Problem(where="sources", what=str(end))
+        )
     warnings += [
         Problem(where="sources", what=str(event))
         for event in allocator.events
@@ -111,7 +113,7 @@ def plan_mix(cfg: RunConfig) -> MixPlan:
     ]
     return MixPlan(
         sources=_sources(cfg, steps, sizes, rest),
-        stages=_stages(cfg, sizes) if not problems else (),
+        stages=_stages(cfg, sizes),
         steps=tuple(steps),
         problems=tuple(problems),
         warnings=tuple(warnings),
@@ -160,7 +162,10 @@ def _stages(cfg: RunConfig, sizes: Mapping[str, int | None]) -> tuple[StagePlan,
     allocator = Allocator(cfg, sizes)
     plans: list[StagePlan] = []
     for index in range(max(1, len(cfg.stages))):
-        declared = allocator.declared(index)
+        try:
+            declared = allocator.declared(index)
+        except MixExhausted:  # limits leave less than one step: said already
+            continue
         stage = cfg.stages[index] if cfg.stages else None
         shares: list[StageShare] = []
         for source in cfg.sources:
