@@ -20,7 +20,15 @@ from mixing.stages import Schedule, ScheduleState
 from mixing.tokens import TokenAccounts, TokensState, Trained
 
 EventKind = Literal[
-    "stage", "edit", "edit_refused", "used_up", "again", "repeats", "substituted", "overdrawn"
+    "stage",
+    "edit",
+    "edit_refused",
+    "used_up",
+    "again",
+    "all_items",
+    "repeats",
+    "substituted",
+    "overdrawn",
 ]
 
 
@@ -55,6 +63,7 @@ class AllocatorState(TypedDict):
     tokens: TokensState
     ends: dict[str, int | None]
     used_up: list[str]
+    whole: list[str]
     repeating: bool
     live: list[str]
     trained: dict[str, dict[str, list[int]]]
@@ -97,6 +106,8 @@ class Allocator:
             for s in cfg.sources
         }
         self._used_up: list[str] = []
+        self._whole: list[str] = []
+        """Sources that were said to give all their items to a step."""
         self._repeating = False
         self._live: list[str] = []
         """Sources of the last step."""
@@ -163,7 +174,7 @@ class Allocator:
         costs = self._costs()
         demands, due, repeats = self._fill(step, weights, costs, taken)
         self._live = list(due)
-        self._say(step, taken, repeats)
+        self._say(step, due, taken, repeats)
         return Allocation(
             counts=self._count(step, due, demands),
             due=due,
@@ -297,7 +308,14 @@ class Allocator:
         text = "all limits are used up; they begin again"
         self.events.append(MixEvent(step=step, kind="again", text=text))
 
-    def _say(self, step: int, taken: Mapping[str, int], repeats: bool) -> None:
+    def _say(
+        self, step: int, due: Mapping[str, Fraction], taken: Mapping[str, int], repeats: bool
+    ) -> None:
+        for name, groups in due.items():
+            if groups == self._sizes[name] and groups < self._groups and name not in self._whole:
+                self._whole.append(name)
+                text = f"{name} gives all its {groups} items to each step; the others fill it"
+                self.events.append(MixEvent(step=step, kind="all_items", source=name, text=text))
         for name in self._sizes:
             if self._left(name, taken) == 0 and name not in self._used_up:
                 self._used_up.append(name)
@@ -316,7 +334,7 @@ class Allocator:
             return _sample(f"{self._cfg.seed}/mix/{step}", due, bounds, self._groups)
         if self._cfg.mix.unit == "loss_tokens":
             return self._tokens.next_counts(step, due, bounds)
-        return self._quota.next_counts(due)
+        return self._quota.next_counts(due, bounds)
 
     def state_dict(self) -> AllocatorState:
         """Return everything that `allocate` depends on besides recipe and sizes."""
@@ -326,6 +344,7 @@ class Allocator:
             "tokens": self._tokens.state_dict(),
             "ends": dict(self._ends),
             "used_up": list(self._used_up),
+            "whole": list(self._whole),
             "repeating": self._repeating,
             "live": list(self._live),
             "trained": {
@@ -342,6 +361,7 @@ class Allocator:
         self._quota.load_state_dict(state["credit"])
         self._tokens.load_state_dict(state["tokens"])
         self._ends, self._used_up = dict(state["ends"]), list(state["used_up"])
+        self._whole = list(state["whole"])
         self._repeating, self._live = state["repeating"], list(state["live"])
         self._last_eval = state["last_eval"]
         self._trained = {

@@ -28,18 +28,22 @@ class Quota:
         """Groups that each source is owed (or owes, where negative); their sum is 0."""
         return self._credit
 
-    def next_counts(self, targets: Mapping[str, Fraction]) -> dict[str, int]:
+    def next_counts(
+        self, targets: Mapping[str, Fraction], bounds: Mapping[str, int | None] | None = None
+    ) -> dict[str, int]:
         """Return the groups of each source in the next step.
 
         Args:
             targets: groups due to each source; their sum is a whole number, and that of the counts.
+            bounds: most groups that a source can give; none is below its target.
         """
+        bounds = bounds or {}
         self._shorten()
         due = {name: target + self._credit[name] for name, target in targets.items()}
         counts = {name: self._least(name, target) for name, target in targets.items()}
         left_over = int(sum(targets.values())) - sum(counts.values())
         for _ in range(left_over):
-            open_to = [n for n, t in targets.items() if counts[n] < self._most(n, t)]
+            open_to = [n for n, t in targets.items() if counts[n] < self._most(n, t, bounds.get(n))]
             counts[max(open_to, key=lambda n: due[n] - counts[n])] += 1  # ties: recipe order
         for name, count in counts.items():
             self._credit[name] = due[name] - count
@@ -54,8 +58,10 @@ class Quota:
         back = self._credit[name] <= -1 and target >= 1
         return floor(target) - (back and target.denominator == 1)
 
-    def _most(self, name: str, target: Fraction) -> int:
-        return ceil(target) + (self._credit[name] >= 1 and target.denominator == 1 and target > 0)
+    def _most(self, name: str, target: Fraction, bound: int | None) -> int:
+        back = self._credit[name] >= 1 and target > 0
+        most = ceil(target) + (back and target.denominator == 1)
+        return most if bound is None else min(most, bound)
 
     def _shorten(self) -> None:
         if all(credit.denominator < _LONGEST for credit in self._credit.values()):

@@ -109,7 +109,7 @@ def plan_mix(cfg: RunConfig) -> MixPlan:
     warnings += [
         Problem(where="sources", what=str(event))
         for event in allocator.events
-        if event.kind in ("used_up", "again", "repeats")
+        if event.kind in ("used_up", "again", "all_items", "repeats")
     ]
     return MixPlan(
         sources=_sources(cfg, steps, sizes, rest),

@@ -120,7 +120,8 @@ def test_a_small_source_never_repeats_in_a_step_and_the_others_fill_it(make_run:
         assert len({r.task.task_id for r in requests}) == 8
         drawn.update(r.task.task_id for r in requests if r.task.source == "small")
     assert sorted(drawn.values()) == [40, 40, 40]
-    assert mixer.take_events() == ()
+    (event,) = mixer.take_events()
+    assert (event.kind, event.source, event.step) == ("all_items", "small", 1)
 
 
 def test_thirty_rows_for_hundreds_of_epochs_are_drawn_evenly(make_run: MakeRun) -> None:
@@ -256,10 +257,11 @@ def test_a_failed_group_of_a_source_without_another_item_is_given_by_who_is_owed
     fresh = mixer.replace(next(r for r in first if r.task.source == "a"))
     assert fresh.task.source == "b" and fresh.group_size == 7
     assert fresh.task.task_id not in {r.task.task_id for r in first}
-    (event,) = mixer.take_events()
-    assert (event.kind, event.source, event.step) == ("substituted", "a", 1)
+    kinds = [(e.kind, e.source, e.step) for e in mixer.take_events()]
+    assert kinds == [("all_items", "a", 1), ("substituted", "a", 1)]
     groups = Counter(s for step in plan(mixer, range(2, 12)) for s in step)
     assert groups == {"a": 20, "b": 20}  # two rows: a step cannot give more of `a` back
+    assert mixer.take_events() == ()
 
 
 def test_a_group_given_by_another_source_is_given_back_when_there_are_items(
