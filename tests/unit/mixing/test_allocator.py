@@ -61,6 +61,53 @@ def test_samples_are_shared_exactly_whatever_the_group_sizes(seed: int) -> None:
     assert all(due[n] * sizes[n] / samples == exact(weights[n]) / total for n in names)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_over_stages_and_ramps_each_step_and_the_sum_stay_near_what_is_due(seed: int) -> None:
+    """Any weights, units and stages: a step within one group, all steps within two."""
+    rng = random.Random(seed)
+    names = [f"s{i}" for i in range(rng.randint(2, 7))]
+    ends = sorted(rng.sample(range(5, 300), 3))
+    stages = [
+        {
+            "until": {"step": end},
+            "ramp": rng.choice(["none", "linear"]),
+            "weights": {n: round(rng.uniform(0, 5), 3) for n in rng.sample(names, 2)},
+            "group_size": {rng.choice(names): rng.choice([2, 4, 16])},
+        }
+        for end in ends
+    ]
+    cfg = RunConfig.model_validate(
+        {
+            "name": "t",
+            "num_steps": 400,
+            "model": {"path": "m"},
+            "mix": {"unit": rng.choice(["groups", "samples"]), "temperature": rng.choice([1.0, 2])},
+            "batch": {"groups_per_step": rng.randint(1, 100)},
+            "stages": stages,
+            "sources": [
+                {
+                    "name": n,
+                    "data": {"procedural": "reasoning_gym/lcm"},
+                    "rewards": [{"name": "r", "use": "exact"}],
+                    "weight": round(rng.uniform(0.01, 9), 3),
+                    "limits": {"max_share": 0.6} if rng.random() < 0.3 else {},
+                }
+                for n in names
+            ],
+        }
+    )
+    allocator, taken = Allocator(cfg, dict.fromkeys(names)), dict.fromkeys(names, 0)
+    drift = dict.fromkeys(names, Fraction(0))
+    for step in range(1, 401):
+        allocation = allocator.allocate(step, taken)
+        assert sum(allocation.counts.values()) == cfg.batch.groups_per_step
+        assert sum(allocation.shares.values()) == pytest.approx(1)
+        for name, due in allocation.due.items():
+            assert abs(allocation.counts[name] - due) < 1
+            drift[name] += allocation.counts[name] - due
+            assert abs(drift[name]) < 2
+
+
 def test_temperature_flattens_the_shares(make_run: MakeRun) -> None:
     weights = {"a": 9.0, "b": 1.0}
     cfg = make_run({"a": 90, "b": 90}, weights=weights, groups=8, mix={"temperature": 2.0})
