@@ -171,7 +171,7 @@ class Allocator:
             text = f"stage {self.stage} begins"
             self.events.append(MixEvent(step=step, kind="stage", text=text))
         weights = temper(self._schedule.weights(step), self._cfg.mix.temperature)
-        costs = self._costs()
+        costs = self._costs(self.stage)
         demands, due, repeats = self._fill(step, weights, costs, taken)
         self._live = list(due)
         self._say(step, due, taken, repeats)
@@ -185,7 +185,7 @@ class Allocator:
     def declared(self, stage: int) -> Allocation:
         """Return what a stage comes to at its end, were nothing used up yet; no counts."""
         weights = temper(self._schedule.declared(stage), self._cfg.mix.temperature)
-        costs, untouched = self._costs(), dict.fromkeys(weights, 0)
+        costs, untouched = self._costs(stage), dict.fromkeys(weights, 0)
         _, due, repeats = self._fill(1, weights, costs, untouched)
         return Allocation(counts={}, due=due, shares=self._shares(due, costs), repeats=repeats)
 
@@ -219,10 +219,11 @@ class Allocator:
         for done in sorted(s for s in self._evaluated if s <= step - 2 - late):
             self._schedule.observe(done, self._evaluated.pop(done))
 
-    def _costs(self) -> dict[str, Fraction]:
+    def _costs(self, stage: int) -> dict[str, Fraction]:
         """Return the units of one group of every source."""
         if self._cfg.mix.unit == "samples":
-            return {name: Fraction(size) for name, size in self._schedule.group_sizes().items()}
+            sizes = self._schedule.group_sizes(stage)
+            return {name: Fraction(size) for name, size in sizes.items()}
         if self._cfg.mix.unit == "loss_tokens":
             return {name: Fraction(round(size)) for name, size in self._tokens.sizes().items()}
         return dict.fromkeys(self._sizes, Fraction(1))

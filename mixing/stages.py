@@ -81,9 +81,10 @@ class Schedule:
             return dict(self._own)
         return declared_weights(self._own, self._stages[stage])
 
-    def group_sizes(self) -> dict[str, int]:
-        """Return every source's group size in the current stage."""
-        own = self._stages[self._stage].group_size if self._stages else {}
+    def group_sizes(self, stage: int | None = None) -> dict[str, int]:
+        """Return every source's group size in a stage; in the current one if none is given."""
+        index = self._stage if stage is None else stage
+        own = self._stages[index].group_size if self._stages else {}
         return self._group_size | own
 
     def _until(self) -> UntilConfig | None:

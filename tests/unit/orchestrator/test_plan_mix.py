@@ -87,3 +87,11 @@ def test_long_runs_are_not_gone_through_to_the_end() -> None:
     plan = plan_mix(recipe([{}, {}], num_steps=100_000))
     assert len(plan.steps) == 500
     assert [s.groups_in_run for s in plan.sources] == [400_000, 400_000]
+
+
+def test_shares_of_samples_follow_each_stages_own_group_sizes() -> None:
+    stages = [{"until": {"step": 5}, "weights": {"a": 1}}, {"group_size": {"a": 24}}]
+    plan = plan_mix(recipe([{}, {}], stages=stages, mix={"unit": "samples"}))
+    rows = [[(x.share, x.groups_per_step) for x in s.sources] for s in plan.stages]
+    assert rows == [[(0.5, 4.0), (0.5, 4.0)], [(0.5, 2.0), (0.5, 6.0)]]
+    assert {s.samples for s in plan.steps[5:]} == {96}
