@@ -6,20 +6,18 @@ several fields are properties; checks across fields live in `configs.validate`.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-
-
-class Config(BaseModel):
-    """Base of every section: frozen, unknown keys forbidden."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+from configs.base import (
+    Config,
+    Fraction,
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from configs.mix import LimitsConfig, MixConfig, StageConfig
 
 
 class PlugConfig(Config):
@@ -110,8 +108,10 @@ class SourceConfig(Config):
     """The world a task is played in: `single_turn`, or `module:Class`."""
     rewards: tuple[RewardConfig, ...]
     """Parts of the reward, summed by weight."""
-    weight: PositiveFloat = 1.0
-    """Share of each step's groups, relative to the other sources."""
+    weight: NonNegativeFloat = 1.0
+    """Share of each step in `mix.unit`, relative to the other sources; 0 for none yet."""
+    limits: LimitsConfig = LimitsConfig()
+    """Bounds on repetition, count and share."""
     group_size: PositiveInt = 8
     """Rollouts per task (G)."""
     sampling: SamplingConfig = SamplingConfig()
@@ -132,7 +132,7 @@ class BatchConfig(Config):
     """How much is trained on per step, and how far sampling may run ahead."""
 
     groups_per_step: PositiveInt
-    """Groups (P) a step trains on, split over the sources exactly by weight."""
+    """Groups (P) a step trains on, split over the sources by weight."""
     num_minibatches: PositiveInt = 1
     """Optimizer steps per training step."""
     max_tokens_per_microbatch: PositiveInt = 16384
@@ -394,6 +394,10 @@ class RunConfig(Config):
     """The policy."""
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
     """The mix."""
+    mix: MixConfig = MixConfig()
+    """How weights become groups."""
+    stages: tuple[StageConfig, ...] = ()
+    """Parts of the run with shares of their own, in order."""
     batch: BatchConfig
     """Batch arithmetic."""
     algorithm: AlgorithmConfig = AlgorithmConfig()

@@ -3,7 +3,6 @@
 `validate_run` returns what must be mended; `find_warnings` what is allowed and probably not meant.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from configs.errors import Problem
 from configs.evaluation import check_eval, warn_eval
 from configs.model_files import check_model_folder, find_model_folder, read_model_shape
 from configs.schema import ActorsConfig, RunConfig, SourceConfig
+from configs.validate_mix import check_mix, warn_mix
 
 _HUB_NAME = re.compile(r"^\w[\w.-]*(/\w[\w.-]*)?$")
 
@@ -21,6 +21,7 @@ def validate_run(cfg: RunConfig) -> list[Problem]:
     """Return every cross-field problem of the recipe; empty when there is none."""
     return [
         *_check_sources(cfg),
+        *check_mix(cfg),
         *_check_lengths(cfg),
         *_check_batch(cfg),
         *_check_groups(cfg),
@@ -35,6 +36,7 @@ def find_warnings(cfg: RunConfig) -> list[Problem]:
     """Return what is allowed but probably not meant."""
     return [
         *_warn_sources(cfg),
+        *warn_mix(cfg),
         *_warn_batch(cfg),
         *_warn_groups(cfg),
         *warn_eval(cfg),
@@ -347,7 +349,6 @@ def _check_path(path: str, where: str) -> Iterator[Problem]:
 
 
 def _warn_sources(cfg: RunConfig) -> Iterator[Problem]:
-    total = sum(s.weight for s in cfg.sources)
     for source in cfg.sources:
         at = f"sources.{source.name}"
         if source.group_size == 1:
@@ -358,14 +359,6 @@ def _warn_sources(cfg: RunConfig) -> Iterator[Problem]:
             )
         if source.loss_weight == 0:
             yield Problem(where=f"{at}.loss_weight", what="is 0: the source trains nothing")
-        share = source.weight / total * cfg.batch.groups_per_step
-        if share < 1:
-            yield Problem(
-                where=f"{at}.weight",
-                what=f"gives {share:.2g} groups a step: about {math.ceil(1 / share - 1e-9) - 1} of "
-                f"{math.ceil(1 / share - 1e-9)} steps have none of this source",
-                fix="Raise batch.groups_per_step or the weight, if each step should have it.",
-            )
         if source.data.procedural and source.data.held_out > 10 * source.data.size:
             yield Problem(
                 where=f"{at}.data.held_out",

@@ -1,15 +1,18 @@
 """Which item of a source comes next: a new seeded permutation each epoch, no item left out."""
 
-import random
+import hashlib
 from collections.abc import Container
 from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 class CursorState(TypedDict):
     """A cursor's place, as JSON."""
 
-    next: int
-    taken: list[int]
+    head: int
+    put_off: list[int]
     size: int
 
 
@@ -18,53 +21,78 @@ class Cursor:
     epoch d // size.
 
     A draw whose item may not come now (it is in the step already) is put off, not lost: later
-    draws are taken first, and the oldest open draw comes as soon as it may.
+    draws are taken first, and the oldest put-off draw comes as soon as it may.
     """
 
     def __init__(self, name: str, size: int, seed: int):
         self._name, self._size, self._seed = name, size, seed
-        self._next = 0
-        self._taken: set[int] = set()
-        self._permutations: dict[int, list[int]] = {}
+        self._head = 0
+        self._put_off: list[int] = []
+        """Draws below head that were not taken, oldest first."""
+        self._permutations: dict[int, NDArray[np.int32]] = {}
 
-    def take(self, avoid: Container[int]) -> tuple[int, int]:
-        """Return the next (item, epoch) whose item is not in `avoid`; if all are, the next."""
-        chosen = None
-        for draw in range(self._next, self._next + len(self._taken) + 2 * self._size):
-            if draw in self._taken:
-                continue
-            chosen = draw if chosen is None else chosen
-            if self._item(draw) not in avoid:
-                chosen = draw
-                break
-        assert chosen is not None  # the range is longer than what is taken
-        self._taken.add(chosen)
-        while self._next in self._taken:
-            self._taken.remove(self._next)
-            self._next += 1
-        return self._item(chosen), chosen // self._size
+    @property
+    def taken(self) -> int:
+        """Draws taken so far."""
+        return self._head - len(self._put_off)
+
+    @property
+    def epoch(self) -> float:
+        """Draws taken so far, in epochs."""
+        return self.taken / self._size
+
+    def take(self, avoid: Container[int], end: int | None = None) -> tuple[int, int] | None:
+        """Return the next (item, epoch) whose item is not in `avoid`, or None if there is none.
+
+        Args:
+            end: only draws below this one may be taken; None for no bound.
+        """
+        for place, draw in enumerate(self._put_off):
+            if (item := self._item(draw)) not in avoid:
+                del self._put_off[place]
+                return item, draw // self._size
+        # A whole epoch is among the next 2 * size draws: nothing new comes after them.
+        last = self._head + 2 * self._size
+        for draw in range(self._head, last if end is None else min(last, end)):
+            if (item := self._item(draw)) not in avoid:
+                self._put_off.extend(range(self._head, draw))
+                self._head = draw + 1
+                return item, draw // self._size
+        return None
 
     def _item(self, draw: int) -> int:
         epoch, place = divmod(draw, self._size)
         if epoch not in self._permutations:
-            oldest = self._next // self._size
+            oldest = min([*self._put_off[:1], self._head]) // self._size
             self._permutations = {e: p for e, p in self._permutations.items() if e >= oldest}
-            items = list(range(self._size))
-            random.Random(f"{self._seed}/{self._name}/{epoch}").shuffle(items)
-            self._permutations[epoch] = items
-        return self._permutations[epoch][place]
+            self._permutations[epoch] = _permutation(
+                f"{self._seed}/{self._name}/{epoch}", self._size
+            )
+        return int(self._permutations[epoch][place])
 
     def state_dict(self) -> CursorState:
         """Return the place."""
-        return {"next": self._next, "taken": sorted(self._taken), "size": self._size}
+        return {"head": self._head, "put_off": list(self._put_off), "size": self._size}
 
     def load_state_dict(self, state: CursorState) -> None:
         """Go to the place that `state_dict` returned."""
-        self._next, self._taken = state["next"], set(state["taken"])
+        self._head, self._put_off = state["head"], list(state["put_off"])
         self._permutations = {}
 
     def skip_epoch(self, state: CursorState) -> None:
         """Go to the first draw of the epoch after all that `state`, of a source whose items were
         others, had begun: no (item, epoch) comes that may have been another one."""
-        begun = max([state["next"] - 1, *state["taken"]]) // state["size"]
-        self._next, self._taken = (begun + 1) * self._size, set()
+        begun = (state["head"] - 1) // state["size"]
+        self._head, self._put_off = (begun + 1) * self._size, []
+        self._permutations = {}
+
+
+def _permutation(key: str, size: int) -> NDArray[np.int32]:
+    """Return a permutation that depends on `key` alone.
+
+    numpy keeps the raw stream of a bit generator the same over its versions, and not that of
+    `Generator.permutation`: a resumed run must meet the same order after an upgrade.
+    """
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16])
+    raw = np.random.PCG64(seed).random_raw(size)
+    return np.argsort(raw, kind="stable").astype(np.int32)

@@ -6,30 +6,43 @@ given another's `state_dict` goes on as the other would have.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TypedDict, cast
+from dataclasses import asdict, replace
+from typing import Any, TypedDict, cast
 
 from pydantic import JsonValue
 
 from configs.errors import ConfigError, Problem
 from configs.schema import RunConfig, SourceConfig
+from mixing.allocator import Allocator, AllocatorState, MixEvent
 from mixing.cursor import Cursor, CursorState
+from mixing.edits import Edit, EditLog
 from mixing.jsonl import JsonlSource
 from mixing.procedural import PREFIX, ProceduralSource, dataset_name
-from mixing.quota import Quota, interleave
+from mixing.quota import interleave
 from mixing.sources import Source
+from mixing.tokens import Trained
 from mixing.vetted import VETTED
 from rollouts.types import GroupRequest, Sampling, Task
 
 _GROUP_ID = re.compile(r"^(?P<task>.*)#e(?P<epoch>\d+)a(?P<attempt>\d+)$")
 
 
+class _StepState(TypedDict):
+    """What is kept of a step in flight, as JSON."""
+
+    used: dict[str, list[int]]
+    shares: dict[str, float]
+
+
 class _State(TypedDict):
     """A mixer's state, as JSON."""
 
     last_step: int | None
-    credit: dict[str, str]
+    allocator: AllocatorState
     cursors: dict[str, CursorState]
-    used: dict[str, dict[str, list[int]]]
+    steps: dict[str, _StepState]
+    edits: list[dict[str, JsonValue]]
+    events: list[dict[str, JsonValue]]
     fingerprints: dict[str, str]
 
 
@@ -38,48 +51,98 @@ class Mixer:
 
     Args:
         sources: the recipe's, opened; None opens them here.
+        edits: live edits to take; None for none.
 
     Raises:
         ConfigError: with every problem of every source's data.
     """
 
-    def __init__(self, cfg: RunConfig, sources: Mapping[str, Source] | None = None):
-        self._cfg = cfg
+    def __init__(
+        self,
+        cfg: RunConfig,
+        sources: Mapping[str, Source] | None = None,
+        *,
+        edits: EditLog | None = None,
+    ):
+        self._cfg, self._edit_log = cfg, edits
         self._sources = open_sources(cfg) if sources is None else sources
-        self._quota = Quota({s.name: s.weight for s in cfg.sources}, cfg.batch.groups_per_step)
+        self._allocator = Allocator(cfg, {n: s.size for n, s in self._sources.items()})
         self._cursors = {
             name: Cursor(name, source.size, cfg.seed) for name, source in self._sources.items()
         }
+        self._samplings = {
+            s.name: Sampling(temperature=s.sampling.temperature, max_tokens=s.sampling.max_tokens)
+            for s in cfg.sources
+        }
         self._last_step: int | None = None
-        self._used: dict[int, dict[str, list[int]]] = {}
-        """Items of each recent step by source, so that no replacement repeats one."""
+        self._used: dict[int, dict[str, set[int]]] = {}
+        """Items of each recent step by source, so that none is in a step twice."""
+        self._shares: dict[int, dict[str, float]] = {}
+        self._edits: list[Edit] = []
+        """Live edits taken so far, refused ones too."""
 
     def plan_step(self, step: int) -> tuple[GroupRequest, ...]:
-        """Return the P requests of `step`, sources interleaved, none a task twice unless its source
-        has fewer items than the step asks. Steps are planned in rising order, each once.
+        """Return the P requests of `step`, sources interleaved, none a task twice unless all
+        sources together have too few items. Steps are planned in rising order, each once.
+
+        Raises:
+            MixExhausted: limits leave too little for the step; nothing was planned.
         """
         if self._last_step is not None and step <= self._last_step:
             raise ValueError(f"step {step} is planned already; the last one was {self._last_step}")
+        self._take_edits(step)
+        allocation = self._allocator.allocate(step, self._taken())
         self._last_step = step
         in_flight = step - self._cfg.batch.max_staleness - 2
         self._used = {s: used for s, used in self._used.items() if s >= in_flight}
-        return tuple(self._draw(name, step) for name in interleave(self._quota.next_counts()))
-
-    def target_shares(self) -> Mapping[str, float]:
-        """Return the share, of 1, that each source is due of a step."""
-        groups = self._cfg.batch.groups_per_step
-        return {name: float(target / groups) for name, target in self._quota.targets.items()}
+        self._shares = {s: shares for s, shares in self._shares.items() if s >= in_flight}
+        self._shares[step] = dict(allocation.shares)
+        sizes = self._allocator.group_sizes()
+        return tuple(
+            self._draw(name, step, group_size=sizes[name], repeats=allocation.repeats)
+            for name in interleave(allocation.counts)
+        )
 
     def retry(self, request: GroupRequest) -> GroupRequest | None:
         """Return the same task's next attempt; None when it had `batch.max_attempts` already."""
         task_id, epoch, attempt = parse_group_id(request.group_id)
         if attempt >= self._cfg.batch.max_attempts:
             return None
-        return self._request(request.task, request.step, format_id(task_id, epoch, attempt + 1))
+        return self._request(
+            request.task,
+            request.step,
+            format_id(task_id, epoch, attempt + 1),
+            request.group_size,
+        )
 
     def replace(self, request: GroupRequest) -> GroupRequest:
-        """Return a request for a fresh task of the same source, for the same step."""
-        return self._draw(request.task.source, request.step)
+        """Return a request for a fresh task of the same source, for the same step; of another
+        source where this one has no other item for it."""
+        return self._draw(request.task.source, request.step, group_size=request.group_size)
+
+    def observe_trained(self, step: int, trained: Mapping[str, Trained]) -> None:
+        """Take what `step` trained on, by source. Call it before the next step may be planned."""
+        self._allocator.observe_trained(step, trained)
+
+    def observe_eval(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take the figures of the evaluation after `step`, by `eval/<source>/<figure>`; a step
+        that was taken already is passed over."""
+        self._allocator.observe_eval(step, metrics)
+
+    def take_events(self) -> tuple[MixEvent, ...]:
+        """Return what changed the mix since the last call: stages, edits, used-up sources."""
+        events = tuple(self._allocator.events)
+        self._allocator.events.clear()
+        return events
+
+    def target_shares(self, step: int) -> Mapping[str, float]:
+        """Return the target share of each source, in `mix.unit`, in a step planned lately."""
+        return self._shares[step]
+
+    @property
+    def edits(self) -> Sequence[Edit]:
+        """Live edits taken so far, with the step of each; refused ones too."""
+        return tuple(self._edits)
 
     def held_out(self, source_name: str) -> tuple[Task, ...]:
         """Return the evaluation tasks of a source; none of them is ever trained on."""
@@ -93,9 +156,17 @@ class Mixer:
         """Return everything that `plan_step` and `replace` depend on besides the recipe."""
         state: _State = {
             "last_step": self._last_step,
-            "credit": self._quota.state_dict(),
+            "allocator": self._allocator.state_dict(),
             "cursors": {name: cursor.state_dict() for name, cursor in self._cursors.items()},
-            "used": {str(s): {n: list(i) for n, i in u.items()} for s, u in self._used.items()},
+            "steps": {
+                str(step): {
+                    "used": {name: sorted(items) for name, items in used.items()},
+                    "shares": dict(self._shares.get(step, {})),
+                }
+                for step, used in self._used.items()
+            },
+            "edits": [asdict(edit) for edit in self._edits],
+            "events": [asdict(event) for event in self._allocator.events],
             "fingerprints": {name: s.fingerprint for name, s in self._sources.items()},
         }
         return cast("dict[str, JsonValue]", state)
@@ -112,10 +183,14 @@ class Mixer:
         saved = cast(_State, state)
         self._refuse_other_sources(saved["fingerprints"])
         self._last_step = saved["last_step"]
-        self._quota.load_state_dict(saved["credit"])
+        self._allocator.load_state_dict(saved["allocator"])
+        self._allocator.events = [MixEvent(**cast("Any", e)) for e in saved["events"]]
         for name, cursor in self._cursors.items():
             cursor.load_state_dict(saved["cursors"][name])
-        self._used = {int(s): {n: list(i) for n, i in u.items()} for s, u in saved["used"].items()}
+        steps = {int(step): kept for step, kept in saved["steps"].items()}
+        self._used = {s: {n: set(i) for n, i in k["used"].items()} for s, k in steps.items()}
+        self._shares = {s: k["shares"] for s, k in steps.items()}
+        self._edits = [Edit(**cast("Any", e)) for e in saved["edits"]]
         for name, source in self._sources.items():
             if saved["fingerprints"][name] != source.fingerprint:
                 self._cursors[name].skip_epoch(saved["cursors"][name])
@@ -137,24 +212,77 @@ class Mixer:
         if problems:
             raise ConfigError(problems)
 
-    def _draw(self, name: str, step: int) -> GroupRequest:
-        used = self._used.setdefault(step, {}).setdefault(name, [])
-        item, epoch = self._cursors[name].take(avoid=used)
-        used.append(item)
-        task = self._sources[name].task(item)
-        return self._request(task, step, format_id(task.task_id, epoch, 0))
+    def _taken(self) -> dict[str, int]:
+        return {name: cursor.taken for name, cursor in self._cursors.items()}
 
-    def _request(self, task: Task, step: int, group_id: str) -> GroupRequest:
-        source = self._cfg.source(task.source)
+    def _take_edits(self, step: int) -> None:
+        """Apply the edits that `step` is the first to see; those that an earlier attempt took at
+        a later step wait for it, and others behind them."""
+        log = self._edit_log
+        for edit in log.read()[len(self._edits) :] if log else ():
+            assert log is not None
+            if edit.taken is not None and edit.taken > step:
+                return
+            refused = edit.refused or self._allocator.edit(step, edit.weights)
+            if edit.taken is None:
+                log.mark(edit.number, step, refused)
+            self._edits.append(replace(edit, taken=step, refused=refused))
+            self._allocator.events.append(_edit_event(step, edit, refused))
+
+    def _draw(
+        self, name: str, step: int, *, group_size: int, repeats: bool = False
+    ) -> GroupRequest:
+        """Draw an item that is not in the step yet: of `name`, else of another source; where
+        nobody has one, or `repeats` says so, one that is."""
+        if (drawn := self._take(name, step)) is not None:
+            return self._order(name, name, step, drawn, group_size)
+        others = self._allocator.substitutes(name)
+        for given in () if repeats else others:
+            if (drawn := self._take(given, step)) is not None:
+                return self._order(given, name, step, drawn, group_size)
+        for given in (name, *others):
+            if (drawn := self._cursors[given].take((), self._allocator.end(given))) is not None:
+                return self._order(given, name, step, drawn, group_size)
+        # Every limit is used up by this very step, and one of its groups failed: one draw more.
+        self._allocator.overdrawn(step, name)
+        drawn = self._cursors[name].take(self._used[step][name]) or self._cursors[name].take(())
+        assert drawn is not None  # without an end there is always a next draw
+        return self._order(name, name, step, drawn, group_size)
+
+    def _take(self, name: str, step: int) -> tuple[int, int] | None:
+        used = self._used.setdefault(step, {}).setdefault(name, set())
+        drawn = self._cursors[name].take(used, self._allocator.end(name))
+        if drawn is not None:
+            used.add(drawn[0])
+        return drawn
+
+    def _order(
+        self, given: str, planned: str, step: int, drawn: tuple[int, int], group_size: int
+    ) -> GroupRequest:
+        item, epoch = drawn
+        task = self._sources[given].task(item)
+        if given != planned:
+            self._allocator.swapped(step, planned, given)
+            group_size = self._allocator.group_sizes()[given]
+        return self._request(task, step, format_id(task.task_id, epoch, 0), group_size)
+
+    def _request(self, task: Task, step: int, group_id: str, group_size: int) -> GroupRequest:
         return GroupRequest(
             group_id=group_id,
             task=task,
-            group_size=source.group_size,
-            sampling=Sampling(
-                temperature=source.sampling.temperature, max_tokens=source.sampling.max_tokens
-            ),
+            group_size=group_size,
+            sampling=self._samplings[task.source],
             step=step,
         )
+
+
+def _edit_event(step: int, edit: Edit, refused: str) -> MixEvent:
+    shown = ", ".join(
+        f"{name}.weight {'back to the recipe' if weight is None else f'= {weight:g}'}"
+        for name, weight in edit.weights.items()
+    )
+    text = f"live edit of {edit.time}: {shown}" + (f" refused: {refused}" if refused else "")
+    return MixEvent(step=step, kind="edit_refused" if refused else "edit", text=text)
 
 
 def format_id(task_id: str, epoch: int, attempt: int) -> str:

@@ -135,6 +135,28 @@ def baseline(
 
 
 @app.command()
+def mix(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SOURCE.weight=W", help="New weight; repeatable."),
+    ] = None,
+    unsets: Annotated[
+        list[str] | None,
+        typer.Option("--unset", metavar="SOURCE.weight", help="Give it back to the recipe."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Show weights and edits.")] = False,
+) -> None:
+    """Change a run's mix while it runs: taken at the next step that it plans."""
+    from orchestrator.mix_cmd import ask_edit, render_mix
+
+    if sets or unsets:
+        Console().print(ask_edit(run_dir, sets or (), unsets or ()), markup=False, soft_wrap=True)
+    if show or not (sets or unsets):
+        Console().print(render_mix(run_dir))
+
+
+@app.command()
 def export(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
     step: Annotated[str, typer.Argument(help="Step of a checkpoint, or `latest`.")],
@@ -232,6 +254,7 @@ _NAMED_FAILURES = (
     ("actors.errors", "RunError"),
     ("orchestrator.checkpoints", "CheckpointError"),
     ("mixing.ledger", "LedgerError"),
+    ("mixing.allocator", "MixExhausted"),
 )
 
 

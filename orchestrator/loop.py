@@ -12,8 +12,10 @@ from typing import TypeVar
 
 from configs.evaluation import due_sources
 from configs.schema import RunConfig
+from mixing.allocator import MixExhausted
 from mixing.ledger import Ledger
 from mixing.mixer import Mixer
+from mixing.tokens import tally
 from orchestrator.buffer import GroupBuffer
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster
@@ -89,6 +91,7 @@ async def train(parts: Parts, restored: Restored) -> None:
 
     Raises:
         Stopped: a signal came; everything trained is in a committed checkpoint.
+        MixExhausted: limits leave too little to train on; so is it then.
         RunError: an actor failed, weights disagree, or too much went wrong.
         LedgerError: a group or sample was lost or used twice, which is a bug of ours.
     """
@@ -128,6 +131,7 @@ async def train(parts: Parts, restored: Restored) -> None:
                 with clock.phase("train"):
                     result = await cluster.trainer.train_step(batch)
                 sync = await parts.publisher.publish(step)
+                parts.mixer.observe_trained(step, tally(groups))
                 producer.trained(step, result.policy_version, groups, batch)
                 producer.advance(step)
                 done = step
@@ -141,12 +145,23 @@ async def train(parts: Parts, restored: Restored) -> None:
         except Stopped:
             await _checkpoint(parts, producer, done, last=True)
             raise
+        except MixExhausted as end:
+            await _checkpoint(parts, producer, done, last=True)
+            if not end.wanted:
+                raise
+            parts.recorder.say(f"{end}: the run ends after step {done}")
         await _checkpoint(parts, producer, done, last=True)
     await _evaluate(parts, done, last=True)
 
 
 def _due(every: int, done: int) -> bool:
     return every > 0 and done % every == 0
+
+
+def _evaluates(cfg: RunConfig, step: int) -> bool:
+    """Whether an evaluation follows `step`, which is neither the start nor the last one. A resumed
+    run catches up on one that a signal cut off."""
+    return _due(cfg.eval.every, step) and step < cfg.num_steps
 
 
 def _plan(parts: Parts, step: int, groups: Sequence[GroupSummary]) -> TrainBatch:
@@ -179,11 +194,17 @@ async def _checkpoint(
 
 
 async def _evaluate(parts: Parts, step: int, *, last: bool = False) -> None:
-    """Evaluate the sources that are due after `step`, but those that an attempt did before."""
+    """Evaluate the sources that are due after `step`, but those that an attempt did before; either
+    way the mixer hears of it."""
     due = due_sources(parts.cfg, step, last=last)
     sources = [name for name in due if not parts.recorder.has_evaluated(step, name)]
-    if not sources:
-        return
+    if sources:
+        await _evaluate_now(parts, step, sources)
+    if due:
+        parts.mixer.observe_eval(step, parts.recorder.eval_metrics(step))
+
+
+async def _evaluate_now(parts: Parts, step: int, sources: Sequence[str]) -> None:
     parts.recorder.state(f"evaluating at step {step}")
     cluster = parts.cluster
     results = await parts.stop.or_else(
@@ -214,13 +235,15 @@ async def _log(
             path = parts.recorder.rollouts_path(step)
             refs = [g.group_ref for g in groups[:keep]]
             await parts.cluster.reward.record(path, step, refs)
+    for event in parts.mixer.take_events():
+        parts.recorder.say(str(event))
     wall, split = parts.clock.lap()
     parts.recorder.trained(
         TrainedStep(
             step=step,
             groups=groups,
             rejected=producer.take_rejected(step),
-            shares=parts.mixer.target_shares(),
+            shares=parts.mixer.target_shares(step),
             result=result,
             sync=sync,
             wall_s=wall,

@@ -15,13 +15,11 @@ from configs.validate import active_groups, find_warnings, validate_run
 from configs.versions import check_versions
 from environments.registry import validate_environments
 from mixing.mixer import source_warnings, validate_sources
-from mixing.quota import Quota
 from orchestrator.memory import MemoryEstimate, estimate_memory
 from orchestrator.plan_data import DataPlan, look_at_data
+from orchestrator.plan_mix import PlannedStep, SourcePlan, StagePlan, plan_mix
 from rewards.graders import validate_rewards
 from rollouts.advantages import validate_advantages
-
-_STEPS_COUNTED = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,25 +58,6 @@ class GroupPlan:
     """Model ranks in the whole group: TP x PP of each engine, one of each trainer."""
     shares_with: str | None
     """Group in whose bundles it sits."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourcePlan:
-    """One source's part of the batch."""
-
-    name: str
-    share: float
-    """Of the groups, by weight."""
-    groups_per_step: float
-    """On average."""
-    groups_least: int
-    """In any step, by the mixer's own quota."""
-    groups_most: int
-    groups_in_run: int
-    samples_per_step: float
-    """On average."""
-    epochs: float | None
-    """Times that the run goes through its items; None where these were not counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +103,8 @@ class RunPlan:
     """None where the model's files are not on this machine."""
     sources: tuple[SourcePlan, ...]
     data: tuple[DataPlan, ...]
+    stages: tuple[StagePlan, ...]
+    """One that lasts the whole run, where the recipe has none."""
     batch: BatchPlan
     memory: tuple[MemoryEstimate, ...]
     fullest_gpu_gib: float | None
@@ -148,9 +129,10 @@ def make_plan(cfg: RunConfig, *, gpu_gib: float | None = None) -> RunPlan:
     shape = read_model_shape(folder) if folder else None
     memory = estimate_memory(cfg, shape, gpu_gib=gpu_gib)
     fullest = _fullest_gpu(bundles, memory)
+    groups = _plan_groups(cfg)
     problems = [*_check_all(cfg), *_check_fit(cfg, memory, fullest, gpu_gib)]
-    groups, steps = _plan_groups(cfg), _count_groups(cfg)
     look = look_at_data(cfg, sound=not problems)
+    mix = plan_mix(cfg, {d.name: d.items for d in look.data})
     return RunPlan(
         name=cfg.name,
         num_steps=cfg.num_steps,
@@ -162,14 +144,16 @@ def make_plan(cfg: RunConfig, *, gpu_gib: float | None = None) -> RunPlan:
             gpus=_round(sum(b.gpus for b in bundles)),
         ),
         model=shape,
-        sources=_plan_sources(cfg, steps, {d.name: d.items for d in look.data}),
+        sources=mix.sources,
         data=look.data,
-        batch=_plan_batch(cfg, steps),
+        stages=mix.stages,
+        batch=_plan_batch(cfg, mix.steps),
         memory=memory,
         fullest_gpu_gib=fullest,
-        problems=(*problems, *look.problems),
+        problems=(*problems, *mix.problems, *look.problems),
         warnings=(
             *find_warnings(cfg),
+            *mix.warnings,
             *source_warnings(cfg.sources),
             *look.warnings,
             *check_versions(),
@@ -238,45 +222,10 @@ def _plan_groups(cfg: RunConfig) -> tuple[GroupPlan, ...]:
     )
 
 
-def _count_groups(cfg: RunConfig) -> list[dict[str, int]]:
-    """Return the groups of each source in each step, by the mixer's quota; of a long run, in its
-    first steps."""
-    quota = Quota({s.name: s.weight for s in cfg.sources}, cfg.batch.groups_per_step)
-    return [quota.next_counts() for _ in range(min(cfg.num_steps, _STEPS_COUNTED))]
-
-
-def _plan_sources(
-    cfg: RunConfig, steps: Sequence[Mapping[str, int]], sizes: Mapping[str, int | None]
-) -> tuple[SourcePlan, ...]:
-    total = sum(s.weight for s in cfg.sources)
-    plans: list[SourcePlan] = []
-    for source in cfg.sources:
-        share = source.weight / total
-        groups = share * cfg.batch.groups_per_step
-        counts = [step[source.name] for step in steps]
-        in_run = sum(counts) + round(groups * (cfg.num_steps - len(steps)))
-        items = sizes[source.name]
-        plans.append(
-            SourcePlan(
-                name=source.name,
-                share=round(share, 6),
-                groups_per_step=round(groups, 4),
-                groups_least=min(counts),
-                groups_most=max(counts),
-                groups_in_run=in_run,
-                samples_per_step=round(groups * source.group_size, 4),
-                epochs=round(in_run / items, 3) if items else None,
-            )
-        )
-    return tuple(plans)
-
-
-def _plan_batch(cfg: RunConfig, steps: Sequence[Mapping[str, int]]) -> BatchPlan:
+def _plan_batch(cfg: RunConfig, steps: Sequence[PlannedStep]) -> BatchPlan:
     batch, longest = cfg.batch, cfg.model.max_model_len
-    samples = max(sum(n[s.name] * s.group_size for s in cfg.sources) for n in steps)
-    completion = max(
-        sum(n[s.name] * s.group_size * s.sampling.max_tokens for s in cfg.sources) for n in steps
-    )
+    samples = max((step.samples for step in steps), default=0)
+    completion = max((step.completion_tokens for step in steps), default=0)
     per_rank = math.ceil(math.ceil(samples / batch.num_minibatches) / cfg.trainer.actors.count)
     fit = max(1, batch.max_tokens_per_microbatch // longest)
     return BatchPlan(

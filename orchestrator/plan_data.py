@@ -36,8 +36,6 @@ class DataPlan:
     items: int | None
     """Training items of an epoch; None where the data were not read, as is `held_out`."""
     held_out: int | None
-    steps_per_epoch: float | None
-    """On average, at the source's share."""
     prompts_seen: int
     """Training and held-out prompts that the next two are the largest of."""
     longest_chars: int | None
@@ -100,14 +98,12 @@ def _describe(
     procedural = source.data.procedural is not None
     items = source.data.size if procedural else None if opened is None else opened.size
     held_out = source.data.held_out if procedural else len(opened.held_out()) if opened else None
-    share = source.weight / sum(s.weight for s in cfg.sources) * cfg.batch.groups_per_step
     tasks = list(_spread(opened)) if opened else []
     longest = heapq.nlargest(_TOKENIZED, tasks, key=lambda t: _chars(t.prompt))
     return DataPlan(
         name=source.name,
         items=items,
         held_out=held_out,
-        steps_per_epoch=None if items is None else round(items / share, 2),
         prompts_seen=len(tasks),
         longest_chars=_chars(longest[0].prompt) if longest else None,
         longest_tokens=max((_tokens(t.prompt, count) for t in longest), default=None),

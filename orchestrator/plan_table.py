@@ -22,6 +22,7 @@ def render_plan(plan: RunPlan) -> RenderableType:
         _bundles(plan),
         _sources(plan),
         _data(plan),
+        *_stages(plan),
         *(Text(line) for line in _batch_lines(plan)),
         _memory(plan),
         *_notes(plan),
@@ -107,14 +108,16 @@ def _sources(plan: RunPlan) -> Table:
 
 def _data(plan: RunPlan) -> Table:
     table = _table(
-        "data", "name", "items", "held out", "steps/epoch", "longest prompt", "and completion"
+        "data", "name", "items", "held out", "epochs in run", "longest prompt", "and completion"
     )
+    epochs = {s.name: s.epochs for s in plan.sources}
     for d in plan.data:
+        passes = epochs.get(d.name)
         table.add_row(
             d.name,
             _count(d.items),
             _count(d.held_out),
-            "-" if d.steps_per_epoch is None else f"{d.steps_per_epoch:g}",
+            "-" if passes is None else f"{passes:g}",
             *_longest(d),
         )
     return table
@@ -133,6 +136,27 @@ def _longest(d: DataPlan) -> tuple[str, str]:
 
 def _count(number: int | None) -> str:
     return "-" if number is None else f"{number:,}"
+
+
+def _stages(plan: RunPlan) -> Iterator[Table]:
+    """Yield a table where the recipe has stages, or limits that will be used up."""
+    shares = [(stage, s) for stage in plan.stages for s in stage.sources]
+    if len(plan.stages) < 2 and all(s.steps_to_exhaustion is None for _, s in shares):
+        return
+    columns = ("stage", "until", "source", "share", "groups/step", "group", "limits last, steps")
+    table = _table("stages", *columns)
+    for at, (stage, s) in enumerate(shares):
+        first = at == 0 or shares[at - 1][0] is not stage
+        table.add_row(
+            str(stage.index) if first else "",
+            stage.until if first else "",
+            s.source,
+            f"{s.share:.1%}",
+            f"{s.groups_per_step:g}",
+            str(s.group_size),
+            "-" if s.steps_to_exhaustion is None else str(s.steps_to_exhaustion),
+        )
+    yield table
 
 
 def _range(least: int, most: int, mean: float) -> str:

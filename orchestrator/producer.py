@@ -29,6 +29,7 @@ from pydantic import JsonValue, TypeAdapter
 from actors.errors import RunError
 from actors.groups import RewardFleet, RolloutFleet
 from configs.schema import RunConfig
+from mixing.allocator import MixExhausted
 from mixing.ledger import Ledger
 from mixing.ledger_events import Reason
 from mixing.mixer import Mixer
@@ -140,18 +141,26 @@ class RolloutProducer:
 
     async def _dispatch(self) -> None:
         while self._next_step <= self._cfg.num_steps:
-            while not may_dispatch(self._next_step, self._version, self._cfg.batch.max_staleness):
-                await self._moved.wait()
             step = self._next_step
-            with self._clock.phase("dispatch"):
-                requests = self._restored.pop(step, ()) or self._mixer.plan_step(step)
-                self._pending.update((r.group_id, r) for r in requests)
-                self.ledger.dispatched(requests, self._version)
-                await self._buffer.expect(step, tuple(r.group_id for r in requests))
-                for request in requests:
-                    self._start(self._produce(request))
+            while not may_dispatch(step, self._version, self._cfg.batch.max_staleness):
+                await self._moved.wait()
+            try:
+                await self._send(step)
+            except MixExhausted:
+                while self._version < step - 1:  # what is under way is trained on first
+                    await self._moved.wait()
+                raise
             self._next_step += 1
             self._tell_moved()
+
+    async def _send(self, step: int) -> None:
+        with self._clock.phase("dispatch"):
+            requests = self._restored.pop(step, ()) or self._mixer.plan_step(step)
+            self._pending.update((r.group_id, r) for r in requests)
+            self.ledger.dispatched(requests, self._version)
+            await self._buffer.expect(step, tuple(r.group_id for r in requests))
+            for request in requests:
+                self._start(self._produce(request))
 
     async def _produce(self, first: GroupRequest) -> None:
         """Sample and grade until the place announced by `first` has a group worth training on."""

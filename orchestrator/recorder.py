@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from rich.console import Console
 
 from configs.schema import RunConfig
+from configs.validate_mix import FIGURES
 from orchestrator.display import (
     Display,
     EvalView,
@@ -81,6 +82,17 @@ class Recorder:
     def out_of_patience(self) -> str | None:
         """Say why the run should stop early, when it should."""
         return out_of_patience(self._cfg, self._evaluations)
+
+    def eval_metrics(self, step: int) -> dict[str, float]:
+        """Return the figures of the evaluation after `step`, by `eval/<source>/<figure>`; those
+        that nothing valid was measured for are left out."""
+        return {
+            f"eval/{record['source']}/{figure}": float(value)
+            for record in self._directory.read_eval()
+            if record["step"] == step
+            for figure, value in record.items()
+            if figure in FIGURES and isinstance(value, (int, float))
+        }
 
     def evaluated(self, results: Sequence[EvalResult]) -> None:
         """Record an evaluation of some sources after one step, and how all of them fare since."""

@@ -20,6 +20,7 @@ from configs.validate import validate_run
 from configs.versions import check_versions
 from environments.registry import validate_environments
 from mixing.decontaminate import NOT_SEARCHED, Contamination, decontaminate
+from mixing.edits import EditLog
 from mixing.ledger import Ledger
 from mixing.mixer import Mixer, open_sources
 from mixing.sources import Source
@@ -27,6 +28,7 @@ from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
 from orchestrator.hashes import run_hashes
 from orchestrator.loop import Parts, Stopped, StopRequest, train
+from orchestrator.plan_mix import plan_mix
 from orchestrator.publisher import WeightPublisher
 from orchestrator.recorder import Recorder
 from orchestrator.resume import Checkpointer
@@ -50,6 +52,7 @@ def check(cfg: RunConfig) -> tuple[Mapping[str, Source], Contamination]:
         sources, found = decontaminate(cfg, open_sources(cfg))
     except ConfigError as error:
         problems += error.problems
+    problems += plan_mix(cfg, {name: source.size for name, source in sources.items()}).problems
     for validate in (validate_environments, validate_rewards, validate_advantages):
         problems += validate(cfg.sources)
     if problems:
@@ -84,7 +87,7 @@ async def _run(
 ) -> int:
     stop = StopRequest()
     recorder = Recorder(cfg, directory)
-    mixer = Mixer(cfg, sources)
+    mixer = Mixer(cfg, sources, edits=EditLog(directory.mix_edits))
     checkpoints = Checkpointer(cfg, directory)
     restored = checkpoints.newest(mixer)
     directory.truncate_after(restored.step)

@@ -40,6 +40,7 @@ _LOCK, _RUN, _CONFIG, _LOG = "run.lock", "run.json", "config.yaml", "log.txt"
 _METRICS, _EVAL, _SPIKINESS = "metrics.jsonl", "eval.jsonl", "spikiness.jsonl"
 _LEDGER, _ROLLOUTS, _CHECKPOINTS = "ledger.jsonl", "rollouts", "checkpoints"
 _CONTAMINATION = "contamination.json"
+MIX_EDITS = "mix_edits.jsonl"
 _STEP_FILE = re.compile(r"^step[_-](\d+)\b")
 
 
@@ -169,6 +170,11 @@ class RunDir:
         return self.path / _LEDGER
 
     @property
+    def mix_edits(self) -> Path:
+        """File of the live edits, which `braid mix` appends to."""
+        return self.path / MIX_EDITS
+
+    @property
     def rollouts(self) -> Path:
         """Folder of the sampled texts."""
         return self.path / _ROLLOUTS
@@ -266,6 +272,14 @@ def _read_lines(path: Path) -> Iterator[dict[str, JsonValue]]:
             continue
         if isinstance(record, dict):
             yield record
+
+
+def read_last_step(path: Path) -> int:
+    """Return the last step in the metrics of the run directory `path`; 0 before the first."""
+    last = 0
+    for record in _read_lines(path / _METRICS):
+        last = int(float(str(record["step"])))
+    return last
 
 
 def _truncate_lines(path: Path, step: int) -> None:

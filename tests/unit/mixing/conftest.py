@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.mix import LimitsConfig
 from configs.schema import (
-    BatchConfig,
     DataConfig,
-    ModelConfig,
     RewardConfig,
     RunConfig,
     SourceConfig,
@@ -20,7 +19,10 @@ MakeRun = Callable[..., RunConfig]
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
-    """Return a maker of recipes: `sizes` training rows a source, `weights`, `groups` a step."""
+    """Return a maker of recipes: `sizes` training rows a source, `weights`, `groups` a step.
+
+    `limits` and `group_sizes` are by source; other keys are sections of the recipe.
+    """
 
     def make(
         sizes: dict[str, int],
@@ -29,6 +31,9 @@ def make_run(tmp_path: Path) -> MakeRun:
         groups: int = 8,
         seed: int = 1,
         max_staleness: int = 0,
+        limits: dict[str, dict[str, float]] | None = None,
+        group_sizes: dict[str, int] | None = None,
+        **sections: object,
     ) -> RunConfig:
         sources: list[SourceConfig] = []
         for name, size in sizes.items():
@@ -41,16 +46,18 @@ def make_run(tmp_path: Path) -> MakeRun:
                     data=DataConfig(jsonl=str(path), held_out=2),
                     rewards=(RewardConfig(name="r", use="exact"),),
                     weight=(weights or {}).get(name, 1.0),
-                    group_size=3,
+                    group_size=(group_sizes or {}).get(name, 3),
+                    limits=LimitsConfig.model_validate((limits or {}).get(name, {})),
                 )
             )
-        return RunConfig(
-            name="t",
-            seed=seed,
-            num_steps=10,
-            model=ModelConfig(path="m"),
-            sources=tuple(sources),
-            batch=BatchConfig(groups_per_step=groups, max_staleness=max_staleness),
-        )
+        base: dict[str, object] = {
+            "name": "t",
+            "seed": seed,
+            "num_steps": 10,
+            "model": {"path": "m"},
+            "sources": sources,
+            "batch": {"groups_per_step": groups, "max_staleness": max_staleness},
+        }
+        return RunConfig.model_validate(base | sections)
 
     return make

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from fractions import Fraction
 from math import ceil, floor
 
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from configs.schema import (
 )
 from mixing.mixer import Mixer
 from mixing.quota import Quota
+from mixing.shares import Demand, exact, groups_due
 from rollouts.types import GroupRequest
 
 unequal = st.lists(
@@ -25,25 +27,31 @@ unequal = st.lists(
 ).map(lambda parts: {f"s{i}": m * 10.0**e for i, (m, e) in enumerate(parts)})
 
 
+def targets(weights: dict[str, float], groups: int) -> dict[str, Fraction]:
+    due = groups_due({n: Demand(weight=exact(w)) for n, w in weights.items()}, groups)
+    assert due is not None
+    return due
+
+
 @settings(max_examples=30, deadline=None)
 @given(unequal, st.integers(1, 300))
 def test_any_weights_give_whole_steps_near_their_share(
     weights: dict[str, float], groups: int
 ) -> None:
-    quota = Quota(weights, groups)
+    quota, due = Quota(list(weights)), targets(weights, groups)
     got = dict.fromkeys(weights, 0)
     for step in range(1, 60):
-        counts = quota.next_counts()
+        counts = quota.next_counts(due)
         assert sum(counts.values()) == groups
-        for name, target in quota.targets.items():
+        for name, target in due.items():
             assert floor(target) <= counts[name] <= ceil(target)
             got[name] += counts[name]
             assert abs(got[name] - step * target) < len(weights)
 
 
 def test_a_million_to_one_gives_exactly_one_in_a_million() -> None:
-    quota = Quota({"big": 999_999.0, "rare": 1.0}, 100)
-    rare = [quota.next_counts()["rare"] for _ in range(10_000)]
+    quota, due = Quota(["big", "rare"]), targets({"big": 999_999.0, "rare": 1.0}, 100)
+    rare = [quota.next_counts(due)["rare"] for _ in range(10_000)]
     assert sum(rare) == 1
 
 

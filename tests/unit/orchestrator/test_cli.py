@@ -187,6 +187,12 @@ def test_run_shows_cross_field_problems_before_anything_starts():
             1,
             "CheckpointError: checkpoint of step 3: disk full",
         ),
+        (
+            "from mixing.allocator import MixExhausted\n"
+            "raise MixExhausted('step 4 cannot be filled', wanted=False)",
+            1,
+            "MixExhausted: step 4 cannot be filled",
+        ),
     ],
 )
 def test_how_a_run_ends(body: str, code: int, last: str | None):

@@ -87,8 +87,15 @@ class FakeMixer:
     def held_out(self, source: str) -> tuple[Task, ...]:
         return tuple(task(source, "held_out", i) for i in range(ITEMS))
 
-    def target_shares(self) -> Mapping[str, float]:
+    def target_shares(self, step: int) -> Mapping[str, float]:
         return {"a": 0.5, "b": 0.5}
+
+    def observe_trained(self, *_: object) -> None: ...
+
+    observe_eval = observe_trained
+
+    def take_events(self) -> tuple[()]:
+        return ()
 
 
 @dataclass

@@ -53,7 +53,6 @@ def test_rows_are_counted_and_the_longest_prompt_is_found(tmp_path: Path):
     prompts = [f"item {i}" for i in range(10)] + ["the longest of all, item 11"]
     (d,) = plan(tmp_path, {"a": prompts}, "sources.a.instruction=Be brief.").data
     assert (d.items, d.held_out, d.prompts_seen) == (10, 1, 11)
-    assert d.steps_per_epoch == 2.5
     assert d.longest_chars == len("the longest of all, item 11") + len("Be brief.")
     assert d.tokens_counted and d.longest_tokens is not None
     assert 5 < d.longest_tokens <= d.longest_chars
@@ -76,7 +75,7 @@ def test_epochs_of_a_file_s_rows_are_in_the_plan(tmp_path: Path):
 def test_procedural_items_are_counted_and_not_made():
     made = make_plan(load_recipe(ROOT / "configs/recipes/quickstart.yaml"))
     assert [(d.items, d.held_out, d.prompts_seen) for d in made.data] == [(1000, 100, 0)] * 3
-    assert all(d.longest_tokens is None and d.steps_per_epoch == 125 for d in made.data)
+    assert all(d.longest_tokens is None for d in made.data)
 
 
 def test_a_prompt_without_room_for_its_completion_is_a_problem(tmp_path: Path):
@@ -109,15 +108,15 @@ def test_large_files_are_left_to_the_run(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(plan_data, "READ_BYTES", 500)
     a, b = plan(tmp_path, rows).data
     assert (a.items, a.prompts_seen) == (1, 2)
-    assert (b.items, b.held_out, b.longest_chars, b.steps_per_epoch) == (None, None, None, None)
+    assert (b.items, b.held_out, b.longest_chars) == (None, None, None)
 
 
 def test_the_table_fits_a_terminal_of_80_columns(tmp_path: Path):
     console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
     console.print(render_plan(plan(tmp_path, {"arith": ["x " * 30, "y"], "b": ["z1", "z2"]})))
     text = console.export_text()
-    assert "steps/epoch" in text and "60 chars" in text and " of 128" in text
-    assert "…" not in text[text.index("steps/epoch") : text.index("batch:")]
+    assert "epochs in run" in text and "60 chars" in text and " of 128" in text
+    assert "…" not in text[text.index("epochs in run") : text.index("batch:")]
 
 
 LEAK = {"a": ["q1", "q2", "q3"], "b": ["q1", "q2", "q3", "q4"]}
