@@ -11,7 +11,8 @@ from pathlib import Path
 
 from configs.errors import Problem
 from configs.model_files import check_model_folder, find_model_folder, read_model_shape
-from configs.schema import ActorsConfig, RunConfig, SourceConfig
+from configs.schema import ActorsConfig, RunConfig
+from configs.validate_data import check_data
 
 _HUB_NAME = re.compile(r"^\w[\w.-]*(/\w[\w.-]*)?$")
 
@@ -73,7 +74,7 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
                 fix="Give each source a name of its own; metrics are kept by it.",
             )
     for source in cfg.sources:
-        yield from _check_data(source)
+        yield from check_data(source)
         at = f"sources.{source.name}.rewards"
         if not source.rewards:
             yield Problem(where=at, what="is empty", fix="Give at least one reward part.")
@@ -82,25 +83,6 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
                 yield Problem(where=at, what=f"{count} parts are called `{part}`")
         if source.rewards and all(r.weight == 0 for r in source.rewards):
             yield Problem(where=at, what="all weights are 0, so every reward would be 0")
-
-
-def _check_data(source: SourceConfig) -> Iterator[Problem]:
-    at, data = f"sources.{source.name}.data", source.data
-    given = [n for n in ("procedural", "jsonl") if getattr(data, n) is not None]
-    if len(given) != 1:
-        yield Problem(
-            where=at,
-            what="has both `procedural` and `jsonl`"
-            if given
-            else "has neither `procedural` nor `jsonl`",
-            fix="Give exactly one of the two.",
-        )
-    if data.jsonl is not None and not Path(data.jsonl).is_file():
-        yield Problem(
-            where=f"{at}.jsonl",
-            what=f"there is no file {data.jsonl}",
-            fix="Give a path from the current directory or from the recipe's folder.",
-        )
 
 
 def _check_lengths(cfg: RunConfig) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ from configs.schema import RunConfig
 from configs.validate import active_groups, colocation_root, find_warnings, validate_run
 from configs.versions import check_versions
 from environments.registry import validate_environments
-from mixing.mixer import source_warnings, validate_sources
+from mixing.opening import source_warnings, validate_sources
 from mixing.quota import Quota
 from orchestrator.memory import MemoryEstimate, estimate_memory
 from rewards.graders import validate_rewards
@@ -273,7 +273,7 @@ def _check_all(cfg: RunConfig) -> list[Problem]:
     found = validate_run(cfg)
     seen = {problem.where for problem in found}
     others = [
-        *validate_sources(cfg, generate=False),
+        *validate_sources(cfg),
         *validate_environments(cfg.sources),
         *validate_rewards(cfg.sources),
         *validate_advantages(cfg.sources),

@@ -8,18 +8,20 @@ one frees the actors at once, and the run resumes from its newest checkpoint.
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import ray
 
-from configs.errors import ConfigError, Problem
+from configs.errors import ConfigError
 from configs.schema import RunConfig
 from configs.validate import validate_run
 from configs.versions import check_versions
 from environments.registry import validate_environments
-from mixing.mixer import Mixer, validate_sources
+from mixing.mixer import Mixer
+from mixing.opening import open_sources
+from mixing.sources import Source
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
 from orchestrator.loop import Parts, Stopped, StopRequest, train
@@ -33,14 +35,20 @@ from rollouts.advantages import validate_advantages
 log = logging.getLogger("braid.run")
 
 
-def check(cfg: RunConfig) -> None:
-    """Raise ConfigError with every problem found without starting anything."""
-    problems: list[Problem] = [*validate_run(cfg), *validate_sources(cfg)]
+def check(cfg: RunConfig) -> Mapping[str, Source]:
+    """Return the sources, opened; ConfigError has every problem found without starting anything."""
+    problems = validate_run(cfg)
+    sources: Mapping[str, Source] = {}
+    try:
+        sources = open_sources(cfg)
+    except ConfigError as error:
+        problems += error.problems
     for validate in (validate_environments, validate_rewards, validate_advantages):
         problems += validate(cfg.sources)
     if problems:
         # Two checks may find the same fault (a missing file); the first one's words stand.
         raise ConfigError(list({p.where: p for p in reversed(problems)}.values())[::-1])
+    return sources
 
 
 def execute(cfg: RunConfig, run_dir: Path, resume: str) -> int:
@@ -53,15 +61,15 @@ def execute(cfg: RunConfig, run_dir: Path, resume: str) -> int:
         ConfigError: bad input; nothing was started, or everything is freed again.
         RunError: the run failed; the cause is named, and everything is freed again.
     """
-    check(cfg)
+    sources = check(cfg)
     with RunDir.open(run_dir, cfg, resume) as directory:
-        return asyncio.run(_run(cfg, directory))
+        return asyncio.run(_run(cfg, directory, sources))
 
 
-async def _run(cfg: RunConfig, directory: RunDir) -> int:
+async def _run(cfg: RunConfig, directory: RunDir, sources: Mapping[str, Source]) -> int:
     stop = StopRequest()
     recorder = Recorder(cfg, directory)
-    mixer = Mixer(cfg)
+    mixer = Mixer(cfg, sources)
     checkpoints = Checkpointer(cfg, directory)
     restored = checkpoints.newest(mixer)
     directory.truncate_after(restored.step)

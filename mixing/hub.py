@@ -1,0 +1,107 @@
+"""Rows of Hugging Face datasets: by name, or of a local folder.
+
+`datasets` runs in a process of its own (`mixing.hub_fetch`), which downloads if it must and says
+which Arrow files hold the rows. So the driver never imports it, nor what it imports, and a
+server that does not answer cannot hold the driver up.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+from pydantic import JsonValue
+
+from configs.errors import ConfigError, Problem
+from configs.schema import SourceConfig
+from mixing.arrow import ArrowFile, rows_of, spool_folder
+from mixing.row_filter import RowFilter
+from mixing.rows import columns_read
+from mixing.tables import Place, Row
+
+_FETCH = Path(__file__).with_name("hub_fetch.py")
+_FETCH_S = 4 * 3600.0
+"""Seconds that downloading may take. That a server is not there shows within some ten."""
+
+_FIXES = {
+    "unreachable": "Check the network, HF_ENDPOINT and proxies; or fetch it where there is a "
+    "network, copy its cache (HF_HOME) here and set HF_HUB_OFFLINE=1; or give a local folder.",
+    "not_found": "Check the name; a private or gated dataset needs HF_TOKEN in the environment.",
+    "split": "Set `split` to one of them.",
+    "config": "Set `config` to one of them.",
+    "too_few": "Lower `size`, or remove `streaming` to take all rows.",
+}
+
+
+class HubTable:
+    """Rows of one split that a filter takes. Fetches them when made, which may take minutes."""
+
+    def __init__(self, cfg: SourceConfig, split: str, row_filter: RowFilter):
+        self._name, self._split, self._filter = cfg.data.hub, split, row_filter
+        self._files = _fetch(cfg, split)
+
+    def scan(self, limit: int | None = None) -> Iterator[tuple[Place, Row | ValueError]]:
+        """Yield the rows taken."""
+        number = 0
+        for part, file in enumerate(self._files):
+            at = 0
+            for batch in file.batches():
+                for row in rows_of(batch):
+                    if (sifted := self._filter.sift(row)) is not None:
+                        yield Place(part, number, at, 0), sifted
+                    number, at = number + 1, at + 1
+                    if number == limit:
+                        return
+
+    def read(self, place: Place) -> Row:
+        """Return one row."""
+        return self._files[place.part].row(place.offset)
+
+    def where(self, place: Place) -> str:
+        """Return `dataset/split row n`."""
+        return f"{self._name}/{self._split} row {place.number}"
+
+    def number(self, place: Place) -> str:
+        """Return the row's number in the split."""
+        return str(place.number)
+
+
+def _fetch(cfg: SourceConfig, split: str) -> tuple[ArrowFile, ...]:
+    """Return the split's Arrow files, mapped; ConfigError if they cannot be had."""
+    data = cfg.data
+    with tempfile.TemporaryDirectory(dir=spool_folder()) as folder:
+        asked: dict[str, JsonValue] = {
+            "name": data.hub,
+            "config": data.config,
+            "split": split,
+            "revision": data.revision,
+            "rows": data.size if data.streaming else None,
+            "spool": str(Path(folder) / "rows.arrow"),
+        }
+        command = [sys.executable, "-P", str(_FETCH), json.dumps(asked)]
+        try:
+            done = subprocess.run(command, stdout=subprocess.PIPE, timeout=_FETCH_S)
+        except subprocess.TimeoutExpired:
+            what = f"fetching took more than {_FETCH_S / 3600:g} hours"
+            raise ConfigError(_problem(cfg, "", what)) from None
+        said = done.stdout.decode().strip().rpartition("\n")[2]
+        if done.returncode != 0 or not said:
+            what = f"fetching ended with exit code {done.returncode}; its words are above"
+            raise ConfigError(_problem(cfg, "", what))
+        answer = cast("dict[str, JsonValue]", json.loads(said))
+        if "error" in answer:
+            raise ConfigError(_problem(cfg, str(answer["kind"]), str(answer["error"])))
+        files: list[ArrowFile] = []
+        for path in cast("list[str]", answer["files"]):
+            with open(path, "rb") as file:
+                files.append(ArrowFile(file, columns=columns_read(data)))
+        return tuple(files)
+
+
+def _problem(cfg: SourceConfig, kind: str, what: str) -> Problem:
+    field = {"split": "split", "config": "config", "too_few": "size"}.get(kind, "hub")
+    where = f"sources.{cfg.name}.data.{field}"
+    return Problem(where=where, what=what, fix=_FIXES.get(kind, ""))
