@@ -47,23 +47,22 @@ class ArrowFile:
         self._ends: list[int] = []
         for batch in self._batches:
             self._ends.append(batch.num_rows + (self._ends[-1] if self._ends else 0))
+        self._plain = all(is_plain(schema) for schema in {b.schema for b in self._batches})
         self._reads = 0
 
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def batches(self) -> Iterator[Any]:
-        """Yield all record batches."""
+    def rows(self) -> Iterator[Row | ValueError]:
+        """Yield all rows."""
         for batch in self._batches:
-            yield batch
+            yield from rows_of(batch, plain=self._plain)
             self._forget(batch.num_rows)
+        release_memory()
 
     def row(self, index: int) -> Row:
         """Return one row; ValueError if it has a value that JSON cannot have."""
         at = bisect.bisect_right(self._ends, index)
         batch = self._batches[at]
         within = index - (self._ends[at] - batch.num_rows)
-        (row,) = rows_of(batch.slice(within, 1))
+        (row,) = rows_of(batch.slice(within, 1), plain=self._plain)
         self._forget(1)
         if isinstance(row, ValueError):
             raise row
@@ -77,9 +76,22 @@ class ArrowFile:
             self._reads = 0
 
 
-def rows_of(batch: Any) -> Iterator[Row | ValueError]:
-    """Yield the rows of a record batch as JSON has them."""
-    plain = all(_is_plain(field.type) for field in batch.schema)
+def release_memory() -> None:
+    """Give back what decoding took; Arrow would keep it for the next time."""
+    pyarrow().default_memory_pool().release_unused()
+
+
+def is_plain(schema: Any) -> bool:
+    """Whether all values of an Arrow schema are JSON as they come."""
+    return all(_is_plain(field.type) for field in schema)
+
+
+def rows_of(batch: Any, *, plain: bool) -> Iterator[Row | ValueError]:
+    """Yield the rows of a record batch as JSON has them.
+
+    Args:
+        plain: what `is_plain` says of its schema.
+    """
     for row in cast("list[dict[str, object]]", batch.to_pylist()):
         if plain:
             yield cast(Row, row)
@@ -105,7 +117,6 @@ def pyarrow() -> Any:
 
 
 def _is_plain(kind: Any) -> bool:
-    """Whether values of an Arrow type are JSON as they come."""
     types: Any = importlib.import_module("pyarrow.types")
     if types.is_struct(kind):
         return all(_is_plain(kind.field(i).type) for i in range(kind.num_fields))

@@ -5,6 +5,7 @@ which Arrow files hold the rows. So the driver never imports it, nor what it imp
 server that does not answer cannot hold the driver up.
 """
 
+import itertools
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pydantic import JsonValue
 
 from configs.errors import ConfigError, Problem
 from configs.schema import SourceConfig
-from mixing.arrow import ArrowFile, rows_of, spool_folder
+from mixing.arrow import ArrowFile, spool_folder
 from mixing.row_filter import RowFilter
 from mixing.rows import columns_read
 from mixing.tables import Place, Row
@@ -46,15 +47,11 @@ class HubTable:
     def scan(self, limit: int | None = None) -> Iterator[tuple[Place, Row | ValueError]]:
         """Yield the rows taken."""
         number = 0
-        for part, file in enumerate(self._files):
-            at = 0
-            for batch in file.batches():
-                for row in rows_of(batch):
-                    if (sifted := self._filter.sift(row)) is not None:
-                        yield Place(part, number, at, 0), sifted
-                    number, at = number + 1, at + 1
-                    if number == limit:
-                        return
+        for part, file in enumerate(self._files if limit is None else self._files[:1]):
+            for at, row in enumerate(itertools.islice(file.rows(), limit)):
+                if (sifted := self._filter.sift(row)) is not None:
+                    yield Place(part, number, at, 0), sifted
+                number += 1
 
     def read(self, place: Place) -> Row:
         """Return one row."""

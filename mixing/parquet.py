@@ -12,7 +12,7 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from mixing.arrow import ArrowFile, pyarrow, rows_of, spool_folder
+from mixing.arrow import ArrowFile, is_plain, pyarrow, release_memory, rows_of, spool_folder
 from mixing.row_filter import RowFilter
 from mixing.tables import Place, Row, short_names
 
@@ -44,6 +44,7 @@ class ParquetTable:
                     taken += 1
             spool.flush()
             self._spool = ArrowFile(spool, starts=starts)
+        release_memory()
 
     def _copy(
         self, path: Path, spool: IO[bytes], limit: int | None
@@ -55,10 +56,13 @@ class ParquetTable:
             if self._columns is not None:
                 schema = arrow.schema([field for field in schema if field.name in self._columns])
             with arrow.ipc.new_stream(spool, schema) as writer:
-                batches = file.iter_batches(batch_size=limit or _BATCH, columns=schema.names)
+                plain = is_plain(schema)
+                batches = file.iter_batches(
+                    batch_size=limit or _BATCH, columns=schema.names, use_threads=False
+                )
                 for batch in itertools.islice(batches, 1 if limit else None):
                     kept: list[int] = []
-                    for i, row in enumerate(rows_of(batch)):
+                    for i, row in enumerate(rows_of(batch, plain=plain)):
                         if (sifted := self._filter.sift(row)) is not None:
                             kept.append(i)
                             yield number + i, sifted

@@ -7,7 +7,7 @@ import pytest
 
 from configs.errors import ConfigError
 from configs.schema import DataConfig, RewardConfig, SourceConfig
-from mixing.jsonl import JsonlSource
+from mixing.table_source import TableSource
 from rollouts.types import Message
 
 
@@ -36,7 +36,7 @@ def test_rows_become_tasks(tmp_path: Path) -> None:
         {"messages": [{"role": "user", "content": "two"}], "answer": None},
         {"prompt": "three", "answer": "drei"},
     ]
-    opened = JsonlSource(source(write(tmp_path / "a.jsonl", given), instruction="Be brief."))
+    opened = TableSource(source(write(tmp_path / "a.jsonl", given), instruction="Be brief."))
     tasks = [*(opened.task(i) for i in range(opened.size)), *opened.held_out()]
     by_line = {t.task_id.rsplit("/", 1)[1]: t for t in tasks}
     assert set(by_line) == {"1", "3", "4"} and opened.size == 2
@@ -69,28 +69,28 @@ def test_rows_become_tasks(tmp_path: Path) -> None:
 def test_a_malformed_row_is_named_by_file_and_line(tmp_path: Path, bad: str, words: str) -> None:
     path = write(tmp_path / "b.jsonl", [*rows(3), bad, *rows(2)])
     with pytest.raises(ConfigError) as caught:
-        JsonlSource(source(path, instruction="Be brief."))
+        TableSource(source(path, instruction="Be brief."))
     (problem,) = caught.value.problems
     assert problem.where == f"{path}:4" and words in problem.what
 
 
 def test_all_bad_rows_are_told_up_to_a_screenful(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        JsonlSource(source(write(tmp_path / "c.jsonl", ["{"] * 30)))
+        TableSource(source(write(tmp_path / "c.jsonl", ["{"] * 30)))
     assert len(caught.value.problems) == 21
     assert "10 more malformed rows" in str(caught.value)
 
 
 def test_the_split_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
-    forward = JsonlSource(source(write(tmp_path / "d.jsonl", rows(50)), held_out=10))
-    backward = JsonlSource(source(write(tmp_path / "e.jsonl", rows(50)[::-1]), held_out=10))
+    forward = TableSource(source(write(tmp_path / "d.jsonl", rows(50)), held_out=10))
+    backward = TableSource(source(write(tmp_path / "e.jsonl", rows(50)[::-1]), held_out=10))
     assert {t.prompt for t in forward.held_out()} == {t.prompt for t in backward.held_out()}
     assert len(forward.held_out()) == 10 and forward.size == 40
 
 
 def test_no_training_row_has_a_held_out_prompt(tmp_path: Path) -> None:
     doubled = [{**row, "copy": k} for row in rows(30) for k in range(3) if isinstance(row, dict)]
-    opened = JsonlSource(source(write(tmp_path / "f.jsonl", list(doubled)), held_out=10))
+    opened = TableSource(source(write(tmp_path / "f.jsonl", list(doubled)), held_out=10))
     held = {t.prompt for t in opened.held_out()}
     assert len(held) == 10
     assert opened.size == 60
@@ -99,13 +99,13 @@ def test_no_training_row_has_a_held_out_prompt(tmp_path: Path) -> None:
 
 def test_too_few_rows_and_a_missing_file_are_config_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="3 different prompts"):
-        JsonlSource(source(write(tmp_path / "g.jsonl", rows(3)), held_out=3))
-    with pytest.raises(ConfigError, match="No such file"):
-        JsonlSource(source(tmp_path / "none.jsonl"))
+        TableSource(source(write(tmp_path / "g.jsonl", rows(3)), held_out=3))
+    with pytest.raises(ConfigError, match="there is no file"):
+        TableSource(source(tmp_path / "none.jsonl"))
 
 
 def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
-    one = JsonlSource(source(write(tmp_path / "h.jsonl", rows(5))))
-    same = JsonlSource(source(write(tmp_path / "i.jsonl", rows(5))))
-    other = JsonlSource(source(write(tmp_path / "j.jsonl", rows(6))))
+    one = TableSource(source(write(tmp_path / "h.jsonl", rows(5))))
+    same = TableSource(source(write(tmp_path / "i.jsonl", rows(5))))
+    other = TableSource(source(write(tmp_path / "j.jsonl", rows(6))))
     assert one.fingerprint == same.fingerprint != other.fingerprint

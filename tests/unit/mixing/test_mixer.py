@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs.errors import ConfigError
-from configs.schema import DataConfig, RewardConfig, RunConfig, SourceConfig
-from mixing.mixer import Mixer, parse_group_id, source_warnings, validate_sources
+from configs.schema import RunConfig
+from mixing.mixer import Mixer, parse_group_id
 from rollouts.types import GroupRequest
 
 MakeRun = Callable[..., RunConfig]
@@ -147,39 +147,3 @@ def test_a_checkpoint_of_other_data_is_refused(make_run: MakeRun, tmp_path: Path
         changed.load_state_dict(state)
     assert [p.where for p in caught.value.problems] == ["sources.a", "sources.c"]
     assert "data changed" in caught.value.problems[0].what
-
-
-def test_all_problems_of_all_sources_are_told_at_once() -> None:
-    def source(name: str, data: DataConfig) -> SourceConfig:
-        return SourceConfig(name=name, data=data, rewards=(RewardConfig(name="r", use="exact"),))
-
-    cfg = RunConfig.model_construct(
-        sources=(
-            source("none", DataConfig()),
-            source("both", DataConfig(procedural="reasoning_gym/lcm", jsonl="x")),
-            source("file", DataConfig(jsonl="/no/such.jsonl")),
-            source("other", DataConfig(procedural="gym/lcm")),
-            source("unsafe", DataConfig(procedural="reasoning_gym/countdown")),
-            source("good", DataConfig(procedural="reasoning_gym/lcm", held_out=3)),
-        )
-    )
-    names = [p.where.split(".")[1] for p in validate_sources(cfg)]
-    assert names == ["none", "both", "file", "other", "unsafe"]
-    assert [str(p) for p in validate_sources(cfg, generate=False)] == [
-        str(p) for p in validate_sources(cfg)
-    ]
-    with pytest.raises(ConfigError) as caught:
-        Mixer(cfg)
-    assert [p.where.split(".")[1] for p in caught.value.problems] == names
-
-
-def test_an_unvetted_dataset_is_warned_about() -> None:
-    def source(dataset: str) -> SourceConfig:
-        return SourceConfig(
-            name=dataset,
-            data=DataConfig(procedural=f"reasoning_gym/{dataset}"),
-            rewards=(RewardConfig(name="r", use="reasoning_gym"),),
-        )
-
-    (warning,) = source_warnings([source("lcm"), source("syllogism")])
-    assert "syllogism" in str(warning)
