@@ -18,7 +18,7 @@ from pydantic import JsonValue
 
 from mixing.tables import Row
 
-_READS_KEPT = 4096
+_READS_KEPT = 256
 """Single rows read before the pages they touched are handed back."""
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from configs.errors import ConfigError
 from configs.schema import DataConfig, RewardConfig, SourceConfig
+from mixing.opening import open_source
 from mixing.table_source import TableSource
 from rollouts.types import Message
 
@@ -63,7 +64,12 @@ def test_rows_become_tasks(tmp_path: Path) -> None:
         ('{"prompt": "x", "answer": NaN}', "NaN is not JSON"),
         ('{"messages": [{"role": "user"}], "answer": "x"}', "exactly `role` and `content`"),
         ('{"messages": [{"role": "bot", "content": ""}], "answer": "x"}', "'bot'"),
-        ('{"messages": [{"role": "system", "content": ""}], "answer": "x"}', "keep one"),
+        (
+            '{"messages": [{"role": "system", "content": ""}, {"role": "user", "content": ""}], '
+            '"answer": "x"}',
+            "keep one",
+        ),
+        ('{"messages": [{"role": "assistant", "content": ""}], "answer": "x"}', "ends with"),
     ],
 )
 def test_a_malformed_row_is_named_by_file_and_line(tmp_path: Path, bad: str, words: str) -> None:
@@ -101,7 +107,9 @@ def test_too_few_rows_and_a_missing_file_are_config_errors(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="3 different prompts"):
         TableSource(source(write(tmp_path / "g.jsonl", rows(3)), held_out=3))
     with pytest.raises(ConfigError, match="there is no file"):
-        TableSource(source(tmp_path / "none.jsonl"))
+        open_source(source(tmp_path / "none.jsonl"))
+    with pytest.raises(ConfigError, match="has no rows"):
+        TableSource(source(write(tmp_path / "g.jsonl", [])))
 
 
 def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
@@ -109,3 +117,64 @@ def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
     same = TableSource(source(write(tmp_path / "i.jsonl", rows(5))))
     other = TableSource(source(write(tmp_path / "j.jsonl", rows(6))))
     assert one.fingerprint == same.fingerprint != other.fingerprint
+
+
+def test_rows_are_read_by_their_offset_in_any_order_and_as_often_as_asked(tmp_path: Path) -> None:
+    given = [
+        {"prompt": f"fråga {i} " + "ü" * (i % 7), "answer": str(i), "deep": {"i": [i]}}
+        for i in range(200)
+    ]
+    text = "\ufeff" + "\r\n".join(
+        json.dumps(r, ensure_ascii=i % 2 == 0) for i, r in enumerate(given)
+    )
+    path = tmp_path / "k.jsonl"
+    path.write_bytes(text.encode())
+    opened = TableSource(source(path, held_out=20))
+    for item in [*range(179, -1, -1), 3, 3]:
+        task = opened.task(item)
+        row = given[int(task.task_id.rsplit("/", 1)[1]) - 1]
+        assert task.prompt == (Message(role="user", content=row["prompt"]),)
+        assert task.answer == row["answer"] and task.metadata == {"deep": row["deep"]}
+    with pytest.raises(IndexError):
+        opened.task(180)
+
+
+def test_several_files_are_one_source_and_ids_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "one.jsonl", rows(4))
+    write(
+        tmp_path / "sub" / "two.jsonl", [{"prompt": f"other {i}", "answer": ""} for i in range(4)]
+    )
+    opened = TableSource(source(tmp_path / "**" / "*.jsonl", held_out=2))
+    tasks = [*(opened.task(i) for i in range(opened.size)), *opened.held_out()]
+    assert sorted(t.task_id.split("/", 2)[2] for t in tasks) == [
+        *(f"one.jsonl:{i}" for i in range(1, 5)),
+        *(f"sub/two.jsonl:{i}" for i in range(1, 5)),
+    ]
+
+
+def test_a_file_that_changes_under_the_run_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "l.jsonl", rows(5))
+    opened = TableSource(source(path))
+    write(path, [{"prompt": f"z{i}", "answer": f"a{i}", "level": i} for i in range(5)])
+    with pytest.raises(ConfigError, match=r"l\.jsonl:\d: the file changed after"):
+        opened.task(0)
+
+
+def test_bytes_that_are_no_text_are_named_by_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.jsonl", rows(3))
+    path.write_bytes(path.read_bytes() + b'{"prompt": "\xff"}\n')
+    with pytest.raises(ConfigError, match=r"m\.jsonl:4: not UTF-8"):
+        TableSource(source(path))
+
+
+def test_the_fingerprint_is_the_same_on_another_machine(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there" / "deeper"
+    for folder in (here, there):
+        folder.mkdir(parents=True)
+        write(folder / "rows.jsonl", rows(9))
+    one, two = (TableSource(source(folder / "rows.jsonl")) for folder in (here, there))
+    assert one.fingerprint == two.fingerprint
+    other_split = TableSource(source(here / "rows.jsonl", held_out=2))
+    other_prompt = TableSource(source(here / "rows.jsonl", instruction="Be brief."))
+    assert len({one.fingerprint, other_split.fingerprint, other_prompt.fingerprint}) == 3
