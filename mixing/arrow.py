@@ -12,6 +12,7 @@ import os
 from collections.abc import Container, Iterator, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import IO, Any, cast
 
 from pydantic import JsonValue
@@ -50,10 +51,16 @@ class ArrowFile:
         self._plain = all(is_plain(schema) for schema in {b.schema for b in self._batches})
         self._reads = 0
 
-    def rows(self) -> Iterator[Row | ValueError]:
-        """Yield all rows."""
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def rows(self) -> Iterator[tuple[int, Row | ValueError]]:
+        """Yield all rows with their indices."""
+        index = 0
         for batch in self._batches:
-            yield from rows_of(batch, plain=self._plain)
+            for row in rows_of(batch, plain=self._plain):
+                yield index, row
+                index += 1
             self._forget(batch.num_rows)
         release_memory()
 
@@ -100,6 +107,13 @@ def rows_of(batch: Any, *, plain: bool) -> Iterator[Row | ValueError]:
                 yield {key: _to_json(value, key) for key, value in row.items()}
             except ValueError as error:
                 yield error
+
+
+def map_files(paths: Sequence[Path], columns: Container[str] | None) -> Iterator[ArrowFile]:
+    """Map whole files, of one stream each."""
+    for path in paths:
+        with path.open("rb") as file:
+            yield ArrowFile(file, columns=columns)
 
 
 def _select(batch: Any, columns: Container[str]) -> Any:

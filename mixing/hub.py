@@ -1,8 +1,9 @@
 """Rows of Hugging Face datasets: by name, or of a local folder.
 
-`datasets` runs in a process of its own (`mixing.hub_fetch`), which downloads if it must and says
-which Arrow files hold the rows. So the driver never imports it, nor what it imports, and a
-server that does not answer cannot hold the driver up.
+A folder of `save_to_disk` is read as it lies. For all else `datasets` runs in a process of its
+own (`hub_fetch.py`), which downloads if it must and says which Arrow files hold the rows. So the
+driver never imports it, nor what it imports, and a server that does not answer cannot hold the
+driver up.
 """
 
 import itertools
@@ -18,9 +19,10 @@ from pydantic import JsonValue
 
 from configs.errors import ConfigError, Problem
 from configs.schema import SourceConfig
-from mixing.arrow import ArrowFile, spool_folder
+from mixing.arrow import ArrowFile, map_files, spool_folder
 from mixing.row_filter import RowFilter
 from mixing.rows import columns_read
+from mixing.saved_folder import is_saved_folder, saved_files
 from mixing.tables import Place, Row
 
 _FETCH = Path(__file__).with_name("hub_fetch.py")
@@ -41,17 +43,25 @@ class HubTable:
     """Rows of one split that a filter takes. Fetches them when made, which may take minutes."""
 
     def __init__(self, cfg: SourceConfig, split: str, row_filter: RowFilter):
-        self._name, self._split, self._filter = cfg.data.hub, split, row_filter
-        self._files = _fetch(cfg, split)
+        data = cfg.data
+        self._name, self._split, self._filter = str(data.hub), split, row_filter
+        self._rows = data.size if data.streaming else None
+        self._files = (
+            _saved(cfg, split) if is_saved_folder(Path(self._name)) else _fetch(cfg, split)
+        )
+        there = sum(map(len, self._files))
+        if self._rows is not None and there < self._rows:
+            what = f"is {self._rows}, but {self._name}/{split} has {there} rows"
+            raise ConfigError(_problem(cfg, "too_few", what))
 
     def scan(self, limit: int | None = None) -> Iterator[tuple[Place, Row | ValueError]]:
         """Yield the rows taken."""
-        number = 0
-        for part, file in enumerate(self._files if limit is None else self._files[:1]):
-            for at, row in enumerate(itertools.islice(file.rows(), limit)):
-                if (sifted := self._filter.sift(row)) is not None:
-                    yield Place(part, number, at, 0), sifted
-                number += 1
+        limits = [n for n in (limit, self._rows) if n is not None]
+        all_rows = ((part, at, row) for part, f in enumerate(self._files) for at, row in f.rows())
+        some = itertools.islice(all_rows, min(limits, default=None))
+        for number, (part, at, row) in enumerate(some):
+            if (sifted := self._filter.sift(row)) is not None:
+                yield Place(part, number, at, 0), sifted
 
     def read(self, place: Place) -> Row:
         """Return one row."""
@@ -64,6 +74,13 @@ class HubTable:
     def number(self, place: Place) -> str:
         """Return the row's number in the split."""
         return str(place.number)
+
+
+def _saved(cfg: SourceConfig, split: str) -> tuple[ArrowFile, ...]:
+    """Map the Arrow files of a folder of `save_to_disk`."""
+    data = cfg.data
+    paths = saved_files(Path(str(data.hub)), split, f"sources.{cfg.name}.data")
+    return tuple(map_files(paths, columns_read(data)))
 
 
 def _fetch(cfg: SourceConfig, split: str) -> tuple[ArrowFile, ...]:
@@ -91,11 +108,8 @@ def _fetch(cfg: SourceConfig, split: str) -> tuple[ArrowFile, ...]:
         answer = cast("dict[str, JsonValue]", json.loads(said))
         if "error" in answer:
             raise ConfigError(_problem(cfg, str(answer["kind"]), str(answer["error"])))
-        files: list[ArrowFile] = []
-        for path in cast("list[str]", answer["files"]):
-            with open(path, "rb") as file:
-                files.append(ArrowFile(file, columns=columns_read(data)))
-        return tuple(files)
+        paths = [Path(path) for path in cast("list[str]", answer["files"])]
+        return tuple(map_files(paths, columns_read(data)))
 
 
 def _problem(cfg: SourceConfig, kind: str, what: str) -> Problem:

@@ -15,6 +15,7 @@ from mixing.jsonl import JsonlTable
 from mixing.parquet import ParquetTable
 from mixing.row_filter import RowFilter
 from mixing.rows import RowReader, columns_read
+from mixing.saved_folder import is_saved_folder
 from mixing.scan import Rows, Scan
 from mixing.sources import digest, with_instruction
 from mixing.split import split_as_given, split_by_hash, take_part
@@ -92,9 +93,11 @@ def probe(cfg: SourceConfig) -> None:
         ConfigError: what was found.
     """
     data = cfg.data
-    if data.hub is not None:
-        return
     files = find_files([*(data.jsonl or ()), *(data.parquet or ()), *(data.held_out_file or ())])
+    if data.hub is not None:
+        if not is_saved_folder(Path(data.hub)):
+            return
+        files = tuple(Path(data.hub).rglob("*.arrow"))
     if sum(path.stat().st_size for path in files) <= _SMALL:
         TableSource(cfg)
     else:
