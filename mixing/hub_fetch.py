@@ -111,3 +111,5 @@ def _first_line(error: BaseException) -> str:
 
 if __name__ == "__main__":
     sys.stdout.write(json.dumps(main(json.loads(sys.argv[1]))) + "\n")
+    sys.stdout.flush()
+    os._exit(0)  # a stream that was left in the middle has threads, which may abort a usual exit
