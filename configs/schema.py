@@ -108,7 +108,7 @@ class DataConfig(Config):
     """Rows taken: column to a value, a list of values, or `{min:, max:}`; all must hold."""
     fraction: Share = 1.0
     """Share of the training prompts taken, chosen by hash."""
-    max_rows: PositiveInt | None = None
+    max_prompts: PositiveInt | None = None
     """Most training prompts taken, chosen by hash; empty for all."""
     size: PositiveInt = 1000
     """Procedural: how many distinct training items an epoch has; streaming: rows read."""

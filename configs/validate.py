@@ -4,7 +4,6 @@
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,7 @@ from pathlib import Path
 from configs.errors import Problem
 from configs.model_files import check_model_folder, find_model_folder, read_model_shape
 from configs.schema import ActorsConfig, RunConfig
-from configs.validate_data import check_data
-
-_HUB_NAME = re.compile(r"^\w[\w.-]*(/\w[\w.-]*)?$")
+from configs.validate_data import HUB_NAME, check_data
 
 
 def validate_run(cfg: RunConfig) -> list[Problem]:
@@ -317,7 +314,7 @@ def _check_path(path: str, where: str) -> Iterator[Problem]:
         yield from check_model_folder(Path(path).expanduser(), where)
     elif Path(path).exists():
         yield Problem(where=where, what=f"{path} is a file", fix="Give the model's folder.")
-    elif not _HUB_NAME.match(path):
+    elif not HUB_NAME.match(path):
         yield Problem(
             where=where,
             what=f"there is no folder {path}, and it is not a hub name (`owner/model`)",
@@ -406,7 +403,7 @@ def _warn_groups(cfg: RunConfig) -> Iterator[Problem]:
 
 
 def _warn_model(cfg: RunConfig) -> Iterator[Problem]:
-    if find_model_folder(cfg.model.path) is None and _HUB_NAME.match(cfg.model.path):
+    if find_model_folder(cfg.model.path) is None and HUB_NAME.match(cfg.model.path):
         yield Problem(
             where="model.path",
             what=f"`{cfg.model.path}` is neither a local folder nor in the hub cache; it is taken "

@@ -1,6 +1,7 @@
 """Checks of a source's `data` that need no look into its files."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
@@ -25,12 +26,13 @@ _MEANT_FOR: Mapping[str, tuple[str, ...]] = {
     "columns": _ROWS,
     "where": _ROWS,
     "fraction": _ROWS,
-    "max_rows": _ROWS,
+    "max_prompts": _ROWS,
     "size": ("procedural", "hub"),
     "seed": ("procedural",),
     "args": ("procedural",),
 }
 """Field -> the kinds of data that read it."""
+HUB_NAME = re.compile(r"^\w[\w.-]*(/\w[\w.-]*)?$")
 _SPLITS = ("held_out_where", "held_out_file", "held_out_split")
 _BOUNDS = ("min", "max")
 
@@ -82,10 +84,14 @@ def _check_kind(at: str, data: DataConfig, kind: str) -> Iterator[Problem]:
         yield Problem(
             where=f"{at}.size",
             what="is set, but a dataset that is not streamed is read whole",
-            fix="Set `streaming: true` to read the first rows, or `max_rows` to take fewer.",
+            fix="Set `streaming: true` to read the first rows, or `max_prompts` to take fewer.",
         )
-    if data.hub is not None and not data.hub.strip():
-        yield Problem(where=f"{at}.hub", what="is empty", fix="Give a dataset's name or folder.")
+    if data.hub is not None and not Path(data.hub).is_dir() and not HUB_NAME.match(data.hub):
+        yield Problem(
+            where=f"{at}.hub",
+            what=f"there is no folder {data.hub!r}, and it is not a hub name (`owner/dataset`)",
+            fix="Give a path from the current directory or from the recipe's folder.",
+        )
     if data.hub is not None and Path(data.hub).is_dir() and data.revision is not None:
         yield Problem(
             where=f"{at}.revision",

@@ -61,7 +61,7 @@ class HubTable:
         some = itertools.islice(all_rows, min(limits, default=None))
         for number, (part, at, row) in enumerate(some):
             if (sifted := self._filter.sift(row)) is not None:
-                yield Place(part, number, at, 0), sifted
+                yield Place(part, number, at), sifted
 
     def read(self, place: Place) -> Row:
         """Return one row."""

@@ -112,7 +112,7 @@ def import_open_instruct(
         if entry.fraction is not None and entry.fraction < 1:
             data["fraction"] = entry.fraction
         if entry.count is not None and (size is None or entry.count < size):
-            data["max_rows"] = entry.count
+            data["max_prompts"] = entry.count
         if size is not None:
             data["held_out"] = _held_out(size)
         rows = entry.count if entry.fraction is None else entry.fraction * (size or 1)
@@ -125,7 +125,7 @@ def _trap(entry: MixerEntry, size: int | None) -> list[str]:
     if entry.count == 1:
         return [
             f"{entry.name} 1 is one row, as in open-instruct; 1.0 would be all of them. Remove "
-            "`max_rows: 1` if that was meant."
+            "`max_prompts: 1` if that was meant."
         ]
     if entry.fraction is not None and entry.fraction > 1:
         return [

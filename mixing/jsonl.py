@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn, cast
@@ -26,7 +27,7 @@ class JsonlTable:
             offset = 0
             with path.open("rb") as file:
                 for number, line in enumerate(itertools.islice(file, limit), start=1):
-                    place = Place(part, number, offset, len(line))
+                    place = Place(part, number, offset, len(line), zlib.crc32(line))
                     offset += len(line)
                     if line.strip() in (b"", _BOM):
                         continue
@@ -34,12 +35,15 @@ class JsonlTable:
                         yield place, row
 
     def read(self, place: Place) -> Row:
-        """Read and parse one line."""
+        """Read and parse one line; ValueError if it changed since the scan."""
         handle = os.open(self._paths[place.part], os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return _parse(os.pread(handle, place.length, place.offset))
+            line = os.pread(handle, place.length, place.offset)
         finally:
             os.close(handle)
+        if zlib.crc32(line) != place.checksum:
+            raise ValueError("the line changed")
+        return _parse(line)
 
     def where(self, place: Place) -> str:
         """Return `file:line`."""

@@ -40,7 +40,7 @@ class ParquetTable:
             for part, path in enumerate(self._paths if limit is None else self._paths[:1]):
                 starts.append(spool.tell())
                 for number, row in self._copy(path, spool, limit):
-                    yield Place(part, number, taken, 0), row
+                    yield Place(part, number, taken), row
                     taken += 1
             spool.flush()
             self._spool = ArrowFile(spool, starts=starts)

@@ -20,16 +20,17 @@ def is_saved_folder(folder: Path) -> bool:
 
 
 def saved_files(folder: Path, split: str, at: str) -> tuple[Path, ...]:
-    """Return the Arrow files of a split, in order; ConfigError if there is no such split.
+    """Return the Arrow files of a split, in order; ConfigError if there is no such split, OSError
+    or ValueError if the folder is damaged.
 
     Args:
         at: the recipe's field `sources.NAME.data`, for messages.
     """
     if (folder / _DICT).is_file():
-        there = [str(name) for name in cast("list[JsonValue]", _read(folder / _DICT)["splits"])]
+        there = cast("list[str]", _read(folder / _DICT, "splits") or [])
         part = folder / split
     else:
-        there, part = [str(_read(folder / _STATE).get("_split") or "train")], folder
+        there, part = [str(_read(folder / _STATE, "_split") or "train")], folder
     if split not in there:
         raise ConfigError(
             Problem(
@@ -38,8 +39,7 @@ def saved_files(folder: Path, split: str, at: str) -> tuple[Path, ...]:
                 fix="Give one of them.",
             )
         )
-    state = _read(part / _STATE)
-    if state.get("_indices_files"):
+    if _read(part / _STATE, "_indices_files"):
         raise ConfigError(
             Problem(
                 where=f"{at}.hub",
@@ -47,9 +47,13 @@ def saved_files(folder: Path, split: str, at: str) -> tuple[Path, ...]:
                 fix="Load it and save it again with a newer one.",
             )
         )
-    entries = cast("list[dict[str, str]]", state["_data_files"])
+    entries = cast("list[dict[str, str]]", _read(part / _STATE, "_data_files") or [])
     return tuple(part / entry["filename"] for entry in entries)
 
 
-def _read(path: Path) -> dict[str, JsonValue]:
-    return cast("dict[str, JsonValue]", json.loads(path.read_text(encoding="utf-8")))
+def _read(path: Path, key: str) -> JsonValue:
+    """Return one value of a JSON file; null if it has none."""
+    read = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(read, dict):
+        raise ValueError(f"{path} holds no object")
+    return cast("dict[str, JsonValue]", read).get(key)

@@ -1,4 +1,4 @@
-"""One pass over a table: every row checked, and what is kept of it, some 40 bytes a row."""
+"""One pass over a table: every row checked, and what is kept of it, some 50 bytes a row."""
 
 import hashlib
 import json
@@ -28,13 +28,13 @@ class Rows:
     table: Table
     reader: RowReader
     places: I64
-    """[N, 4], the fields of Place."""
+    """[N, 5], the fields of Place."""
     prompts: U64
     """[N], hash of each row's prompt."""
     aside: Bool
     """[N], whether `held_out_where` takes the row."""
     content: str
-    """Hash of all rows' content and numbers."""
+    """Hash of all rows' content and names."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -51,19 +51,14 @@ class Rows:
         """Return row `index`; ConfigError if the file is no longer what it was."""
         place = self.place(index)
         try:
-            item = self.reader.read(self.table.read(place))
-            same = item.prompt_hash == int(self.prompts[index])
-        except (OSError, ValueError):
-            item, same = None, False
-        if item is None or not same:
-            raise ConfigError(
-                Problem(
-                    where=self.table.where(place),
-                    what="the file changed after the run had read it",
-                    fix="Put the file back and resume, or start a new run with the new one.",
-                )
+            return self.reader.read(self.table.read(place))
+        except (OSError, ValueError) as error:
+            problem = Problem(
+                where=self.table.where(place),
+                what=f"the file changed after the run had read it: {error}",
+                fix="Put the file back and resume, or start a new run with the new one.",
             )
-        return item
+            raise ConfigError(problem) from error
 
     def take(self, chosen: I64) -> "Rows":
         """Return some of the rows, by index."""
@@ -118,7 +113,8 @@ class Scan:
             self._aside.append(aside)
             if item.id is not None:
                 self._ids.append(_hash_of(item.id))
-            content.update(f"{place.number}:{json.dumps(row, sort_keys=True)}\n".encode())
+            name = self._table.number(place)
+            content.update(f"{name}:{json.dumps(row, sort_keys=True)}\n".encode())
         if problems := self._problems():
             raise ConfigError(problems)
         rows = Rows(
@@ -164,23 +160,21 @@ class Scan:
         ids = np.array(self._ids, dtype=np.uint64)
         order = np.argsort(ids, kind="stable")
         same = np.flatnonzero(ids[order][1:] == ids[order][:-1])
-        problems: list[Problem] = []
+        pairs: list[str] = []
         for first, second in ((int(order[i]), int(order[i + 1])) for i in same[:_SHOWN]):
             name = rows.read(first).id
             if name == rows.read(second).id:
-                problems.append(
-                    Problem(
-                        where=f"{self._at}.columns.id",
-                        what=f"{rows.where(first)} and {rows.where(second)} both have the id "
-                        f"{name!r}",
-                        fix="Make ids unique, or map another column.",
-                    )
-                )
-        if problems and len(same) > _SHOWN:
-            rest = f"{len(same) - _SHOWN} more rows have an id that was there before"
-            problems.append(Problem(where=f"{self._at}.columns.id", what=rest))
-        if problems:
-            raise ConfigError(problems)
+                pairs.append(f"{rows.where(first)} and {rows.where(second)} ({name})")
+        if not pairs:
+            return
+        rest = f" and {len(same) - _SHOWN} more" if len(same) > _SHOWN else ""
+        raise ConfigError(
+            Problem(
+                where=f"{self._at}.columns.id",
+                what=f"ids are not unique: {'; '.join(pairs)}{rest}",
+                fix="Make them unique, or map another column.",
+            )
+        )
 
 
 def _hash_of(text: str) -> int:

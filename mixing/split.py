@@ -46,10 +46,11 @@ def split_as_given(training: Rows, held_out: Rows, data: DataConfig, at: str) ->
 
 
 def take_part(training: Rows, data: DataConfig) -> Rows:
-    """Return the rows of as many prompts as `fraction` and `max_rows` leave, of greatest hash."""
+    """Return the rows of as many prompts as `fraction` and `max_prompts` leave, those of greatest
+    hash."""
     distinct, _ = _distinct(training.prompts)
     count = max(1, round(data.fraction * len(distinct)))
-    count = min(count, data.max_rows or count)
+    count = min(count, data.max_prompts or count)
     if count == len(distinct):
         return training
     return training.take(np.flatnonzero(training.prompts >= distinct[len(distinct) - count]))

@@ -30,7 +30,7 @@ _PROBED = 256
 
 
 class TableSource:
-    """Rows read when they are drawn; what stays in memory is an index of some 40 bytes a row.
+    """Rows read when they are drawn; what stays in memory is an index of some 50 bytes a row.
 
     Raises:
         ConfigError: every malformed row, or what is wrong with filter, ids or split.
@@ -131,9 +131,8 @@ def _read(cfg: SourceConfig, *, apart: bool, limit: int | None) -> Rows | None:
     where = RowFilter(data.where, f"{at}.where")
     aside = RowFilter({} if apart else data.held_out_where, f"{at}.held_out_where")
     reader = RowReader(data, instructed=bool(cfg.instruction))
-    scan = Scan(_table(cfg, field, where), reader, aside, at)
     try:
-        rows = scan.run(limit)
+        rows = Scan(_table(cfg, field, where), reader, aside, at).run(limit)
     except (OSError, ValueError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise ConfigError(
@@ -165,7 +164,15 @@ def _table(cfg: SourceConfig, field: str, where: RowFilter) -> Table:
 def _meaning(cfg: SourceConfig) -> str:
     """Return what decides, besides the rows' content, which item has which number."""
     data = cfg.data
-    decisive = {"format", "columns", "where", "fraction", "max_rows", "held_out", "held_out_where"}
+    decisive = {
+        "format",
+        "columns",
+        "where",
+        "fraction",
+        "max_prompts",
+        "held_out",
+        "held_out_where",
+    }
     kept = data.model_dump(mode="json", include=decisive)
     kept["instruction"] = cfg.instruction
     if data.hub is not None and not Path(data.hub).is_dir():

@@ -10,7 +10,7 @@ Row: TypeAlias = dict[str, JsonValue]
 
 
 class Place(NamedTuple):
-    """Where one row lies: four whole numbers, so that a million of them are 32 MB of numpy."""
+    """Where one row lies: five whole numbers, so that a million of them are 40 MB of numpy."""
 
     part: int
     """Which of the table's files."""
@@ -18,8 +18,10 @@ class Place(NamedTuple):
     """What people call it: line from 1 (JSONL), row from 0 (Parquet, hub)."""
     offset: int
     """Byte in the file (JSONL), row of the Arrow data (others)."""
-    length: int
-    """Bytes (JSONL); 0 elsewhere."""
+    length: int = 0
+    """Bytes (JSONL)."""
+    checksum: int = 0
+    """Of these bytes (JSONL), to notice a file that is no longer what it was."""
 
 
 class Table(Protocol):
@@ -34,7 +36,8 @@ class Table(Protocol):
         ...
 
     def read(self, place: Place) -> Row:
-        """Return the row at a place that a whole `scan` gave; ValueError if it is malformed."""
+        """Return the row at a place that a whole `scan` gave; OSError or ValueError if it is
+        there no more."""
         ...
 
     def where(self, place: Place) -> str:

@@ -41,8 +41,9 @@ def problems_of(data: dict[str, Any]) -> list[tuple[str, str, str]]:
         ({**HERE, "revision": "x"}, "revision", "`jsonl` data do not", "for hub"),
         ({**HERE, "held_out_split": "x"}, "held_out_split", "do not use it", "for hub"),
         ({"hub": "a/b", "held_out_file": __file__}, "held_out_file", "`hub` data", "jsonl and"),
-        ({"hub": "a/b", "size": 5}, "size", "read whole", "`max_rows`"),
-        ({"hub": " "}, "hub", "is empty", "name or folder"),
+        ({"hub": "a/b", "size": 5}, "size", "read whole", "`max_prompts`"),
+        ({"hub": "./none"}, "hub", "no folder './none'", "Give a path"),
+        ({"hub": "a/b/c"}, "hub", "not a hub name", "Give a path"),
         ({"hub": "/tmp", "revision": "main"}, "revision", "local folder", "Remove it"),
         (
             {**HERE, "columns": {"prompt": "a", "messages": "b"}},
@@ -149,7 +150,7 @@ def test_paths_and_globs_are_found_beside_the_recipe(
         ("{jsonl: x, format: rtf}", "must be `rows` or `rft`"),
         ("{jsonl: x, fraction: 0}", "must be more than 0, is 0"),
         ("{jsonl: x, fraction: 1.5}", "must be at most 1, is 1.5"),
-        ("{jsonl: x, max_rows: 0}", "must be more than 0, is 0"),
+        ("{jsonl: x, max_prompts: 0}", "must be more than 0, is 0"),
         ("{jsonl: x, where: level}", "must be a mapping of keys to values, is text 'level'"),
     ],
 )

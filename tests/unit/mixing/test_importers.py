@@ -35,8 +35,8 @@ def test_a_mixer_list_keeps_shares_of_rows(tmp_path: Path) -> None:
     gsm, math, instructions = cfg.sources
     assert [s.weight for s in cfg.sources] == [3500, 2000, 500]
     assert (gsm.name, gsm.data.hub, gsm.data.fraction) == ("gsm", "ai2/gsm", 0.5)
-    assert (math.data.max_rows, math.data.fraction) == (2000, 1.0)
-    assert (instructions.data.fraction, instructions.data.max_rows) == (1.0, None)
+    assert (math.data.max_prompts, math.data.fraction) == (2000, 1.0)
+    assert (instructions.data.fraction, instructions.data.max_prompts) == (1.0, None)
     assert {(s.data.columns.messages, s.data.columns.answer) for s in cfg.sources} == {
         ("messages", "ground_truth")
     }
@@ -46,7 +46,7 @@ def test_a_mixer_list_keeps_shares_of_rows(tmp_path: Path) -> None:
 def test_one_without_a_dot_is_one_row_and_reported(tmp_path: Path) -> None:
     made = from_mixer("ai2/gsm 1 ai2/math 1.0", ai2__math=100)
     cfg = load(made, tmp_path)
-    assert cfg.sources[0].data.max_rows == 1 and cfg.sources[1].data.max_rows is None
+    assert cfg.sources[0].data.max_prompts == 1 and cfg.sources[1].data.max_prompts is None
     assert [s.weight for s in cfg.sources] == [1, 100]
     (note,) = (n for n in made.notes if "one row" in n)
     assert "ai2/gsm 1 is one row" in note and "1.0 would be all" in note
@@ -62,8 +62,8 @@ def test_unknown_sizes_give_equal_weights_and_say_so(tmp_path: Path) -> None:
 def test_more_than_all_rows_is_weight(tmp_path: Path) -> None:
     made = from_mixer("a/x 2.5 a/y 300", a__x=100, a__y=200)
     x, y = load(made, tmp_path).sources
-    assert (x.weight, x.data.fraction, x.data.max_rows) == (250, 1.0, None)
-    assert (y.weight, y.data.max_rows) == (300, None)
+    assert (x.weight, x.data.fraction, x.data.max_prompts) == (250, 1.0, None)
+    assert (y.weight, y.data.max_prompts) == (300, None)
     assert sum("weight" in n for n in made.notes) == 2
 
 

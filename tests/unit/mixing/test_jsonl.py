@@ -159,6 +159,14 @@ def test_a_file_that_changes_under_the_run_is_refused(tmp_path: Path) -> None:
     write(path, [{"prompt": f"z{i}", "answer": f"a{i}", "level": i} for i in range(5)])
     with pytest.raises(ConfigError, match=r"l\.jsonl:\d: the file changed after"):
         opened.task(0)
+    write(path, rows(5))
+    assert opened.task(0).prompt == TableSource(source(path)).task(0).prompt
+    write(path, [{"prompt": f"q{i}", "answer": f"b{i}", "level": i} for i in range(5)])
+    with pytest.raises(ConfigError, match="the file changed after"):  # by its answer alone
+        opened.task(1)
+    path.unlink()
+    with pytest.raises(ConfigError, match="No such file"):
+        opened.task(2)
 
 
 def test_bytes_that_are_no_text_are_named_by_line(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_ids_come_from_their_column_and_are_unique(make_source: MakeSource, tmp_
         open_source(make_source(jsonl=path, columns={"id": "uid"}))
     (problem,) = caught.value.problems
     assert problem.where == "sources.s.data.columns.id"
-    assert f"{path}:5 and {path}:21 both have the id 'item 4'" in problem.what
+    assert f"ids are not unique: {path}:5 and {path}:21 (item 4)" in problem.what
     assert "unique" in problem.fix
 
 

@@ -153,11 +153,11 @@ def test_a_part_is_nested_keeps_copies_together_and_leaves_the_held_out_alone(
     path = write(tmp_path / "a.jsonl", rows)
     whole, held = prompts(open_source(make_source(jsonl=path)))
     parts: list[set[str]] = []
-    for fields in ({"fraction": 0.75}, {"fraction": 0.75, "max_rows": 20}, {"max_rows": 7}):
+    for fields in ({"fraction": 0.75}, {"fraction": 0.75, "max_prompts": 20}, {"max_prompts": 7}):
         train, held_there = prompts(open_source(make_source(jsonl=path, **fields)))
         assert held_there == held
         assert train == [p for p in whole if p in set(train)]
         parts.append(set(train))
     assert parts[2] < parts[1] < parts[0] < set(whole)
     assert [len(part) for part in parts] == [round(0.75 * len(set(whole))), 20, 7]
-    assert prompts(open_source(make_source(jsonl=path, max_rows=1000)))[0] == whole
+    assert prompts(open_source(make_source(jsonl=path, max_prompts=1000)))[0] == whole
