@@ -83,11 +83,11 @@ def test_local_files_are_counted_and_open(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_splits_and_doubled_names(tmp_path: Path) -> None:
-    cfg = load(from_mixer("a/x 10 b/x 20 c/y-z! 5", splits=("train", "test", "dev")), tmp_path)
+    cfg = load(from_mixer("a/x 10 b/x 20 c/_y-z 5", splits=("train", "test", "dev")), tmp_path)
     assert [(s.name, s.data.split) for s in cfg.sources] == [
         ("x", "train"),
         ("x_2", "test"),
-        ("y-z_", "dev"),
+        ("y-z", "dev"),
     ]
     cfg = load(from_mixer("a/x 10 b/x 20", splits=("extra",)), tmp_path)
     assert {s.data.split for s in cfg.sources} == {"extra"}
