@@ -33,29 +33,32 @@ def open_sources(cfg: RunConfig) -> Mapping[str, Source]:
     return sources
 
 
-def validate_sources(cfg: RunConfig) -> list[Problem]:
-    """Return the problems with the sources' data that show in little time.
+def probe_sources(cfg: RunConfig) -> tuple[list[Problem], dict[str, int | None]]:
+    """Return what shows in little time: problems with the data, and each source's training items,
+    None where they are not known.
 
     Small files are read whole and large ones in part, reasoning-gym's datasets are checked by
     name, and what is on the hub is not asked for.
     """
     problems: list[Problem] = []
+    items: dict[str, int | None] = {}
     for source in cfg.sources:
+        items[source.name] = None
         found = list(check_data(source))
         try:
             if not found:
-                _check(source)
+                items[source.name] = _probe(source)
         except ConfigError as error:
             found.extend(error.problems)
         problems.extend(found)
-    return problems
+    return problems, items
 
 
-def _check(source: SourceConfig) -> None:
-    if source.data.procedural is not None:
-        dataset_name(source)
-    else:
-        probe(source)
+def _probe(source: SourceConfig) -> int | None:
+    if source.data.procedural is None:
+        return probe(source)
+    dataset_name(source)
+    return source.data.size
 
 
 def source_warnings(sources: Sequence[SourceConfig]) -> list[Problem]:

@@ -86,8 +86,9 @@ class TableSource:
         )
 
 
-def probe(cfg: SourceConfig) -> None:
-    """Check a source in little time: whole if its files are small, else their first rows.
+def probe(cfg: SourceConfig) -> int | None:
+    """Check a source in little time: whole if its files are small, else their first rows. Return
+    its training items, None where that is not known.
 
     Raises:
         ConfigError: what was found.
@@ -96,12 +97,12 @@ def probe(cfg: SourceConfig) -> None:
     files = find_files([*(data.jsonl or ()), *(data.parquet or ()), *(data.held_out_file or ())])
     if data.hub is not None:
         if not is_saved_folder(Path(data.hub)):
-            return
+            return None
         files = tuple(Path(data.hub).rglob("*.arrow"))
     if sum(path.stat().st_size for path in files) <= _SMALL:
-        TableSource(cfg)
-    else:
-        _read_both(cfg, limit=_PROBED)
+        return TableSource(cfg).size
+    _read_both(cfg, limit=_PROBED)
+    return None
 
 
 def _read_both(cfg: SourceConfig, limit: int | None = None) -> tuple[Rows, Rows | None]:

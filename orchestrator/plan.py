@@ -14,7 +14,7 @@ from configs.schema import RunConfig
 from configs.validate import active_groups, colocation_root, find_warnings, validate_run
 from configs.versions import check_versions
 from environments.registry import validate_environments
-from mixing.opening import source_warnings, validate_sources
+from mixing.opening import probe_sources, source_warnings
 from mixing.quota import Quota
 from orchestrator.memory import MemoryEstimate, estimate_memory
 from rewards.graders import validate_rewards
@@ -77,7 +77,7 @@ class SourcePlan:
     samples_per_step: float
     """On average."""
     items: int | None
-    """Distinct training items of an epoch; None for a JSONL file, which is not read here."""
+    """Training items of an epoch; None for large files and hub names, which are not read here."""
     epochs: float | None
     """Times that the run goes through them."""
 
@@ -148,7 +148,8 @@ def make_plan(cfg: RunConfig, *, gpu_gib: float | None = None) -> RunPlan:
     shape = read_model_shape(folder) if folder else None
     memory = estimate_memory(cfg, shape, gpu_gib=gpu_gib)
     fullest = _fullest_gpu(bundles, memory)
-    problems = [*_check_all(cfg), *_check_fit(cfg, memory, fullest, gpu_gib)]
+    unsound, items = probe_sources(cfg)
+    problems = [*_check_all(cfg, unsound), *_check_fit(cfg, memory, fullest, gpu_gib)]
     groups, steps = _plan_groups(cfg), _count_groups(cfg)
     return RunPlan(
         name=cfg.name,
@@ -161,7 +162,7 @@ def make_plan(cfg: RunConfig, *, gpu_gib: float | None = None) -> RunPlan:
             gpus=_round(sum(b.gpus for b in bundles)),
         ),
         model=shape,
-        sources=_plan_sources(cfg, steps),
+        sources=_plan_sources(cfg, steps, items),
         batch=_plan_batch(cfg, steps),
         memory=memory,
         fullest_gpu_gib=fullest,
@@ -222,7 +223,9 @@ def _count_groups(cfg: RunConfig) -> list[dict[str, int]]:
     return [quota.next_counts() for _ in range(min(cfg.num_steps, _STEPS_COUNTED))]
 
 
-def _plan_sources(cfg: RunConfig, steps: Sequence[Mapping[str, int]]) -> tuple[SourcePlan, ...]:
+def _plan_sources(
+    cfg: RunConfig, steps: Sequence[Mapping[str, int]], sizes: Mapping[str, int | None]
+) -> tuple[SourcePlan, ...]:
     total = sum(s.weight for s in cfg.sources)
     plans: list[SourcePlan] = []
     for source in cfg.sources:
@@ -230,7 +233,7 @@ def _plan_sources(cfg: RunConfig, steps: Sequence[Mapping[str, int]]) -> tuple[S
         groups = share * cfg.batch.groups_per_step
         counts = [step[source.name] for step in steps]
         in_run = sum(counts) + round(groups * (cfg.num_steps - len(steps)))
-        items = source.data.size if source.data.procedural else None
+        items = sizes[source.name]
         plans.append(
             SourcePlan(
                 name=source.name,
@@ -268,12 +271,16 @@ def _plan_batch(cfg: RunConfig, steps: Sequence[Mapping[str, int]]) -> BatchPlan
     )
 
 
-def _check_all(cfg: RunConfig) -> list[Problem]:
-    """Return every problem that shows without the seconds that importing reasoning-gym takes."""
+def _check_all(cfg: RunConfig, unsound: Sequence[Problem]) -> list[Problem]:
+    """Return every problem that shows without the seconds that importing reasoning-gym takes.
+
+    Args:
+        unsound: those of the sources' data.
+    """
     found = validate_run(cfg)
     seen = {problem.where for problem in found}
     others = [
-        *validate_sources(cfg),
+        *unsound,
         *validate_environments(cfg.sources),
         *validate_rewards(cfg.sources),
         *validate_advantages(cfg.sources),

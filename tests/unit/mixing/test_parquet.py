@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs.errors import ConfigError
-from configs.schema import SourceConfig
-from mixing.opening import open_source, validate_sources
+from configs.schema import RunConfig, SourceConfig
+from mixing.opening import open_source, probe_sources
 from mixing.sources import Source
 
 MakeSource = Callable[..., SourceConfig]
@@ -158,9 +158,7 @@ def test_what_is_no_parquet_file_is_refused(make_source: MakeSource, tmp_path: P
         open_source(cfg)
     (problem,) = caught.value.problems
     assert problem.where == "sources.s.data.parquet" and "cannot be read" in problem.what
-    from configs.schema import RunConfig
-
-    assert validate_sources(RunConfig.model_construct(sources=(cfg,))) == [problem]
+    assert probe_sources(RunConfig.model_construct(sources=(cfg,))) == ([problem], {"s": None})
     write(path, [{"prompt": "q", "answer": ""}])
     pq.write_table(pq.read_table(path).slice(0, 0), path)
     with pytest.raises(ConfigError, match="has no rows"):
