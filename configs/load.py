@@ -8,6 +8,7 @@ import yaml
 from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
+from configs.data_files import find_files
 from configs.errors import ConfigError, Problem
 from configs.messages import explain
 from configs.schema import RunConfig, dump
@@ -18,9 +19,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe, apply `a.b=c` overrides, and check every field.
 
     An item of a list is named by its `name` or its index: `sources.arith.weight=2`. The paths
-    `model.path`, `reference.path` and each `data.jsonl` are taken relative to the current
-    directory or, where they do not exist there, to the recipe's folder, and become absolute; a
-    `model.path` found in neither place is left as it is: a hub name.
+    `model.path`, `reference.path` and those of each `data` are taken relative to the current
+    directory or, where they do not exist there, to the recipe's folder, and become absolute; one
+    found in neither place is left as it is, which makes a `model.path` or `hub` a hub name.
 
     Raises:
         ConfigError: all problems of the file and the overrides.
@@ -169,11 +170,14 @@ def _resolve_paths(data: dict[str, JsonValue], folder: Path) -> None:
     ]
     for source in sources if isinstance(sources, list) else []:
         if isinstance(source, dict):
-            holders.append((source.get("data"), "jsonl"))
+            keys = ("jsonl", "parquet", "hub", "held_out_file")
+            holders += [(source.get("data"), key) for key in keys]
     for holder, key in holders:
         given = holder.get(key) if isinstance(holder, dict) else None
         if isinstance(holder, dict) and isinstance(given, str):
             holder[key] = _resolved(given, folder)
+        elif isinstance(holder, dict) and isinstance(given, list):
+            holder[key] = [_resolved(g, folder) if isinstance(g, str) else g for g in given]
 
 
 def _resolved(text: str, folder: Path) -> str:
@@ -183,4 +187,6 @@ def _resolved(text: str, folder: Path) -> str:
     for base in (Path.cwd(), folder):
         if (base / path).exists():
             return str((base / path).resolve())
+        if find_files((str(base / path),)):
+            return str(base.resolve() / path)
     return text

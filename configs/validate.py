@@ -3,7 +3,6 @@
 `validate_run` returns what must be mended; `find_warnings` what is allowed and probably not meant.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +10,9 @@ from pathlib import Path
 from configs.errors import Problem
 from configs.evaluation import check_eval, warn_eval
 from configs.model_files import check_model_folder, find_model_folder, read_model_shape
-from configs.schema import ActorsConfig, RunConfig, SourceConfig
+from configs.schema import ActorsConfig, RunConfig
+from configs.validate_data import HUB_NAME, check_data
 from configs.validate_mix import check_mix, warn_mix
-
-_HUB_NAME = re.compile(r"^\w[\w.-]*(/\w[\w.-]*)?$")
 
 
 def validate_run(cfg: RunConfig) -> list[Problem]:
@@ -78,7 +76,7 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
                 fix="Give each source a name of its own; metrics are kept by it.",
             )
     for source in cfg.sources:
-        yield from _check_data(source)
+        yield from check_data(source)
         at = f"sources.{source.name}.rewards"
         if not source.rewards:
             yield Problem(where=at, what="is empty", fix="Give at least one reward part.")
@@ -87,25 +85,6 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
                 yield Problem(where=at, what=f"{count} parts are called `{part}`")
         if source.rewards and all(r.weight == 0 for r in source.rewards):
             yield Problem(where=at, what="all weights are 0, so every reward would be 0")
-
-
-def _check_data(source: SourceConfig) -> Iterator[Problem]:
-    at, data = f"sources.{source.name}.data", source.data
-    given = [n for n in ("procedural", "jsonl") if getattr(data, n) is not None]
-    if len(given) != 1:
-        yield Problem(
-            where=at,
-            what="has both `procedural` and `jsonl`"
-            if given
-            else "has neither `procedural` nor `jsonl`",
-            fix="Give exactly one of the two.",
-        )
-    if data.jsonl is not None and not Path(data.jsonl).is_file():
-        yield Problem(
-            where=f"{at}.jsonl",
-            what=f"there is no file {data.jsonl}",
-            fix="Give a path from the current directory or from the recipe's folder.",
-        )
 
 
 def _check_lengths(cfg: RunConfig) -> Iterator[Problem]:
@@ -340,7 +319,7 @@ def _check_path(path: str, where: str) -> Iterator[Problem]:
         yield from check_model_folder(Path(path).expanduser(), where)
     elif Path(path).exists():
         yield Problem(where=where, what=f"{path} is a file", fix="Give the model's folder.")
-    elif not _HUB_NAME.match(path):
+    elif not HUB_NAME.match(path):
         yield Problem(
             where=where,
             what=f"there is no folder {path}, and it is not a hub name (`owner/model`)",
@@ -420,7 +399,7 @@ def _warn_groups(cfg: RunConfig) -> Iterator[Problem]:
 
 
 def _warn_model(cfg: RunConfig) -> Iterator[Problem]:
-    if find_model_folder(cfg.model.path) is None and _HUB_NAME.match(cfg.model.path):
+    if find_model_folder(cfg.model.path) is None and HUB_NAME.match(cfg.model.path):
         yield Problem(
             where="model.path",
             what=f"`{cfg.model.path}` is neither a local folder nor in the hub cache; it is taken "

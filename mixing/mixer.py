@@ -12,16 +12,14 @@ from typing import Any, TypedDict, cast
 from pydantic import JsonValue
 
 from configs.errors import ConfigError, Problem
-from configs.schema import RunConfig, SourceConfig
+from configs.schema import RunConfig
 from mixing.allocator import Allocator, AllocatorState, MixEvent
 from mixing.cursor import Cursor, CursorState
 from mixing.edits import Edit, EditLog
-from mixing.jsonl import JsonlSource
-from mixing.procedural import PREFIX, ProceduralSource, dataset_name
+from mixing.opening import open_sources
 from mixing.quota import interleave
 from mixing.sources import Source
 from mixing.tokens import Trained
-from mixing.vetted import VETTED
 from rollouts.types import GroupRequest, Sampling, Task
 
 _GROUP_ID = re.compile(r"^(?P<task>.*)#e(?P<epoch>\d+)a(?P<attempt>\d+)$")
@@ -296,64 +294,3 @@ def parse_group_id(group_id: str) -> tuple[str, int, int]:
     if match is None:
         raise ValueError(f"{group_id!r} is not `<task_id>#e<epoch>a<attempt>`")
     return match["task"], int(match["epoch"]), int(match["attempt"])
-
-
-def open_source(cfg: SourceConfig) -> Source:
-    """Open the source; ConfigError names every problem with its data."""
-    given = [key for key in ("procedural", "jsonl") if getattr(cfg.data, key) is not None]
-    if len(given) != 1:
-        raise ConfigError(
-            Problem(
-                where=f"sources.{cfg.name}.data",
-                what="has both `procedural` and `jsonl`" if given else "has no data",
-                fix="Give exactly one of `procedural: reasoning_gym/<dataset>` and `jsonl: <path>`",
-            )
-        )
-    return JsonlSource(cfg) if cfg.data.jsonl is not None else ProceduralSource(cfg)
-
-
-def open_sources(cfg: RunConfig) -> dict[str, Source]:
-    """Open every source by name; ConfigError names every problem with all their data."""
-    sources: dict[str, Source] = {}
-    problems: list[Problem] = []
-    for source in cfg.sources:
-        try:
-            sources[source.name] = open_source(source)
-        except ConfigError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise ConfigError(problems)
-    return sources
-
-
-def validate_sources(cfg: RunConfig, *, generate: bool = True) -> list[Problem]:
-    """Return every problem with the sources' data.
-
-    Args:
-        generate: also import reasoning-gym (seconds) and make the held-out items; without it,
-            procedural sources are checked by name alone.
-    """
-    problems: list[Problem] = []
-    for source in cfg.sources:
-        try:
-            if generate or source.data.procedural is None or source.data.jsonl is not None:
-                open_source(source)
-            else:
-                dataset_name(source)
-        except ConfigError as error:
-            problems.extend(error.problems)
-    return problems
-
-
-def source_warnings(sources: Sequence[SourceConfig]) -> list[Problem]:
-    """Return what is allowed but not vouched for: reasoning-gym datasets that nobody vetted."""
-    return [
-        Problem(
-            where=f"sources.{source.name}.data.procedural",
-            what=f"{source.data.procedural} is not among the datasets whose scorer was checked",
-            fix="Look at some graded rollouts before trusting its reward.",
-        )
-        for source in sources
-        if (source.data.procedural or "").startswith(PREFIX)
-        and (source.data.procedural or "").removeprefix(PREFIX) not in VETTED
-    ]

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from configs.errors import ConfigError, Problem
 from configs.load import load_recipe
+from orchestrator.import_cmd import import_app
 
 app = typer.Typer(
     name="braid",
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(import_app, name="import")
 BAD_INPUT, FAILED = 2, 1
 
 

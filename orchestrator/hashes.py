@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from configs.errors import Problem
 from configs.model_files import find_model_folder
-from configs.schema import PlugConfig, RunConfig, dump
+from configs.schema import DataConfig, PlugConfig, RunConfig, dump
 from configs.versions import PROJECT
 from orchestrator.plug_files import ROOT, find_module, own_modules
 
@@ -87,7 +87,7 @@ def run_hashes(cfg: RunConfig, data: Mapping[str, str]) -> dict[str, Hashed]:
     """
     found: dict[str, Hashed] = {}
     for source in cfg.sources:
-        of = source.data.procedural or source.data.jsonl or source.name
+        of = _data_named(source.data) or source.name
         found[f"sources.{source.name}.data"] = Hashed(hash=data[source.name], of=of)
     if any(s.data.procedural for s in cfg.sources):
         found["package.reasoning-gym"] = _package("reasoning-gym")
@@ -99,6 +99,11 @@ def run_hashes(cfg: RunConfig, data: Mapping[str, str]) -> dict[str, Hashed]:
     for section, value in dump(cfg).items():
         found[f"recipe.{section}"] = Hashed(hash=_digest(_canonical(value)), of="the recipe")
     return found
+
+
+def _data_named(data: DataConfig) -> str:
+    """Return what the recipe calls the data."""
+    return data.procedural or data.hub or ", ".join(data.jsonl or data.parquet or ())
 
 
 def changes(before: Mapping[str, Hashed], after: Mapping[str, Hashed]) -> list[Change]:

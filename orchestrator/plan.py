@@ -14,7 +14,7 @@ from configs.schema import ActorsConfig, RunConfig
 from configs.validate import active_groups, find_warnings, validate_run
 from configs.versions import check_versions
 from environments.registry import validate_environments
-from mixing.mixer import source_warnings, validate_sources
+from mixing.opening import probe_sources, source_warnings
 from orchestrator.memory import MemoryEstimate, estimate_memory
 from orchestrator.plan_data import DataPlan, look_at_data
 from orchestrator.plan_mix import PlannedStep, SourcePlan, StagePlan, plan_mix
@@ -130,9 +130,10 @@ def make_plan(cfg: RunConfig, *, gpu_gib: float | None = None) -> RunPlan:
     memory = estimate_memory(cfg, shape, gpu_gib=gpu_gib)
     fullest = _fullest_gpu(bundles, memory)
     groups = _plan_groups(cfg)
-    problems = [*_check_all(cfg), *_check_fit(cfg, memory, fullest, gpu_gib)]
-    look = look_at_data(cfg, sound=not problems)
-    mix = plan_mix(cfg, {d.name: d.items for d in look.data})
+    unsound, items = probe_sources(cfg)
+    problems = [*_check_all(cfg, unsound), *_check_fit(cfg, memory, fullest, gpu_gib)]
+    look = look_at_data(cfg, items, sound=not problems)
+    mix = plan_mix(cfg, items)
     return RunPlan(
         name=cfg.name,
         num_steps=cfg.num_steps,
@@ -241,12 +242,16 @@ def _plan_batch(cfg: RunConfig, steps: Sequence[PlannedStep]) -> BatchPlan:
     )
 
 
-def _check_all(cfg: RunConfig) -> list[Problem]:
-    """Return every problem that shows without the seconds that importing reasoning-gym takes."""
+def _check_all(cfg: RunConfig, unsound: Sequence[Problem]) -> list[Problem]:
+    """Return every problem that shows without the seconds that importing reasoning-gym takes.
+
+    Args:
+        unsound: those of the sources' data.
+    """
     found = validate_run(cfg)
     seen = {problem.where for problem in found}
     others = [
-        *validate_sources(cfg, generate=False),
+        *unsound,
         *validate_environments(cfg.sources),
         *validate_rewards(cfg.sources),
         *validate_advantages(cfg.sources),

@@ -7,13 +7,13 @@ import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 
+from configs.data_files import find_files
 from configs.errors import ConfigError, Problem
 from configs.model_files import find_model_folder
 from configs.schema import RunConfig, SourceConfig
 from mixing.decontaminate import decontaminate
-from mixing.mixer import open_source
+from mixing.opening import open_source
 from mixing.sources import Source
 from rollouts.types import Message, Task
 
@@ -57,16 +57,19 @@ class DataLook:
     warnings: tuple[Problem, ...]
 
 
-def look_at_data(cfg: RunConfig, *, sound: bool) -> DataLook:
+def look_at_data(cfg: RunConfig, items: Mapping[str, int | None], *, sound: bool) -> DataLook:
     """Read the small sources and say what they hold.
 
     Args:
+        items: training items of each source, where they were counted.
         sound: whether the recipe has no problem so far; nothing is read of one that has.
     """
     opened = _open_small(cfg) if sound else {}
     counted = _token_counter(cfg) if opened else None
     count = counted or (lambda text: -(-len(text) // _CHARS_A_TOKEN))
-    data = tuple(_describe(cfg, s, opened.get(s.name), count, counted) for s in cfg.sources)
+    data = tuple(
+        _describe(cfg, s, items[s.name], opened.get(s.name), count, counted) for s in cfg.sources
+    )
     too_long = [p for d in data for p in _check_room(d)]
     overlap, told = _check_overlap(cfg, opened)
     return DataLook(
@@ -80,9 +83,9 @@ def _open_small(cfg: RunConfig) -> dict[str, Source]:
     opened: dict[str, Source] = {}
     left = READ_BYTES
     for source in cfg.sources:
-        path = source.data.jsonl
-        size = Path(path).stat().st_size if path is not None else READ_BYTES + 1
-        if size <= left:
+        files = find_files([*(source.data.jsonl or ()), *(source.data.parquet or ())])
+        size = sum(f.stat().st_size for f in files)
+        if files and size <= left:
             left -= size
             opened[source.name] = open_source(source)
     return opened
@@ -91,12 +94,12 @@ def _open_small(cfg: RunConfig) -> dict[str, Source]:
 def _describe(
     cfg: RunConfig,
     source: SourceConfig,
+    items: int | None,
     opened: Source | None,
     count: Count,
     counted: Count | None,
 ) -> DataPlan:
     procedural = source.data.procedural is not None
-    items = source.data.size if procedural else None if opened is None else opened.size
     held_out = source.data.held_out if procedural else len(opened.held_out()) if opened else None
     tasks = list(_spread(opened)) if opened else []
     longest = heapq.nlargest(_TOKENIZED, tasks, key=lambda t: _chars(t.prompt))

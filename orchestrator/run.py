@@ -22,7 +22,8 @@ from environments.registry import validate_environments
 from mixing.decontaminate import NOT_SEARCHED, Contamination, decontaminate
 from mixing.edits import EditLog
 from mixing.ledger import Ledger
-from mixing.mixer import Mixer, open_sources
+from mixing.mixer import Mixer
+from mixing.opening import open_sources
 from mixing.sources import Source
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray

@@ -64,6 +64,10 @@ def _wrong_braid(rest: list[str]) -> str | None:
     if not rest or rest[0] not in group.commands:
         return f"braid has no command {rest[:1]}"
     command = group.commands[rest[0]]
+    if hasattr(command, "commands"):
+        if len(rest) < 2 or rest[1] not in command.commands:
+            return f"braid {rest[0]} has no command {rest[1:2]}"
+        rest, command = rest[1:], command.commands[rest[1]]
     options = {o for p in command.params for o in p.opts if o.startswith("--")} | {"--help"}
     arguments = [p for p in command.params if not any(o.startswith("--") for o in p.opts)]
     flags = {o for p in command.params if getattr(p, "is_flag", False) for o in p.opts}
@@ -80,7 +84,9 @@ def _wrong_braid(rest: list[str]) -> str | None:
         else:
             given.append(word)
         at += 1
-    if "--help" not in rest and len(given) != len(arguments):
+    many = any(p.nargs == -1 for p in arguments)
+    fits = len(given) >= len(arguments) if many else len(given) == len(arguments)
+    if "--help" not in rest and not fits:
         return f"braid {rest[0]} takes {len(arguments)} arguments, not {given}"
     return _wrong_recipe(given, overrides)
 
@@ -126,6 +132,10 @@ def test_the_mentioned_command_has_that_name(page: str, command: str):
         "braid run configs/recipes/nowhere.yaml",
         "braid run configs/recipes/one_gpu.yaml --resumed auto",
         "braid export runs/a 3",
+        "braid import",
+        "braid import nemo a.yaml",
+        "braid import verl",
+        "braid import verl a.parquet --validation b.parquet",
     ],
 )
 def test_a_wrong_command_would_be_found(command: str):

@@ -233,7 +233,7 @@ def test_paths_resolve_here_first_and_then_beside_the_recipe(
     ]
     cfg = load_recipe(recipe, overrides)
     assert cfg.model.path == str(beside / "model")
-    assert cfg.sources[0].data.jsonl == str(beside / "rows.jsonl")
+    assert cfg.sources[0].data.jsonl == (str(beside / "rows.jsonl"),)
     assert cfg.reference.path == "org/hub-name"
     (here / "model").mkdir()
     assert load_recipe(recipe, overrides).model.path == str(here / "model")

@@ -1,4 +1,4 @@
-"""Recipes with JSONL sources, which need no generation."""
+"""Recipes and sources of files, which need no generation."""
 
 import json
 from collections.abc import Callable
@@ -59,5 +59,24 @@ def make_run(tmp_path: Path) -> MakeRun:
             "batch": {"groups_per_step": groups, "max_staleness": max_staleness},
         }
         return RunConfig.model_validate(base | sections)
+
+    return make
+
+
+MakeSource = Callable[..., SourceConfig]
+
+
+@pytest.fixture
+def make_source() -> MakeSource:
+    """Return a maker of sources called `s` with 8 held-out prompts, from fields of `data`."""
+
+    def make(*, instruction: str = "", **data: object) -> SourceConfig:
+        fields = {k: str(v) if isinstance(v, Path) else v for k, v in data.items()}
+        return SourceConfig(
+            name="s",
+            data=DataConfig.model_validate({"held_out": 8, **fields}),
+            rewards=(RewardConfig(name="r", use="exact"),),
+            instruction=instruction,
+        )
 
     return make

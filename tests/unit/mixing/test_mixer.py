@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs.errors import ConfigError
-from configs.schema import DataConfig, RewardConfig, RunConfig, SourceConfig
-from mixing.mixer import Mixer, parse_group_id, source_warnings, validate_sources
+from configs.schema import RunConfig
+from mixing.mixer import Mixer, parse_group_id
 from rollouts.types import GroupRequest
 
 MakeRun = Callable[..., RunConfig]
@@ -154,7 +154,7 @@ def test_a_source_of_other_items_goes_on_at_its_next_epoch(make_run: MakeRun, si
     state = json.loads(json.dumps(before.state_dict()))
     cfg = make_run({"a": size, "b": 5}, groups=4)
     rows = [{"prompt": f"new {i}", "answer": str(i)} for i in range(size + 2)]
-    Path(str(cfg.sources[0].data.jsonl)).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    Path(cfg.sources[0].data.jsonl[0]).write_text("".join(json.dumps(r) + "\n" for r in rows))
     after = Mixer(cfg)
     after.load_state_dict(state)
     later = [r for step in range(5, 9) for r in after.plan_step(step)]
@@ -166,39 +166,3 @@ def test_a_source_of_other_items_goes_on_at_its_next_epoch(make_run: MakeRun, si
     unchanged = [r.group_id for r in later if r.task.source == "b"]
     goes_on = [r for step in range(5, 9) for r in before.plan_step(step)]
     assert unchanged == [r.group_id for r in goes_on if r.task.source == "b"]
-
-
-def test_all_problems_of_all_sources_are_told_at_once() -> None:
-    def source(name: str, data: DataConfig) -> SourceConfig:
-        return SourceConfig(name=name, data=data, rewards=(RewardConfig(name="r", use="exact"),))
-
-    cfg = RunConfig.model_construct(
-        sources=(
-            source("none", DataConfig()),
-            source("both", DataConfig(procedural="reasoning_gym/lcm", jsonl="x")),
-            source("file", DataConfig(jsonl="/no/such.jsonl")),
-            source("other", DataConfig(procedural="gym/lcm")),
-            source("unsafe", DataConfig(procedural="reasoning_gym/countdown")),
-            source("good", DataConfig(procedural="reasoning_gym/lcm", held_out=3)),
-        )
-    )
-    names = [p.where.split(".")[1] for p in validate_sources(cfg)]
-    assert names == ["none", "both", "file", "other", "unsafe"]
-    assert [str(p) for p in validate_sources(cfg, generate=False)] == [
-        str(p) for p in validate_sources(cfg)
-    ]
-    with pytest.raises(ConfigError) as caught:
-        Mixer(cfg)
-    assert [p.where.split(".")[1] for p in caught.value.problems] == names
-
-
-def test_an_unvetted_dataset_is_warned_about() -> None:
-    def source(dataset: str) -> SourceConfig:
-        return SourceConfig(
-            name=dataset,
-            data=DataConfig(procedural=f"reasoning_gym/{dataset}"),
-            rewards=(RewardConfig(name="r", use="reasoning_gym"),),
-        )
-
-    (warning,) = source_warnings([source("lcm"), source("syllogism")])
-    assert "syllogism" in str(warning)

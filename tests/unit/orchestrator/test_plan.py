@@ -308,6 +308,18 @@ def test_problems_of_data_and_rewards_are_in_the_plan():
     assert "sources.sums.data" in found and "sources.sums.rewards" in found
 
 
+def test_items_and_epochs_of_a_file_are_known_where_it_is_small(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"prompt": "q{i}", "answer": ""}}\n' for i in range(30)))
+    source = config().sources[0].model_dump()
+    source["data"] = {"jsonl": str(path), "held_out": 8}
+    source["rewards"] = [{"use": "exact", "name": "x"}]
+    plan = make_plan(config(sources=[source]))
+    (data,), (planned,) = plan.data, plan.sources
+    assert data.items == 22
+    assert planned.epochs == round(planned.groups_in_run / 22, 3)
+
+
 def test_one_problem_is_not_told_twice():
     source = config().sources[0].model_dump()
     source["data"] = {"jsonl": "/nowhere/rows.jsonl"}
