@@ -6,20 +6,18 @@ several fields are properties; checks across fields live in `configs.validate`.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-
-
-class Config(BaseModel):
-    """Base of every section: frozen, unknown keys forbidden."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+from configs.base import (
+    Config,
+    Fraction,
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from configs.difficulty import CurriculumConfig, DifficultyConfig
 
 
 class PlugConfig(Config):
@@ -67,6 +65,8 @@ class DataConfig(Config):
     """Procedural: seed of the training items; held-out items use another stream of it."""
     args: dict[str, JsonValue] = {}
     """Procedural: the dataset's own parameters."""
+    curriculum: CurriculumConfig = CurriculumConfig()
+    """Procedural: levels of difficulty that follow the policy."""
     held_out: PositiveInt = 100
     """How many held-out items evaluation has; a JSONL source splits them off by hash."""
 
@@ -105,6 +105,8 @@ class SourceConfig(Config):
     """Coefficient of the KL to the reference; empty takes `algorithm.kl.coef`."""
     instruction: str = ""
     """Text put before every prompt of the source, as a system message; empty for none."""
+    difficulty: DifficultyConfig = DifficultyConfig()
+    """Which of its items are worth training on."""
 
 
 class BatchConfig(Config):

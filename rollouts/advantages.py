@@ -25,7 +25,7 @@ def grpo(rewards: F64) -> F64:
 
     A group of one, or of equal rewards, gives exactly 0.
     """
-    if _all_same(rewards):
+    if all_same(rewards):
         return np.zeros_like(rewards)
     return (rewards - rewards.mean()) / (rewards.std() + STD_EPS)
 
@@ -35,12 +35,13 @@ def mean_baseline(rewards: F64) -> F64:
 
     A group of one, or of equal rewards, gives exactly 0.
     """
-    if _all_same(rewards):
+    if all_same(rewards):
         return np.zeros_like(rewards)
     return rewards - rewards.mean()
 
 
-def _all_same(rewards: F64) -> bool:
+def all_same(rewards: F64) -> bool:
+    """Whether a group's rewards, up to rounding, tell nothing apart; so for a group of one."""
     return len(rewards) < 2 or bool(np.ptp(rewards) <= SAME * max(1.0, np.abs(rewards).max()))
 
 
