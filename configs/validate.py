@@ -12,6 +12,7 @@ from pathlib import Path
 from configs.errors import Problem
 from configs.model_files import check_model_folder, find_model_folder, read_model_shape
 from configs.schema import ActorsConfig, RunConfig, SourceConfig
+from configs.validate_difficulty import check_difficulty, warn_difficulty
 
 _HUB_NAME = re.compile(r"^\w[\w.-]*(/\w[\w.-]*)?$")
 
@@ -74,6 +75,7 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
             )
     for source in cfg.sources:
         yield from _check_data(source)
+        yield from check_difficulty(source)
         at = f"sources.{source.name}.rewards"
         if not source.rewards:
             yield Problem(where=at, what="is empty", fix="Give at least one reward part.")
@@ -347,6 +349,7 @@ def _warn_sources(cfg: RunConfig) -> Iterator[Problem]:
     total = sum(s.weight for s in cfg.sources)
     for source in cfg.sources:
         at = f"sources.{source.name}"
+        yield from warn_difficulty(cfg, source)
         if source.group_size == 1:
             yield Problem(
                 where=f"{at}.group_size",

@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypedDict, cast
@@ -100,13 +100,11 @@ class CurriculumSource:
         """Raises:
         ConfigError: the dataset has no curriculum, or refuses a level.
         """
-        if cfg.difficulty.window is None or cfg.data.curriculum.start is None:
-            raise ValueError(f"source {cfg.name} has no window or no curriculum")
         self._cfg = cfg
         self._levels = _open_levels(cfg, level_args(cfg))
         self.curriculum = Curriculum(
-            cfg.difficulty.window,
-            start=cfg.data.curriculum.start,
+            cfg.difficulty.window or (0.0, 1.0),  # no window is refused by validate_run
+            start=cfg.data.curriculum.start or 0,
             top=len(self._levels) - 1,
             patience=cfg.data.curriculum.patience,
         )
@@ -128,7 +126,10 @@ class CurriculumSource:
 
     def task(self, item: int) -> Task:
         """Return training item `item` at the level in force."""
-        level = self.curriculum.level
+        return self.task_at(self.curriculum.level, item)
+
+    def task_at(self, level: int, item: int) -> Task:
+        """Return training item `item` at a level; always the same for the same two numbers."""
         return _renamed(self._levels[level].task(item), f"{self._cfg.name}/train/L{level}/{item}")
 
     def held_out(self) -> tuple[Task, ...]:
@@ -245,7 +246,7 @@ def _open_levels(
 
 
 @contextmanager
-def _at_level(cfg: SourceConfig, level: int, args: Mapping[str, JsonValue]) -> Iterator[None]:
+def _at_level(cfg: SourceConfig, level: int, args: Mapping[str, JsonValue]) -> Generator[None]:
     """Say at which level a dataset failed, for a curriculum may ask for more than it can make."""
     try:
         yield

@@ -22,6 +22,7 @@ _PAST_ALL = 2**64
 class LivePoolState(TypedDict):
     """A pool's place, as JSON."""
 
+    step: int
     round: int
     last_key: int
     credit: float
@@ -38,6 +39,7 @@ class LivePool:
         self._name, self._seed = name, seed
         self._difficulty = difficulty
         self._draws = np.zeros(difficulty.size, np.int32)
+        self._step = self._taken = 0
         self._credit = 1.0
         self._put_off: list[int] = []
         self._begin_round(0)
@@ -47,26 +49,48 @@ class LivePool:
         """What is known of the items."""
         return self._difficulty
 
-    def take(self, avoid: Collection[int], step: int) -> tuple[int, int]:
-        """Return the next (item, times it was drawn before) whose item is not in `avoid`.
+    @property
+    def taken(self) -> int:
+        """Draws taken so far."""
+        return self._taken
 
-        Where no other item is live, the benched item nearest to the window comes; one of `avoid`
-        comes only where the source has no other.
+    @property
+    def epoch(self) -> float:
+        """Draws taken so far, in epochs of all items."""
+        return self._taken / self._difficulty.size
+
+    def begin(self, step: int) -> None:
+        """Tell which step is planned from now on: retries come due by it."""
+        self._step = step
+
+    def require(self, live: int) -> None:
+        """Tell how many different items a step asks for: fewer are not live from then on."""
+        self._difficulty.require(live)
+
+    def take(self, avoid: Collection[int], end: int | None = None) -> tuple[int, int] | None:
+        """Return the next (item, times it was drawn before) whose item is not in `avoid`; None
+        where the source has no other item. Where no other is live, the benched item nearest to
+        the window comes.
+
+        Args:
+            end: only so many draws may be taken in all; None for no bound.
         """
-        self._difficulty.require(len(avoid) + 1)
-        retry = self._retry(avoid, step)
-        if retry is not None:
-            return self._draw(retry, step)
-        if self._any_left(avoid):
-            return self._draw(self._next_live(avoid), step)
-        benched = self._difficulty.due(step, avoid)
-        if benched is None:
-            benched = self._difficulty.nearest_benched(avoid)
-        return self._draw(self._next_live(()) if benched is None else benched, step)
+        if end is not None and self._taken >= end:
+            return None
+        item = self._retry(avoid)
+        if item is None and self._any_left(avoid):
+            item = self._next_live(avoid)
+        if item is None:
+            item = self._difficulty.due(self._step, avoid)
+        if item is None:
+            item = self._difficulty.nearest_benched(avoid)
+        return None if item is None else self._draw(item)
 
-    def take_spare(self, avoid: Collection[int], step: int) -> tuple[int, int] | None:
-        """Return a live item that is not in `avoid`; None if there is none."""
-        return self._draw(self._next_live(avoid), step) if self._any_left(avoid) else None
+    def take_spare(self, avoid: Collection[int], end: int | None = None) -> tuple[int, int] | None:
+        """Return the next live item as `take` does; None where no other is live."""
+        if (end is not None and self._taken >= end) or not self._any_left(avoid):
+            return None
+        return self._draw(self._next_live(avoid))
 
     def observe(self, step: int, observations: Sequence[Observation]) -> None:
         """Take in the graded groups of a step; who may come from now on has its place in this
@@ -81,6 +105,7 @@ class LivePool:
         """Return the place, and what is known of the items."""
         drawn = np.flatnonzero(self._draws)
         return {
+            "step": self._step,
             "round": self._round,
             "last_key": self._last_key,
             "credit": self._credit,
@@ -94,19 +119,21 @@ class LivePool:
         """Go to the place that `state_dict` returned; called once, on a new instance."""
         self._difficulty.load_state_dict(state["difficulty"])
         self._draws[np.array(state["items"], np.int64)] = state["draws"]
+        self._taken, self._step = sum(state["draws"]), state["step"]
         self._credit = state["credit"]
         self._put_off = list(state["put_off"])
         self._begin_round(state["round"], after=state["last_key"])
 
-    def _draw(self, item: int, step: int) -> tuple[int, int]:
+    def _draw(self, item: int) -> tuple[int, int]:
+        self._taken += 1
         self._draws[item] += 1
-        self._difficulty.drawn(item, step)
+        self._difficulty.drawn(item, self._step)
         return item, int(self._draws[item]) - 1
 
-    def _retry(self, avoid: Collection[int], step: int) -> int | None:
+    def _retry(self, avoid: Collection[int]) -> int | None:
         """Return a benched item that is due, while retries stay within their share."""
         self._credit = min(1.0, self._credit + self._difficulty.retry_share)
-        retry = self._difficulty.due(step, avoid) if self._credit >= 1 - _EPS else None
+        retry = self._difficulty.due(self._step, avoid) if self._credit >= 1 - _EPS else None
         self._credit -= retry is not None
         return retry
 

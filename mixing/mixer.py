@@ -5,20 +5,25 @@ given another's `state_dict` goes on as the other would have.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import TypedDict, cast
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypedDict, cast
 
 from pydantic import JsonValue
 
 from configs.errors import ConfigError, Problem
 from configs.schema import RunConfig, SourceConfig
+from mixing.curriculum import CurriculumSource
 from mixing.cursor import Cursor, CursorState
+from mixing.difficulty import Widened
+from mixing.feedback import Feedback, FeedbackState, SourceDifficulty, check_items
 from mixing.jsonl import JsonlSource
+from mixing.live_pool import LivePool, LivePoolState
 from mixing.procedural import PREFIX, ProceduralSource, dataset_name
 from mixing.quota import Quota, interleave
 from mixing.sources import Source
+from mixing.spares import Drawn, Spares, SparesState
 from mixing.vetted import VETTED
-from rollouts.types import GroupRequest, Sampling, Task
+from rollouts.types import GroupRequest, GroupSummary, Sampling, Task
 
 _GROUP_ID = re.compile(r"^(?P<task>.*)#e(?P<epoch>\d+)a(?P<attempt>\d+)$")
 
@@ -28,7 +33,9 @@ class _State(TypedDict):
 
     last_step: int | None
     credit: dict[str, str]
-    cursors: dict[str, CursorState]
+    cursors: dict[str, CursorState | LivePoolState]
+    feedback: FeedbackState
+    spares: SparesState
     used: dict[str, dict[str, list[int]]]
     fingerprints: dict[str, str]
 
@@ -44,8 +51,11 @@ class Mixer:
         self._cfg = cfg
         self._sources = _open_all(cfg)
         self._quota = Quota({s.name: s.weight for s in cfg.sources}, cfg.batch.groups_per_step)
-        self._cursors = {
-            name: Cursor(name, source.size, cfg.seed) for name, source in self._sources.items()
+        self._feedback = Feedback(cfg, self._sources)
+        self._spares = Spares()
+        self._cursors: dict[str, Cursor | LivePool] = {
+            name: self._feedback.pools.get(name) or Cursor(name, source.size, cfg.seed)
+            for name, source in self._sources.items()
         }
         self._last_step: int | None = None
         self._used: dict[int, dict[str, list[int]]] = {}
@@ -60,18 +70,51 @@ class Mixer:
         self._last_step = step
         in_flight = step - self._cfg.batch.max_staleness - 2
         self._used = {s: used for s, used in self._used.items() if s >= in_flight}
-        return tuple(self._draw(name, step) for name in interleave(self._quota.next_counts()))
+        self._feedback.begin(step)
+        counts = self._quota.next_counts()
+        requests = tuple(self._draw(name, step) for name in interleave(counts))
+        self._feedback.planned(requests)
+        for name, count in counts.items():
+            if name in self._feedback.pools:
+                self._feedback.pools[name].require(count)
+            self._set_spares_aside(name, step, count)
+        return requests
 
     def retry(self, request: GroupRequest) -> GroupRequest | None:
         """Return the same task's next attempt; None when it had `batch.max_attempts` already."""
         task_id, epoch, attempt = parse_group_id(request.group_id)
         if attempt >= self._cfg.batch.max_attempts:
             return None
-        return self._request(request.task, request.step, format_id(task_id, epoch, attempt + 1))
+        again = self._request(request.task, request.step, format_id(task_id, epoch, attempt + 1))
+        self._feedback.retried(again, after=request)
+        return again
 
     def replace(self, request: GroupRequest) -> GroupRequest:
         """Return a request for a fresh task of the same source, for the same step."""
-        return self._draw(request.task.source, request.step)
+        return self._take_spare(request) or self._draw(
+            request.task.source, request.step, after=request
+        )
+
+    def graded(self, request: GroupRequest, summary: GroupSummary) -> GroupRequest | None:
+        """Take in a group with a valid rollout. Return the request that takes its place where it
+        teaches nothing and may be replaced; None where it is to be trained on."""
+        if not self._feedback.graded(request, summary):
+            return None
+        fresh = self._take_spare(request)
+        if fresh is None:
+            self._feedback.not_replaced(request)
+        return fresh
+
+    def observe_rewards(self, step: int) -> tuple[Widened, ...]:
+        """Let windows and curricula follow what the groups of a trained step said. Call it for
+        each step, in order, before the next may be planned. Return warnings."""
+        self._feedback.trained(step)
+        self._spares.end(step)
+        return self._feedback.take_warnings()
+
+    def difficulty(self, source_name: str) -> SourceDifficulty | None:
+        """Return where a source's window and curriculum stand; None where it has neither."""
+        return self._feedback.snapshot(source_name)
 
     def held_out(self, source_name: str) -> tuple[Task, ...]:
         """Return the evaluation tasks of a source; none of them is ever trained on."""
@@ -88,6 +131,8 @@ class Mixer:
             "credit": self._quota.state_dict(),
             "cursors": {name: cursor.state_dict() for name, cursor in self._cursors.items()},
             "used": {str(s): {n: list(i) for n, i in u.items()} for s, u in self._used.items()},
+            "feedback": self._feedback.state_dict(),
+            "spares": self._spares.state_dict(),
             "fingerprints": {name: s.fingerprint for name, s in self._sources.items()},
         }
         return cast("dict[str, JsonValue]", state)
@@ -103,7 +148,9 @@ class Mixer:
         self._last_step = saved["last_step"]
         self._quota.load_state_dict(saved["credit"])
         for name, cursor in self._cursors.items():
-            cursor.load_state_dict(saved["cursors"][name])
+            cursor.load_state_dict(cast("Any", saved["cursors"][name]))
+        self._feedback.load_state_dict(saved["feedback"])
+        self._spares.load_state_dict(saved["spares"])
         self._used = {int(s): {n: list(i) for n, i in u.items()} for s, u in saved["used"].items()}
 
     def _refuse_other_data(self, saved: Mapping[str, str]) -> None:
@@ -124,12 +171,53 @@ class Mixer:
         if problems:
             raise ConfigError(problems)
 
-    def _draw(self, name: str, step: int) -> GroupRequest:
+    def _draw(self, name: str, step: int, after: GroupRequest | None = None) -> GroupRequest:
         used = self._used.setdefault(step, {}).setdefault(name, [])
-        item, epoch = self._cursors[name].take(avoid=used)
-        used.append(item)
-        task = self._sources[name].task(item)
-        return self._request(task, step, format_id(task.task_id, epoch, 0))
+        cursor = self._cursors[name]
+        drawn = self._returned(name, used) or cursor.take(used) or cursor.take(())
+        assert drawn is not None  # a source has an item
+        used.append(drawn[0])
+        return self._order(name, step, drawn, after)
+
+    def _order(
+        self, name: str, step: int, drawn: Drawn, after: GroupRequest | None
+    ) -> GroupRequest:
+        item, epoch = drawn
+        task = self._feedback.task(self._sources[name], name, item, step)
+        request = self._request(task, step, format_id(task.task_id, epoch, 0))
+        self._feedback.drawn(request, item, after=after)
+        return request
+
+    def _set_spares_aside(self, name: str, step: int, places: int) -> None:
+        """Draw the replacements that the source's places in `step` may need, as far as it has
+        other items that may come."""
+        difficulty = self._cfg.source(name).difficulty
+        if not difficulty.drop_zero_variance or not places:
+            return
+        used, cursor = self._used[step][name], self._cursors[name]
+        spares: list[Drawn] = []
+        while len(spares) < places * difficulty.max_resamples:
+            if len(used) >= self._sources[name].size:
+                break
+            take = cursor.take_spare if isinstance(cursor, LivePool) else cursor.take
+            drawn = self._returned(name, used) or take(used)
+            if drawn is None:
+                break
+            used.append(drawn[0])
+            spares.append(drawn)
+        self._spares.lend(step, name, places, spares)
+
+    def _returned(self, name: str, used: Collection[int]) -> Drawn | None:
+        """Return a draw that came back unused and may come now."""
+        pool = self._feedback.pools.get(name)
+        may_come = None if pool is None else pool.difficulty.eligible
+        return self._spares.take_returned(name, used, may_come)
+
+    def _take_spare(self, request: GroupRequest) -> GroupRequest | None:
+        """Return a request for a spare of the same place; None when it has none left."""
+        name, place = request.task.source, self._feedback.place_in_source(request)
+        drawn = self._spares.take(request.step, name, place)
+        return None if drawn is None else self._order(name, request.step, drawn, request)
 
     def _request(self, task: Task, step: int, group_id: str) -> GroupRequest:
         source = self._cfg.source(task.source)
@@ -168,7 +256,9 @@ def open_source(cfg: SourceConfig) -> Source:
                 fix="Give exactly one of `procedural: reasoning_gym/<dataset>` and `jsonl: <path>`",
             )
         )
-    return JsonlSource(cfg) if cfg.data.jsonl is not None else ProceduralSource(cfg)
+    if cfg.data.jsonl is not None:
+        return JsonlSource(cfg)
+    return ProceduralSource(cfg) if cfg.data.curriculum.start is None else CurriculumSource(cfg)
 
 
 def _open_all(cfg: RunConfig) -> dict[str, Source]:
@@ -195,7 +285,7 @@ def validate_sources(cfg: RunConfig, *, generate: bool = True) -> list[Problem]:
     for source in cfg.sources:
         try:
             if generate or source.data.procedural is None or source.data.jsonl is not None:
-                open_source(source)
+                problems.extend(check_items(source, open_source(source)))
             else:
                 dataset_name(source)
         except ConfigError as error:

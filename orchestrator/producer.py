@@ -9,6 +9,8 @@ Invariants:
   requests, so that a resumed run samples them again and none is lost;
 - a group without one valid rollout is sampled again, `max_attempts` times, then another task of
   the same source takes its place; both are counted, and too many end the run;
+- a group whose rewards are all equal is replaced likewise where its source asks for it, by a task
+  that was set aside for its place when the step was planned: who finishes first changes nothing;
 - grading starts as soon as a group is sampled, while others still generate.
 """
 
@@ -85,6 +87,8 @@ class RolloutProducer:
     def trained(self, step: int) -> None:
         """Tell that the groups of `step` were trained on; they are no longer pending."""
         self._pending = {p: r for p, r in self._pending.items() if r.step != step}
+        for warning in self._mixer.observe_rewards(step):
+            log.warning("%s", warning)
 
     def pending_state(self) -> JsonValue:
         """Return the dispatched, untrained requests for the checkpoint, in dispatch order."""
@@ -129,9 +133,13 @@ class RolloutProducer:
             summary = await sample_and_grade(self._rollout, self._reward, self._clock, request)
             self._count_invalid(summary)
             if summary.samples:
-                await self._buffer.put(first.group_id, summary)
-                return
-            request = self._after_failure(request, summary)
+                fresh = self._mixer.graded(request, summary)
+                if fresh is None:
+                    await self._buffer.put(first.group_id, summary)
+                    return
+                request = fresh
+            else:
+                request = self._after_failure(request, summary)
             self._pending[first.group_id] = request
 
     def _count_invalid(self, summary: GroupSummary) -> None:

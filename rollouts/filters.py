@@ -26,13 +26,9 @@ def judge(summary: GroupSummary, cfg: DifficultyConfig, *, resampled: int) -> Ve
     Args:
         resampled: replacements for zero variance that its place in the step has had.
     """
-    if not is_zero_variance(summary):
+    if not cfg.drop_zero_variance or not is_zero_variance(summary):
         return Verdict.TRAIN
-    return (
-        Verdict.RESAMPLE
-        if cfg.drop_zero_variance and resampled < cfg.max_resamples
-        else Verdict.KEEP
-    )
+    return Verdict.RESAMPLE if resampled < cfg.max_resamples else Verdict.KEEP
 
 
 def is_zero_variance(summary: GroupSummary) -> bool:

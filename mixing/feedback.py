@@ -1,0 +1,313 @@
+"""What graded groups tell the sources that follow the policy.
+
+Invariants:
+- what groups of a step said is taken in when the step was trained, all at once, in the order of
+  their places in the step: who finishes first changes nothing;
+- a group that was replaced counts like the one that took its place; one without a valid rollout
+  says nothing;
+- a resumed run samples untrained groups again, and their second word replaces the first.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+from pydantic import JsonValue
+
+from configs.errors import ConfigError, Problem
+from configs.schema import RunConfig, SourceConfig
+from mixing.curriculum import CurriculumSnapshot, CurriculumSource, CurriculumState, level_of
+from mixing.difficulty import (
+    Difficulty,
+    DifficultySnapshot,
+    Observation,
+    Widened,
+    offline_rates,
+)
+from mixing.live_pool import LivePool
+from mixing.sources import Source
+from rollouts.filters import Verdict, judge
+from rollouts.types import GroupRequest, GroupSummary, Task
+
+
+class _NoteState(TypedDict):
+    """What one graded group said, as JSON."""
+
+    source: str
+    task_id: str
+    pass_rate: float
+    rollouts: int
+    verdict: str
+
+
+class _StepState(TypedDict):
+    """A step in flight, as JSON."""
+
+    places: dict[str, int]
+    in_source: list[int]
+    levels: dict[str, int]
+    items: dict[str, int]
+    notes: dict[str, _NoteState]
+
+
+class FeedbackState(TypedDict):
+    """Everything that was heard, as JSON; pools keep their own state."""
+
+    steps: dict[str, _StepState]
+    curricula: dict[str, CurriculumState]
+    kept: dict[str, int]
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step that was planned and not yet trained."""
+
+    places: dict[str, int]
+    """Group id -> its place in the step; a retry or replacement has its predecessor's."""
+    in_source: list[int]
+    """Place -> which of its source's places it is."""
+    levels: dict[str, int]
+    """Level in force when the step was planned, of sources with a curriculum."""
+    items: dict[str, int]
+    """Task id -> item, of windowed sources."""
+    notes: dict[str, _NoteState]
+    """By group id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceDifficulty:
+    """What a source's difficulty looks like, for metrics."""
+
+    items: DifficultySnapshot | None
+    """None without a window on items."""
+    curriculum: CurriculumSnapshot | None
+    kept: int
+    """Groups so far that were kept in spite of zero variance, their replacements used up."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return the figures by name; what does not apply is left out."""
+        found: dict[str, float] = {}
+        if self.items is not None:
+            found.update(
+                live=self.items.live,
+                widened=self.items.widened,
+                parked=self.items.parked,
+                retired=self.items.retired,
+                unseen=self.items.unseen,
+            )
+        if self.curriculum is not None:
+            found.update(level=self.curriculum.level)
+        found.update(zero_variance_kept_total=self.kept)
+        return found
+
+
+class Feedback:
+    """The windows and curricula of a run's sources, and what they have yet to hear."""
+
+    def __init__(self, cfg: RunConfig, sources: Mapping[str, Source]):
+        self._cfg = cfg
+        self._sources = {s.name: s for s in cfg.sources}
+        self.pools = open_pools(cfg, sources)
+        self._curricula = {
+            name: source.curriculum
+            for name, source in sources.items()
+            if isinstance(source, CurriculumSource)
+        }
+        self._steps: dict[int, _Step] = {}
+        self._kept = {
+            s.name: 0
+            for s in cfg.sources
+            if s.difficulty.drop_zero_variance or s.difficulty.window is not None
+        }
+
+    def begin(self, step: int) -> None:
+        """Tell that `step` is planned from now on."""
+        for pool in self.pools.values():
+            pool.begin(step)
+        levels = {name: curriculum.level for name, curriculum in self._curricula.items()}
+        self._steps[step] = _Step(places={}, in_source=[], levels=levels, items={}, notes={})
+
+    def task(self, source: Source, name: str, item: int, step: int) -> Task:
+        """Make an item as it is for `step`, be it planned or a replacement."""
+        if isinstance(source, CurriculumSource):
+            return source.task_at(self._steps[step].levels[name], item)
+        return source.task(item)
+
+    def drawn(self, request: GroupRequest, item: int, *, after: GroupRequest | None = None) -> None:
+        """Tell which item a request is about, and whose place it takes, if anyone's."""
+        step = self._steps[request.step]
+        if request.task.source in self.pools:
+            step.items[request.task.task_id] = item
+        if after is not None:
+            step.places[request.group_id] = step.places[after.group_id]
+
+    def planned(self, requests: Sequence[GroupRequest]) -> None:
+        """Tell the places of a step, in order."""
+        step = self._steps[requests[0].step]
+        count: dict[str, int] = {}
+        for place, request in enumerate(requests):
+            step.places[request.group_id] = place
+            step.in_source.append(count.setdefault(request.task.source, 0))
+            count[request.task.source] += 1
+
+    def retried(self, request: GroupRequest, after: GroupRequest) -> None:
+        """Tell that a request is another attempt at the same task."""
+        step = self._steps[request.step]
+        step.places[request.group_id] = step.places[after.group_id]
+
+    def place_in_source(self, request: GroupRequest) -> int:
+        """Return which of its source's places in the step a request has, from 0."""
+        step = self._steps[request.step]
+        return step.in_source[step.places[request.group_id]]
+
+    def graded(self, request: GroupRequest, summary: GroupSummary) -> bool:
+        """Take in a group that has a valid rollout; return whether to replace it by a fresh task.
+
+        It counts once its step was trained.
+        """
+        source = self._sources[request.task.source]
+        if source.name not in self._kept:
+            return False
+        step = self._steps[request.step]
+        place = step.places[request.group_id]
+        resampled = sum(
+            note["verdict"] == Verdict.RESAMPLE and step.places[group_id] == place
+            for group_id, note in step.notes.items()
+            if group_id != request.group_id
+        )
+        verdict = judge(summary, source.difficulty, resampled=resampled)
+        threshold = self._cfg.eval.pass_threshold
+        step.notes[request.group_id] = {
+            "source": source.name,
+            "task_id": request.task.task_id,
+            "pass_rate": float(np.mean([r >= threshold for r in summary.rewards])),
+            "rollouts": len(summary.rewards),
+            "verdict": verdict,
+        }
+        return verdict is Verdict.RESAMPLE
+
+    def not_replaced(self, request: GroupRequest) -> None:
+        """Tell that there was no fresh task for a group, so that it is trained after all."""
+        self._steps[request.step].notes[request.group_id]["verdict"] = Verdict.KEEP
+
+    def trained(self, step: int) -> None:
+        """Let the sources hear what the groups of `step` said. Steps come in rising order."""
+        heard = self._steps.pop(step)
+        order = sorted(heard.notes, key=lambda group_id: heard.places[group_id])
+        notes = [heard.notes[group_id] for group_id in order]
+        for name, pool in self.pools.items():
+            pool.observe(
+                step,
+                [
+                    Observation(
+                        item=heard.items[note["task_id"]],
+                        pass_rate=note["pass_rate"],
+                        rollouts=note["rollouts"],
+                    )
+                    for note in notes
+                    if note["source"] == name
+                ],
+            )
+        for note in notes:
+            self._kept[note["source"]] += note["verdict"] == Verdict.KEEP
+            if (curriculum := self._curricula.get(note["source"])) is not None:
+                curriculum.observe(level_of(note["task_id"]), note["pass_rate"])
+
+    def take_warnings(self) -> tuple[Widened, ...]:
+        """Return what the windows warn of since the last call."""
+        return tuple(w for p in self.pools.values() for w in p.difficulty.take_warnings())
+
+    def snapshot(self, name: str) -> SourceDifficulty | None:
+        """Return what a source's difficulty looks like; None where nothing follows the policy."""
+        if name not in self._kept:
+            return None
+        return SourceDifficulty(
+            items=self.pools[name].difficulty.snapshot() if name in self.pools else None,
+            curriculum=self._curricula[name].snapshot() if name in self._curricula else None,
+            kept=self._kept[name],
+        )
+
+    def state_dict(self) -> FeedbackState:
+        """Return what was heard and not yet taken in, and where the curricula stand."""
+        return {
+            "steps": {
+                str(number): {
+                    "places": dict(step.places),
+                    "in_source": list(step.in_source),
+                    "levels": dict(step.levels),
+                    "items": dict(step.items),
+                    "notes": {group_id: note.copy() for group_id, note in step.notes.items()},
+                }
+                for number, step in self._steps.items()
+            },
+            "curricula": {n: c.state_dict() for n, c in self._curricula.items()},
+            "kept": dict(self._kept),
+        }
+
+    def load_state_dict(self, state: FeedbackState) -> None:
+        """Go on where another stopped."""
+        self._steps = {int(number): _Step(**step) for number, step in state["steps"].items()}
+        for name, curriculum in self._curricula.items():
+            curriculum.load_state_dict(state["curricula"][name])
+        self._kept = dict(state["kept"])
+
+
+def open_pools(cfg: RunConfig, sources: Mapping[str, Source]) -> dict[str, LivePool]:
+    """Return the pools of the sources with a window on items.
+
+    Raises:
+        ConfigError: with every problem of every source.
+    """
+    problems = [p for s in cfg.sources for p in check_items(s, sources[s.name])]
+    if problems:
+        raise ConfigError(problems)
+    pools: dict[str, LivePool] = {}
+    for source in cfg.sources:
+        if _watches_items(source):
+            opened, column = sources[source.name], source.difficulty.pass_rate_column
+            offline = None if column is None else offline_rates(_column(opened, column))
+            difficulty = Difficulty(source.name, source.difficulty, opened.size, offline)
+            pools[source.name] = LivePool(source.name, difficulty, cfg.seed)
+    return pools
+
+
+def check_items(cfg: SourceConfig, source: Source) -> list[Problem]:
+    """Return where the window on a source's items contradicts its data."""
+    if not _watches_items(cfg):
+        return []
+    at, least = f"sources.{cfg.name}.difficulty", cfg.difficulty.min_live
+    problems: list[Problem] = []
+    if least is not None and least > source.size:
+        problems.append(
+            Problem(
+                where=f"{at}.min_live",
+                what=f"is {least}, but the source has {source.size} training items",
+                fix=f"Lower it to {source.size} or less.",
+            )
+        )
+    if (column := cfg.difficulty.pass_rate_column) is not None:
+        try:
+            offline_rates(_column(source, column))
+        except ValueError as error:
+            fix = "Name a column of pass rates, or remove it."
+            problems.append(Problem(where=f"{at}.pass_rate_column", what=str(error), fix=fix))
+    return problems
+
+
+def _watches_items(cfg: SourceConfig) -> bool:
+    """Whether the window is on items, and not on the level of a curriculum."""
+    return cfg.difficulty.window is not None and cfg.data.curriculum.start is None
+
+
+def _column(source: Source, name: str) -> list[JsonValue]:
+    """Return a column's values, one an item; ValueError where no item has it."""
+    values: list[JsonValue] = []
+    known: set[str] = set()
+    for item in range(source.size):
+        row = source.task(item).metadata
+        values.append(row.get(name))
+        known.update(row)
+    if name not in known:
+        raise ValueError(f"no item has `{name}`; columns: {', '.join(sorted(known)) or 'none'}")
+    return values
