@@ -199,11 +199,13 @@ def _attribute_tops(curriculum: GymCurriculum, data: DataConfig, where: str) -> 
 def _top(cfg: SourceConfig, tops: Mapping[str, int], where: str) -> int:
     """Return the highest level; ConfigError where the recipe's levels do not fit the dataset."""
     data, most = cfg.data, max(tops.values(), default=0)
-    top = most if data.curriculum.max_level is None else data.curriculum.max_level
+    asked = most if data.curriculum.max_level is None else data.curriculum.max_level
+    top = min(asked, most)
     levels = f"The levels of {data.procedural} are 0 to {most}."
     problems: list[Problem] = []
-    if top > most:
-        problems.append(Problem(where=f"{where}.max_level", what=f"is {top}, too high", fix=levels))
+    if asked > most:
+        what = f"is {asked}, too high"
+        problems.append(Problem(where=f"{where}.max_level", what=what, fix=levels))
     if (data.curriculum.start or 0) > top:
         problems.append(
             Problem(
