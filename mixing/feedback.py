@@ -85,7 +85,7 @@ class SourceDifficulty:
     kept: int
     """Groups so far that were kept in spite of zero variance, their replacements used up."""
 
-    def metrics(self) -> dict[str, float]:
+    def figures(self) -> dict[str, float]:
         """Return the figures by name; what does not apply is left out."""
         found: dict[str, float] = {}
         if self.items is not None:

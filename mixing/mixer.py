@@ -113,8 +113,18 @@ class Mixer:
         return self._feedback.take_warnings()
 
     def difficulty(self, source_name: str) -> SourceDifficulty | None:
-        """Return where a source's window and curriculum stand; None where it has neither."""
+        """Return where a source's window, curriculum and zero-variance filter stand; None where it
+        has none of them."""
         return self._feedback.snapshot(source_name)
+
+    def difficulty_metrics(self) -> dict[str, float]:
+        """Return the figures of `difficulty` for all sources, as a step's metrics."""
+        return {
+            f"source/{s.name}/difficulty/{figure}": value
+            for s in self._cfg.sources
+            if (found := self._feedback.snapshot(s.name)) is not None
+            for figure, value in found.figures().items()
+        }
 
     def held_out(self, source_name: str) -> tuple[Task, ...]:
         """Return the evaluation tasks of a source; none of them is ever trained on."""

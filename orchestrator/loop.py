@@ -213,4 +213,5 @@ async def _log(
         wall_s=wall,
         split=split,
         failed_groups=producer.failed_groups,
+        difficulty=parts.mixer.difficulty_metrics(),
     )

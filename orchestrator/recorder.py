@@ -78,8 +78,13 @@ class Recorder:
         wall_s: float,
         split: Mapping[str, float],
         failed_groups: int,
+        difficulty: Mapping[str, float],
     ) -> None:
-        """Record a trained step."""
+        """Record a trained step.
+
+        Args:
+            difficulty: where windows and curricula stand, as metrics.
+        """
         metrics = step_metrics(
             step=step,
             groups=groups,
@@ -89,7 +94,7 @@ class Recorder:
             split=split,
             failed_groups=failed_groups,
         )
-        self._sinks.log(metrics)
+        self._sinks.log({**metrics, **difficulty})
         names = [s.name for s in self._cfg.sources]
         self._display.step(
             StepView(

@@ -157,6 +157,7 @@ def test_a_step_always_ends_with_exact_shares_even_if_nothing_teaches(
     filtered = driver.mixer.difficulty("filtered")
     assert filtered is not None and filtered.items is None and filtered.kept == 80
     assert driver.mixer.difficulty("plain") is None
+    assert not any("plain" in name for name in driver.mixer.difficulty_metrics())
     dispatched = [g for step in driver.trained for g in step]
     assert len(set(dispatched)) == len(dispatched)
 
@@ -207,7 +208,7 @@ def test_replaced_groups_count_for_the_window(tmp_path: Path, play: Play) -> Non
     found = driver.mixer.difficulty("a")
     assert found is not None and found.items is not None
     assert driver.replaced == 3 and found.items.retired == 6
-    assert found.metrics() == {
+    assert found.figures() == {
         "live": 24,
         "widened": 0,
         "parked": 0,
@@ -215,6 +216,7 @@ def test_replaced_groups_count_for_the_window(tmp_path: Path, play: Play) -> Non
         "unseen": 24,
         "zero_variance_kept_total": 3,
     }
+    assert driver.mixer.difficulty_metrics()["source/a/difficulty/retired"] == 6
 
 
 def test_a_failed_group_keeps_its_place(tmp_path: Path, play: Play) -> None:
@@ -284,7 +286,7 @@ def test_a_curriculum_moves_with_the_mixer_and_survives_a_resume(play: Play) -> 
         whole.step()
     found = whole.mixer.difficulty("sums")
     assert found is not None and found.curriculum is not None and found.items is None
-    assert found.curriculum.level in (2, 3, 4) and found.metrics()["level"] >= 2
+    assert found.curriculum.level in (2, 3, 4) and found.figures()["level"] >= 2
     levels = Counter(g.split("/")[2] for step in whole.trained[20:] for g in step)
     assert levels["L3"] > 0.6 * levels.total()
     cut = Driver(Mixer(cfg), play, rate, ahead=1, dice=random.Random(2))

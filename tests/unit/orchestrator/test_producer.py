@@ -1,6 +1,7 @@
 """The producer against fake fleets: order, staleness, failure, and what a checkpoint carries."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -46,8 +47,11 @@ def config(**batch: int) -> RunConfig:
 class FakeMixer:
     """Numbers tasks; attempts and replacements as the real one names them."""
 
-    def __init__(self, attempts: int = 2) -> None:
+    def __init__(self, attempts: int = 2, flat: Sequence[str] = ()) -> None:
         self.drawn = 0
+        self.flat = flat
+        """Tasks without variance in their rewards."""
+        self.heard: list[str] = []
         self.attempts = attempts
 
     def _draw(self, step: int) -> GroupRequest:
@@ -79,6 +83,14 @@ class FakeMixer:
 
     def replace(self, request: GroupRequest) -> GroupRequest:
         return self._draw(request.step)
+
+    def graded(self, request: GroupRequest, summary: GroupSummary) -> GroupRequest | None:
+        self.heard.append(summary.group_id)
+        return self._draw(request.step) if request.task.task_id in self.flat else None
+
+    def observe_rewards(self, step: int) -> tuple[str, ...]:
+        self.heard.append(f"trained {step}")
+        return ()
 
 
 @dataclass
@@ -220,6 +232,23 @@ def test_a_failed_group_is_sampled_again_then_replaced():
     ]
     assert [r.group_id for r in pending] == groups
     assert producer.failed_groups == 2
+
+
+def test_a_group_that_teaches_nothing_is_replaced_and_is_no_failure():
+    async def scenario():
+        fleets, mixer = FakeFleets(), FakeMixer(flat=["a/train/1", "a/train/3"])
+        buffer, producer = producing(config(max_failed_groups=0), fleets, mixer)
+        async with producer:
+            groups = await buffer.take(1)
+            pending = RolloutProducer.parse_pending(producer.pending_state())
+            producer.trained(1)
+        return [g.group_id for g in groups], [r.group_id for r in pending], mixer.heard, producer
+
+    groups, pending, heard, producer = run(scenario())
+    assert groups == pending == ["a/train/4#e0a0", "a/train/2#e0a0"]
+    assert sorted(heard[:-1]) == [f"a/train/{n}#e0a0" for n in range(1, 5)]
+    assert heard[-1] == "trained 1"
+    assert producer.failed_groups == 0
 
 
 def test_too_many_failed_groups_end_the_run_with_the_reason():
