@@ -11,7 +11,7 @@ is a function of the recipe, the data and those observations.
 
 import heapq
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypedDict
@@ -24,6 +24,7 @@ from configs.schema import DifficultyConfig
 _EPS = 1e-9
 _NEVER = 2**31 - 1
 _LOW_BITS = 2**32 - 1
+_ITEM_BITS = 30
 _DEFAULT_FLOOR = 8
 _MAX_STREAK = 2**15 - 1
 
@@ -49,7 +50,7 @@ class DifficultyState(TypedDict):
     seen: list[int]
     held: list[int]
     floor: int
-    widened: bool
+    warned: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +124,7 @@ class Difficulty:
         self._seen = np.full(size, -1, np.int32)
         self._held: set[int] = set()
         self._floor = floor_of(cfg, size)
-        self._is_widened = False
-        self._warnings: list[Widened] = []
+        self._warned = False
         if offline is not None:
             self._take_offline(offline)
         self._recount()
@@ -177,7 +177,7 @@ class Difficulty:
 
     def nearest_benched(self, avoid: Collection[int]) -> int | None:
         """Return the benched item nearest to the window, longest unseen first."""
-        return next((item for item in self._benched_by_distance() if item not in avoid), None)
+        return next((i for i in self._nearest_benched(len(avoid) + 1) if i not in avoid), None)
 
     def drawn(self, item: int, step: int) -> None:
         """Tell that `item` was drawn for `step`; a retry is not due again until observed, or until
@@ -186,14 +186,28 @@ class Difficulty:
         if not self._eligible[item]:
             self._schedule(item, step)
 
-    def require(self, live: int) -> None:
-        """Raise the floor: a step asks for so many different items."""
-        self._floor = max(self._floor, min(live, self._size))
+    def require(self, live: int) -> list[int]:
+        """Raise the floor: a step asks for so many different items. Return those that may come
+        now and could not before."""
+        before = set(self._held)
+        if (floor := min(live, self._size)) > self._floor:
+            self._floor = floor
+            self._hold()
+        return sorted(self._held - before)
 
-    def take_warnings(self) -> tuple[Widened, ...]:
-        """Return the warnings since the last call; one each time that the floor begins to bind."""
-        warnings, self._warnings = tuple(self._warnings), []
-        return warnings
+    def take_warning(self) -> Widened | None:
+        """Return a warning where the floor binds, once each time that it begins to."""
+        begins, self._warned = bool(self._held) and not self._warned, bool(self._held)
+        if not begins:
+            return None
+        rates = self._estimates[sorted(self._held)]
+        return Widened(
+            source=self._name,
+            live=self._counts[ItemState.LIVE],
+            floor=self._floor,
+            lowest=float(rates.min()),
+            highest=float(rates.max()),
+        )
 
     def snapshot(self) -> DifficultySnapshot:
         """Return where the items stand, for metrics."""
@@ -229,7 +243,7 @@ class Difficulty:
             "seen": self._seen[items].tolist(),
             "held": sorted(self._held),
             "floor": self._floor,
-            "widened": self._is_widened,
+            "warned": self._warned,
         }
 
     def load_state_dict(self, state: DifficultyState) -> None:
@@ -243,8 +257,7 @@ class Difficulty:
         self._due[items] = state["due"]
         self._seen[items] = state["seen"]
         self._held = set(state["held"])
-        self._floor, self._is_widened = state["floor"], state["widened"]
-        self._warnings = []
+        self._floor, self._warned = state["floor"], state["warned"]
         self._recount()
 
     def _observe(self, step: int, seen: Observation) -> None:
@@ -275,16 +288,13 @@ class Difficulty:
         """Hold as many benched items live as the floor asks, nearest to the window first."""
         need = max(0, self._floor - self._counts[ItemState.LIVE])
         if not need and not self._held:
-            self._is_widened = False
             return
-        nearest = self._benched_by_distance()
-        held = {next(nearest) for _ in range(need)}
+        held = set(self._nearest_benched(need))
         for item in sorted(self._held - held):
             self._eligible[item] = False
             self._push(item)
         self._eligible[sorted(held)] = True
         self._held = held
-        self._warn()
 
     def _take_offline(self, offline: NDArray[np.float64]) -> None:
         """Bench what is outside the window from the start; spread the retries evenly in time."""
@@ -357,27 +367,22 @@ class Difficulty:
         if self._due[item] < _NEVER:
             heapq.heappush(self._retries, int(self._due[item]) << 32 | item)
 
-    def _benched_by_distance(self) -> Iterator[int]:
-        """Yield benched items, held or not, nearest to the window first, then longest unseen."""
+    def _nearest_benched(self, count: int) -> list[int]:
+        """Return benched items, held or not: nearest to the window first, then longest unseen.
+
+        Distance, last step and number are packed into one key, so that the few nearest of a
+        million are found without sorting all.
+        """
         items = np.flatnonzero(self._states != ItemState.LIVE)
         estimates = self._estimates[items]
-        outside = np.maximum(estimates - self._high, self._low - estimates)
-        order = np.lexsort((items, self._seen[items], np.round(outside, 3)))
-        return map(int, items[order])
-
-    def _warn(self) -> None:
-        if self._held and not self._is_widened:
-            rates = self._estimates[sorted(self._held)]
-            self._warnings.append(
-                Widened(
-                    source=self._name,
-                    live=self._counts[ItemState.LIVE],
-                    floor=self._floor,
-                    lowest=float(rates.min()),
-                    highest=float(rates.max()),
-                )
-            )
-        self._is_widened = bool(self._held)
+        outside = np.maximum(estimates - self._high, self._low - estimates).clip(0, 1)
+        seen = (self._seen[items] + 1).astype(np.uint64)
+        keys = np.round(outside * 1000).astype(np.uint64) << np.uint64(54)
+        keys |= seen << np.uint64(_ITEM_BITS)
+        keys |= items.astype(np.uint64)
+        if count < len(keys):
+            keys = np.partition(keys, count)[:count]
+        return (np.sort(keys) & np.uint64(2**_ITEM_BITS - 1)).tolist()
 
 
 def floor_of(cfg: DifficultyConfig, size: int) -> int:

@@ -216,7 +216,8 @@ class Feedback:
 
     def take_warnings(self) -> tuple[Widened, ...]:
         """Return what the windows warn of since the last call."""
-        return tuple(w for p in self.pools.values() for w in p.difficulty.take_warnings())
+        found = [pool.difficulty.take_warning() for pool in self.pools.values()]
+        return tuple(warning for warning in found if warning is not None)
 
     def snapshot(self, name: str) -> SourceDifficulty | None:
         """Return what a source's difficulty looks like; None where nothing follows the policy."""

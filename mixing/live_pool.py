@@ -65,7 +65,7 @@ class LivePool:
 
     def require(self, live: int) -> None:
         """Tell how many different items a step asks for: fewer are not live from then on."""
-        self._difficulty.require(live)
+        self._join(self._difficulty.require(live))
 
     def take(self, avoid: Collection[int], end: int | None = None) -> tuple[int, int] | None:
         """Return the next (item, times it was drawn before) whose item is not in `avoid`; None
@@ -95,11 +95,7 @@ class LivePool:
     def observe(self, step: int, observations: Sequence[Observation]) -> None:
         """Take in the graded groups of a step; who may come from now on has its place in this
         round, if that is ahead."""
-        joined = self._difficulty.observe(step, observations)
-        keys = _hash(np.array(joined, np.uint64), self._salt).tolist()
-        for key, item in zip(keys, joined, strict=True):
-            if key > self._last_key:
-                heapq.heappush(self._joiners, (key, item))
+        self._join(self._difficulty.observe(step, observations))
 
     def state_dict(self) -> LivePoolState:
         """Return the place, and what is known of the items."""
@@ -136,6 +132,12 @@ class LivePool:
         retry = self._difficulty.due(self._step, avoid) if self._credit >= 1 - _EPS else None
         self._credit -= retry is not None
         return retry
+
+    def _join(self, items: Sequence[int]) -> None:
+        keys = _hash(np.array(items, np.uint64), self._salt).tolist()
+        for key, item in zip(keys, items, strict=True):
+            if key > self._last_key:
+                heapq.heappush(self._joiners, (key, item))
 
     def _any_left(self, avoid: Collection[int]) -> bool:
         """Return whether an item that may come is not in `avoid`."""

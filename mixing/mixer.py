@@ -72,11 +72,11 @@ class Mixer:
         self._used = {s: used for s, used in self._used.items() if s >= in_flight}
         self._feedback.begin(step)
         counts = self._quota.next_counts()
+        for name, pool in self._feedback.pools.items():
+            pool.require(counts[name])
         requests = tuple(self._draw(name, step) for name in interleave(counts))
         self._feedback.planned(requests)
         for name, count in counts.items():
-            if name in self._feedback.pools:
-                self._feedback.pools[name].require(count)
             self._set_spares_aside(name, step, count)
         return requests
 
