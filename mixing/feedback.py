@@ -8,7 +8,7 @@ Invariants:
 - a resumed run samples untrained groups again, and their second word replaces the first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -27,6 +27,7 @@ from mixing.difficulty import (
 )
 from mixing.live_pool import LivePool
 from mixing.sources import Source
+from mixing.spares import Drawn, Spares, SparesState
 from rollouts.filters import Verdict, judge
 from rollouts.types import GroupRequest, GroupSummary, Task
 
@@ -57,6 +58,7 @@ class FeedbackState(TypedDict):
     steps: dict[str, _StepState]
     curricula: dict[str, CurriculumState]
     kept: dict[str, int]
+    spares: SparesState
 
 
 @dataclass(slots=True)
@@ -115,16 +117,18 @@ class Feedback:
             if isinstance(source, CurriculumSource)
         }
         self._steps: dict[int, _Step] = {}
+        self._spares = Spares()
         self._kept = {
             s.name: 0
             for s in cfg.sources
             if s.difficulty.drop_zero_variance or s.difficulty.window is not None
         }
 
-    def begin(self, step: int) -> None:
-        """Tell that `step` is planned from now on."""
-        for pool in self.pools.values():
+    def begin(self, step: int, counts: Mapping[str, int]) -> None:
+        """Tell that `step` is planned from now on, and how many groups of each source it asks."""
+        for name, pool in self.pools.items():
             pool.begin(step)
+            pool.require(counts.get(name, 0))
         levels = {name: curriculum.level for name, curriculum in self._curricula.items()}
         self._steps[step] = _Step(places={}, in_source=[], levels=levels, items={}, notes={})
 
@@ -142,24 +146,49 @@ class Feedback:
         if after is not None:
             step.places[request.group_id] = step.places[after.group_id]
 
-    def planned(self, requests: Sequence[GroupRequest]) -> None:
-        """Tell the places of a step, in order."""
-        step = self._steps[requests[0].step]
+    def planned(
+        self, requests: Sequence[GroupRequest], spare: Callable[[str], Drawn | None]
+    ) -> None:
+        """Tell the places of a step, in order.
+
+        Args:
+            spare: draws one more item of a source for the step, where there is one.
+        """
+        number = requests[0].step
+        step = self._steps[number]
         count: dict[str, int] = {}
         for place, request in enumerate(requests):
             step.places[request.group_id] = place
             step.in_source.append(count.setdefault(request.task.source, 0))
             count[request.task.source] += 1
+        for name, places in count.items():
+            difficulty = self._sources[name].difficulty
+            most = places * difficulty.max_resamples if difficulty.drop_zero_variance else 0
+            drawn: list[Drawn] = []
+            while len(drawn) < most and (one := spare(name)) is not None:
+                drawn.append(one)
+            self._spares.lend(number, name, places, drawn)
 
     def retried(self, request: GroupRequest, after: GroupRequest) -> None:
         """Tell that a request is another attempt at the same task."""
         step = self._steps[request.step]
         step.places[request.group_id] = step.places[after.group_id]
 
-    def place_in_source(self, request: GroupRequest) -> int:
-        """Return which of its source's places in the step a request has, from 0."""
+    def take_spare(self, request: GroupRequest) -> Drawn | None:
+        """Return the next spare of a request's place; None when it has none left."""
         step = self._steps[request.step]
-        return step.in_source[step.places[request.group_id]]
+        place = step.in_source[step.places[request.group_id]]
+        return self._spares.take(request.step, request.task.source, place)
+
+    def take_returned(self, name: str, avoid: Collection[int]) -> Drawn | None:
+        """Return a spare that was not needed, whose item is not in `avoid` and may come."""
+        pool = self.pools.get(name)
+        may_come = None if pool is None else pool.difficulty.eligible
+        return self._spares.take_returned(name, avoid, may_come)
+
+    def num_returned(self, name: str) -> int:
+        """Return how many of a source's draws came back and wait to be drawn again."""
+        return self._spares.num_returned(name)
 
     def graded(self, request: GroupRequest, summary: GroupSummary) -> bool:
         """Take in a group that has a valid rollout; return whether to replace it by a fresh task.
@@ -194,6 +223,7 @@ class Feedback:
     def trained(self, step: int) -> None:
         """Let the sources hear what the groups of `step` said. Steps come in rising order."""
         heard = self._steps.pop(step)
+        self._spares.end(step)
         order = sorted(heard.notes, key=lambda group_id: heard.places[group_id])
         notes = [heard.notes[group_id] for group_id in order]
         for name, pool in self.pools.items():
@@ -244,6 +274,7 @@ class Feedback:
             },
             "curricula": {n: c.state_dict() for n, c in self._curricula.items()},
             "kept": dict(self._kept),
+            "spares": self._spares.state_dict(),
         }
 
     def load_state_dict(self, state: FeedbackState) -> None:
@@ -252,6 +283,7 @@ class Feedback:
         for name, curriculum in self._curricula.items():
             curriculum.load_state_dict(state["curricula"][name])
         self._kept = dict(state["kept"])
+        self._spares.load_state_dict(state["spares"])
 
 
 def open_pools(cfg: RunConfig, sources: Mapping[str, Source]) -> dict[str, LivePool]:

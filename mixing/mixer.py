@@ -5,7 +5,7 @@ given another's `state_dict` goes on as the other would have.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 from pydantic import JsonValue
@@ -21,7 +21,7 @@ from mixing.live_pool import LivePool, LivePoolState
 from mixing.procedural import PREFIX, ProceduralSource, dataset_name
 from mixing.quota import Quota, interleave
 from mixing.sources import Source
-from mixing.spares import Drawn, Spares, SparesState
+from mixing.spares import Drawn
 from mixing.vetted import VETTED
 from rollouts.types import GroupRequest, GroupSummary, Sampling, Task
 
@@ -35,7 +35,6 @@ class _State(TypedDict):
     credit: dict[str, str]
     cursors: dict[str, CursorState | LivePoolState]
     feedback: FeedbackState
-    spares: SparesState
     used: dict[str, dict[str, list[int]]]
     fingerprints: dict[str, str]
 
@@ -52,13 +51,12 @@ class Mixer:
         self._sources = _open_all(cfg)
         self._quota = Quota({s.name: s.weight for s in cfg.sources}, cfg.batch.groups_per_step)
         self._feedback = Feedback(cfg, self._sources)
-        self._spares = Spares()
         self._cursors: dict[str, Cursor | LivePool] = {
             name: self._feedback.pools.get(name) or Cursor(name, source.size, cfg.seed)
             for name, source in self._sources.items()
         }
         self._last_step: int | None = None
-        self._used: dict[int, dict[str, list[int]]] = {}
+        self._used: dict[int, dict[str, set[int]]] = {}
         """Items of each recent step by source, so that no replacement repeats one."""
 
     def plan_step(self, step: int) -> tuple[GroupRequest, ...]:
@@ -70,14 +68,10 @@ class Mixer:
         self._last_step = step
         in_flight = step - self._cfg.batch.max_staleness - 2
         self._used = {s: used for s, used in self._used.items() if s >= in_flight}
-        self._feedback.begin(step)
         counts = self._quota.next_counts()
-        for name, pool in self._feedback.pools.items():
-            pool.require(counts[name])
+        self._feedback.begin(step, counts)
         requests = tuple(self._draw(name, step) for name in interleave(counts))
-        self._feedback.planned(requests)
-        for name, count in counts.items():
-            self._set_spares_aside(name, step, count)
+        self._feedback.planned(requests, spare=lambda name: self._take(name, step, spare=True))
         return requests
 
     def retry(self, request: GroupRequest) -> GroupRequest | None:
@@ -109,7 +103,6 @@ class Mixer:
         """Let windows and curricula follow what the groups of a trained step said. Call it for
         each step, in order, before the next may be planned. Return warnings."""
         self._feedback.trained(step)
-        self._spares.end(step)
         return self._feedback.take_warnings()
 
     def difficulty(self, source_name: str) -> SourceDifficulty | None:
@@ -140,9 +133,8 @@ class Mixer:
             "last_step": self._last_step,
             "credit": self._quota.state_dict(),
             "cursors": {name: cursor.state_dict() for name, cursor in self._cursors.items()},
-            "used": {str(s): {n: list(i) for n, i in u.items()} for s, u in self._used.items()},
+            "used": {str(s): {n: sorted(i) for n, i in u.items()} for s, u in self._used.items()},
             "feedback": self._feedback.state_dict(),
-            "spares": self._spares.state_dict(),
             "fingerprints": {name: s.fingerprint for name, s in self._sources.items()},
         }
         return cast("dict[str, JsonValue]", state)
@@ -160,8 +152,7 @@ class Mixer:
         for name, cursor in self._cursors.items():
             cursor.load_state_dict(cast("Any", saved["cursors"][name]))
         self._feedback.load_state_dict(saved["feedback"])
-        self._spares.load_state_dict(saved["spares"])
-        self._used = {int(s): {n: list(i) for n, i in u.items()} for s, u in saved["used"].items()}
+        self._used = {int(s): {n: set(i) for n, i in u.items()} for s, u in saved["used"].items()}
 
     def _refuse_other_data(self, saved: Mapping[str, str]) -> None:
         now = {name: source.fingerprint for name, source in self._sources.items()}
@@ -182,12 +173,21 @@ class Mixer:
             raise ConfigError(problems)
 
     def _draw(self, name: str, step: int, after: GroupRequest | None = None) -> GroupRequest:
-        used = self._used.setdefault(step, {}).setdefault(name, [])
-        cursor = self._cursors[name]
-        drawn = self._returned(name, used) or cursor.take(used) or cursor.take(())
+        drawn = self._take(name, step) or self._cursors[name].take(())
         assert drawn is not None  # a source has an item
-        used.append(drawn[0])
         return self._order(name, step, drawn, after)
+
+    def _take(self, name: str, step: int, *, spare: bool = False) -> Drawn | None:
+        """Draw an item that is not in the step yet; None if the source has no other, or for a
+        spare no other that its window lets come."""
+        used, cursor = self._used.setdefault(step, {}).setdefault(name, set()), self._cursors[name]
+        if len(used) >= self._sources[name].size:
+            return None
+        take = cursor.take_spare if spare and isinstance(cursor, LivePool) else cursor.take
+        drawn = self._feedback.take_returned(name, used) or take(used)
+        if drawn is not None:
+            used.add(drawn[0])
+        return drawn
 
     def _order(
         self, name: str, step: int, drawn: Drawn, after: GroupRequest | None
@@ -198,36 +198,10 @@ class Mixer:
         self._feedback.drawn(request, item, after=after)
         return request
 
-    def _set_spares_aside(self, name: str, step: int, places: int) -> None:
-        """Draw the replacements that the source's places in `step` may need, as far as it has
-        other items that may come."""
-        difficulty = self._cfg.source(name).difficulty
-        if not difficulty.drop_zero_variance or not places:
-            return
-        used, cursor = self._used[step][name], self._cursors[name]
-        spares: list[Drawn] = []
-        while len(spares) < places * difficulty.max_resamples:
-            if len(used) >= self._sources[name].size:
-                break
-            take = cursor.take_spare if isinstance(cursor, LivePool) else cursor.take
-            drawn = self._returned(name, used) or take(used)
-            if drawn is None:
-                break
-            used.append(drawn[0])
-            spares.append(drawn)
-        self._spares.lend(step, name, places, spares)
-
-    def _returned(self, name: str, used: Collection[int]) -> Drawn | None:
-        """Return a draw that came back unused and may come now."""
-        pool = self._feedback.pools.get(name)
-        may_come = None if pool is None else pool.difficulty.eligible
-        return self._spares.take_returned(name, used, may_come)
-
     def _take_spare(self, request: GroupRequest) -> GroupRequest | None:
         """Return a request for a spare of the same place; None when it has none left."""
-        name, place = request.task.source, self._feedback.place_in_source(request)
-        drawn = self._spares.take(request.step, name, place)
-        return None if drawn is None else self._order(name, request.step, drawn, request)
+        drawn = self._feedback.take_spare(request)
+        return drawn and self._order(request.task.source, request.step, drawn, request)
 
     def _request(self, task: Task, step: int, group_id: str) -> GroupRequest:
         source = self._cfg.source(task.source)

@@ -4,7 +4,7 @@ Each place of a step has spares of its own, so that who gets which does not depe
 first; what was not needed comes back when the step was trained, and is drawn before anything new.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -31,8 +31,10 @@ class Spares:
         self._places: dict[int, dict[str, int]] = {}
         self._returned: dict[str, list[Drawn]] = {}
 
-    def lend(self, step: int, source: str, places: int, drawn: list[Drawn]) -> None:
+    def lend(self, step: int, source: str, places: int, drawn: Sequence[Drawn]) -> None:
         """Set `drawn` aside for the source's places in `step`: one each, then one each again."""
+        if not drawn:
+            return
         self._lent.setdefault(step, {})[source] = list(drawn)
         self._places.setdefault(step, {})[source] = places
 
@@ -68,10 +70,9 @@ class Spares:
                 return returned.pop(index)
         return None
 
-    def unused(self, source: str) -> int:
-        """How many of the source's draws are set aside or came back."""
-        lent = [d for by_source in self._lent.values() for d in by_source.get(source, [])]
-        return len(self._returned.get(source, [])) + sum(d is not None for d in lent)
+    def num_returned(self, source: str) -> int:
+        """Return how many of the source's draws came back and wait to be drawn again."""
+        return len(self._returned.get(source, []))
 
     def state_dict(self) -> SparesState:
         """Return all spares."""

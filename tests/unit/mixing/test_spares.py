@@ -26,9 +26,9 @@ def test_what_was_not_needed_comes_back_when_the_step_ends() -> None:
     spares = lent()
     assert spares.take(1, "a", 1) == (11, 0)
     assert spares.take_returned("a", ()) is None
-    assert spares.unused("a") == 2
+    assert spares.num_returned("a") == 0
     spares.end(1)
-    assert spares.unused("a") == 2
+    assert spares.num_returned("a") == 2
     assert spares.take(1, "a", 0) is None
     assert spares.take_returned("a", avoid=[10]) == (12, 0)
     assert spares.take_returned("a", ()) == (10, 0)
@@ -42,13 +42,13 @@ def test_what_may_no_longer_come_is_let_go() -> None:
     may_come = np.ones(20, np.bool_)
     may_come[[10, 11]] = False
     assert spares.take_returned("a", (), may_come) == (12, 0)
-    assert spares.unused("a") == 0
+    assert spares.num_returned("a") == 0
 
 
 def test_steps_and_sources_without_spares_have_none() -> None:
     assert lent().take(2, "a", 0) is None
     assert lent().take(1, "c", 0) is None
-    assert lent().unused("c") == 0
+    assert lent().num_returned("c") == 0
 
 
 def test_state_survives_json() -> None:
