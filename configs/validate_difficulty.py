@@ -29,11 +29,13 @@ def warn_difficulty(cfg: RunConfig, source: SourceConfig) -> Iterator[Problem]:
         return
     if difficulty.window == (0.0, 1.0):
         yield Problem(where=f"{at}.window", what="is [0, 1]: every pass rate is within")
-    for key, every in (
-        ("hard", difficulty.hard.retry_every),
-        ("easy", difficulty.easy.retry_every),
+    if source.data.curriculum.start is not None:
+        return
+    for key, every, limit in (
+        ("hard", difficulty.hard.retry_every, difficulty.hard.park_after),
+        ("easy", difficulty.easy.retry_every, difficulty.easy.retire_after),
     ):
-        if every > cfg.num_steps:
+        if every > cfg.num_steps and limit > 0:
             yield Problem(
                 where=f"{at}.{key}.retry_every",
                 what=f"is {every}, beyond the run's {cfg.num_steps} steps: nothing is tried again",

@@ -84,8 +84,9 @@ class SourceDifficulty:
     items: DifficultySnapshot | None
     """None without a window on items."""
     curriculum: CurriculumSnapshot | None
-    kept: int
-    """Groups so far that were kept in spite of zero variance, their replacements used up."""
+    kept: int | None
+    """Groups so far that were kept in spite of zero variance, their replacements used up; None
+    where such groups are not replaced."""
 
     def figures(self) -> dict[str, float]:
         """Return the figures by name; what does not apply is left out."""
@@ -100,7 +101,8 @@ class SourceDifficulty:
             )
         if self.curriculum is not None:
             found.update(level=self.curriculum.level)
-        found.update(zero_variance_kept_total=self.kept)
+        if self.kept is not None:
+            found.update(zero_variance_kept_total=self.kept)
         return found
 
 
@@ -253,10 +255,11 @@ class Feedback:
         """Return what a source's difficulty looks like; None where nothing follows the policy."""
         if name not in self._kept:
             return None
+        drops = self._sources[name].difficulty.drop_zero_variance
         return SourceDifficulty(
             items=self.pools[name].difficulty.snapshot() if name in self.pools else None,
             curriculum=self._curricula[name].snapshot() if name in self._curricula else None,
-            kept=self._kept[name],
+            kept=self._kept[name] if drops else None,
         )
 
     def state_dict(self) -> FeedbackState:

@@ -180,6 +180,7 @@ def test_what_is_probably_not_meant_is_warned_about() -> None:
     assert warned({}) == []
     assert warned({"window": [0, 1], "hard": {"retry_every": 10}}) == ["window"]
     assert warned(WINDOW) == ["hard.retry_every"]
+    assert warned({**WINDOW, "hard": {"park_after": 0}}) == []
     assert warned({**WINDOW, "hard": {"retry_every": 50}, "easy": {"retry_every": 51}}) == [
         "easy.retry_every"
     ]
