@@ -49,7 +49,7 @@ class _StepState(TypedDict):
     in_source: list[int]
     levels: dict[str, int]
     items: dict[str, int]
-    notes: dict[str, _NoteState]
+    notes: list[dict[str, _NoteState]]
 
 
 class FeedbackState(TypedDict):
@@ -73,8 +73,8 @@ class _Step:
     """Level in force when the step was planned, of sources with a curriculum."""
     items: dict[str, int]
     """Task id -> item, of windowed sources."""
-    notes: dict[str, _NoteState]
-    """By group id."""
+    notes: list[dict[str, _NoteState]]
+    """By place, then by group id in the order of replacements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ class Feedback:
     def __init__(self, cfg: RunConfig, sources: Mapping[str, Source]):
         self._cfg = cfg
         self._sources = {s.name: s for s in cfg.sources}
-        self.pools = open_pools(cfg, sources)
+        self.pools = _open_pools(cfg, sources)
         self._curricula = {
             name: source.curriculum
             for name, source in sources.items()
@@ -132,7 +132,7 @@ class Feedback:
             pool.begin(step)
             pool.require(counts.get(name, 0))
         levels = {name: curriculum.level for name, curriculum in self._curricula.items()}
-        self._steps[step] = _Step(places={}, in_source=[], levels=levels, items={}, notes={})
+        self._steps[step] = _Step(places={}, in_source=[], levels=levels, items={}, notes=[])
 
     def task(self, source: Source, name: str, item: int, step: int) -> Task:
         """Make an item as it is for `step`, be it planned or a replacement."""
@@ -161,6 +161,7 @@ class Feedback:
         count: dict[str, int] = {}
         for place, request in enumerate(requests):
             step.places[request.group_id] = place
+            step.notes.append({})
             step.in_source.append(count.setdefault(request.task.source, 0))
             count[request.task.source] += 1
         for name, places in count.items():
@@ -201,15 +202,15 @@ class Feedback:
         if source.name not in self._kept:
             return False
         step = self._steps[request.step]
-        place = step.places[request.group_id]
+        notes = step.notes[step.places[request.group_id]]
         resampled = sum(
-            note["verdict"] == Verdict.RESAMPLE and step.places[group_id] == place
-            for group_id, note in step.notes.items()
+            note["verdict"] == Verdict.RESAMPLE
+            for group_id, note in notes.items()
             if group_id != request.group_id
         )
         verdict = judge(summary, source.difficulty, resampled=resampled)
         threshold = self._cfg.eval.pass_threshold
-        step.notes[request.group_id] = {
+        notes[request.group_id] = {
             "source": source.name,
             "task_id": request.task.task_id,
             "pass_rate": float(np.mean([r >= threshold for r in summary.rewards])),
@@ -220,14 +221,14 @@ class Feedback:
 
     def not_replaced(self, request: GroupRequest) -> None:
         """Tell that there was no fresh task for a group, so that it is trained after all."""
-        self._steps[request.step].notes[request.group_id]["verdict"] = Verdict.KEEP
+        step = self._steps[request.step]
+        step.notes[step.places[request.group_id]][request.group_id]["verdict"] = Verdict.KEEP
 
     def trained(self, step: int) -> None:
         """Let the sources hear what the groups of `step` said. Steps come in rising order."""
         heard = self._steps.pop(step)
         self._spares.end(step)
-        order = sorted(heard.notes, key=lambda group_id: heard.places[group_id])
-        notes = [heard.notes[group_id] for group_id in order]
+        notes = [note for place in heard.notes for note in place.values()]
         for name, pool in self.pools.items():
             pool.observe(
                 step,
@@ -271,7 +272,7 @@ class Feedback:
                     "in_source": list(step.in_source),
                     "levels": dict(step.levels),
                     "items": dict(step.items),
-                    "notes": {group_id: note.copy() for group_id, note in step.notes.items()},
+                    "notes": [{g: n.copy() for g, n in place.items()} for place in step.notes],
                 }
                 for number, step in self._steps.items()
             },
@@ -289,29 +290,14 @@ class Feedback:
         self._spares.load_state_dict(state["spares"])
 
 
-def open_pools(cfg: RunConfig, sources: Mapping[str, Source]) -> dict[str, LivePool]:
-    """Return the pools of the sources with a window on items.
+def open_pool(cfg: SourceConfig, source: Source, seed: int) -> LivePool | None:
+    """Return the pool of a source with a window on its items; None for another source.
 
     Raises:
-        ConfigError: with every problem of every source.
+        ConfigError: with every contradiction between window and data.
     """
-    problems = [p for s in cfg.sources for p in check_items(s, sources[s.name])]
-    if problems:
-        raise ConfigError(problems)
-    pools: dict[str, LivePool] = {}
-    for source in cfg.sources:
-        if _watches_items(source):
-            opened, column = sources[source.name], source.difficulty.pass_rate_column
-            offline = None if column is None else offline_rates(_column(opened, column))
-            difficulty = Difficulty(source.name, source.difficulty, opened.size, offline)
-            pools[source.name] = LivePool(source.name, difficulty, cfg.seed)
-    return pools
-
-
-def check_items(cfg: SourceConfig, source: Source) -> list[Problem]:
-    """Return where the window on a source's items contradicts its data."""
-    if not _watches_items(cfg):
-        return []
+    if cfg.difficulty.window is None or cfg.data.curriculum.start is not None:
+        return None
     at, least = f"sources.{cfg.name}.difficulty", cfg.difficulty.min_live
     problems: list[Problem] = []
     if least is not None and least > source.size:
@@ -322,18 +308,30 @@ def check_items(cfg: SourceConfig, source: Source) -> list[Problem]:
                 fix=f"Lower it to {source.size} or less.",
             )
         )
+    offline = None
     if (column := cfg.difficulty.pass_rate_column) is not None:
         try:
-            offline_rates(_column(source, column))
+            offline = offline_rates(_column(source, column))
         except ValueError as error:
             fix = "Name a column of pass rates, or remove it."
             problems.append(Problem(where=f"{at}.pass_rate_column", what=str(error), fix=fix))
-    return problems
+    if problems:
+        raise ConfigError(problems)
+    return LivePool(cfg.name, Difficulty(cfg.name, cfg.difficulty, source.size, offline), seed)
 
 
-def _watches_items(cfg: SourceConfig) -> bool:
-    """Whether the window is on items, and not on the level of a curriculum."""
-    return cfg.difficulty.window is not None and cfg.data.curriculum.start is None
+def _open_pools(cfg: RunConfig, sources: Mapping[str, Source]) -> dict[str, LivePool]:
+    pools: dict[str, LivePool] = {}
+    problems: list[Problem] = []
+    for source in cfg.sources:
+        try:
+            if (pool := open_pool(source, sources[source.name], cfg.seed)) is not None:
+                pools[source.name] = pool
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise ConfigError(problems)
+    return pools
 
 
 def _column(source: Source, name: str) -> list[JsonValue]:

@@ -15,7 +15,7 @@ from configs.schema import RunConfig, SourceConfig
 from mixing.curriculum import CurriculumSource
 from mixing.cursor import Cursor, CursorState
 from mixing.difficulty import Widened
-from mixing.feedback import Feedback, FeedbackState, SourceDifficulty, check_items
+from mixing.feedback import Feedback, FeedbackState, SourceDifficulty, open_pool
 from mixing.jsonl import JsonlSource
 from mixing.live_pool import LivePool, LivePoolState
 from mixing.procedural import PREFIX, ProceduralSource, dataset_name
@@ -269,7 +269,7 @@ def validate_sources(cfg: RunConfig, *, generate: bool = True) -> list[Problem]:
     for source in cfg.sources:
         try:
             if generate or source.data.procedural is None or source.data.jsonl is not None:
-                problems.extend(check_items(source, open_source(source)))
+                open_pool(source, open_source(source), cfg.seed)
             else:
                 dataset_name(source)
         except ConfigError as error:
