@@ -18,6 +18,7 @@ from configs.base import (
     PositiveInt,
     Share,
 )
+from configs.difficulty import CurriculumConfig, DifficultyConfig
 from configs.mix import LimitsConfig, MixConfig, StageConfig
 
 
@@ -114,6 +115,8 @@ class DataConfig(Config):
     """Procedural: seed of the training items; held-out items use another stream of it."""
     args: dict[str, JsonValue] = {}
     """Procedural: the dataset's own parameters."""
+    curriculum: CurriculumConfig = CurriculumConfig()
+    """Procedural: levels of difficulty that follow the policy."""
     held_out: PositiveInt = 100
     """Held-out prompts, split off by hash; with a held-out split of its own, at most so many."""
     held_out_where: dict[str, JsonValue] = {}
@@ -181,6 +184,8 @@ class SourceConfig(Config):
     """Text put before every prompt of the source, as a system message; empty for none."""
     eval: SourceEvalConfig = SourceEvalConfig()
     """How its held-out evaluation differs from the run's."""
+    difficulty: DifficultyConfig = DifficultyConfig()
+    """Which of its items are worth training on."""
 
 
 class BatchConfig(Config):

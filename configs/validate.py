@@ -12,6 +12,7 @@ from configs.evaluation import check_eval, warn_eval
 from configs.model_files import check_model_folder, find_model_folder, read_model_shape
 from configs.schema import ActorsConfig, RunConfig
 from configs.validate_data import HUB_NAME, check_data
+from configs.validate_difficulty import check_difficulty, warn_difficulty
 from configs.validate_mix import check_mix, warn_mix
 
 
@@ -77,6 +78,14 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
             )
     for source in cfg.sources:
         yield from check_data(source)
+        yield from check_difficulty(source)
+        leave_out = cfg.decontaminate.procedural and cfg.decontaminate.action == "drop"
+        if leave_out and source.data.curriculum.start is not None:
+            yield Problem(
+                where=f"sources.{source.name}.data.curriculum",
+                what="has levels, whose items decontaminate.action=drop cannot leave out",
+                fix="Set it to refuse or warn, or decontaminate.procedural to false.",
+            )
         at = f"sources.{source.name}.rewards"
         if not source.rewards:
             yield Problem(where=at, what="is empty", fix="Give at least one reward part.")
@@ -330,6 +339,7 @@ def _check_path(path: str, where: str) -> Iterator[Problem]:
 def _warn_sources(cfg: RunConfig) -> Iterator[Problem]:
     for source in cfg.sources:
         at = f"sources.{source.name}"
+        yield from warn_difficulty(cfg, source)
         if source.group_size == 1:
             yield Problem(
                 where=f"{at}.group_size",

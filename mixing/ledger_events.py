@@ -28,6 +28,8 @@ class Reason(StrEnum):
     """No rollout was valid; the same task is sampled again."""
     GIVEN_UP = "given_up"
     """No rollout was valid, for the last time: another task of the source takes its place."""
+    ZERO_VARIANCE = "zero_variance"
+    """All rewards are equal, and the source asks for another task."""
 
 
 class DispatchedGroup(NamedTuple):

@@ -15,12 +15,16 @@ from configs.errors import ConfigError, Problem
 from configs.schema import RunConfig
 from mixing.allocator import Allocator, AllocatorState, MixEvent
 from mixing.cursor import Cursor, CursorState
+from mixing.difficulty import Widened
 from mixing.edits import Edit, EditLog
+from mixing.feedback import Feedback, FeedbackState, SourceDifficulty
+from mixing.live_pool import LivePool, LivePoolState
 from mixing.opening import open_sources
 from mixing.quota import interleave
 from mixing.sources import Source
+from mixing.spares import Drawn
 from mixing.tokens import Trained
-from rollouts.types import GroupRequest, Sampling, Task
+from rollouts.types import GroupRequest, GroupSummary, Sampling, Task
 
 _GROUP_ID = re.compile(r"^(?P<task>.*)#e(?P<epoch>\d+)a(?P<attempt>\d+)$")
 
@@ -37,7 +41,8 @@ class _State(TypedDict):
 
     last_step: int | None
     allocator: AllocatorState
-    cursors: dict[str, CursorState]
+    cursors: dict[str, CursorState | LivePoolState]
+    feedback: FeedbackState
     steps: dict[str, _StepState]
     edits: list[dict[str, JsonValue]]
     events: list[dict[str, JsonValue]]
@@ -65,8 +70,10 @@ class Mixer:
         self._cfg, self._edit_log = cfg, edits
         self._sources = open_sources(cfg) if sources is None else sources
         self._allocator = Allocator(cfg, {n: s.size for n, s in self._sources.items()})
-        self._cursors = {
-            name: Cursor(name, source.size, cfg.seed) for name, source in self._sources.items()
+        self._feedback = Feedback(cfg, self._sources)
+        self._cursors: dict[str, Cursor | LivePool] = {
+            name: self._feedback.pools.get(name) or Cursor(name, source.size, cfg.seed)
+            for name, source in self._sources.items()
         }
         self._samplings = {
             s.name: Sampling(temperature=s.sampling.temperature, max_tokens=s.sampling.max_tokens)
@@ -96,27 +103,34 @@ class Mixer:
         self._shares = {s: shares for s, shares in self._shares.items() if s >= in_flight}
         self._shares[step] = dict(allocation.shares)
         sizes = self._allocator.group_sizes()
-        return tuple(
+        self._feedback.begin(step, allocation.counts)
+        requests = tuple(
             self._draw(name, step, group_size=sizes[name], repeats=allocation.repeats)
             for name in interleave(allocation.counts)
         )
+        self._feedback.planned(requests, spare=lambda name: self._take(name, step, spare=True))
+        return requests
 
     def retry(self, request: GroupRequest) -> GroupRequest | None:
         """Return the same task's next attempt; None when it had `batch.max_attempts` already."""
         task_id, epoch, attempt = parse_group_id(request.group_id)
         if attempt >= self._cfg.batch.max_attempts:
             return None
-        return self._request(
+        again = self._request(
             request.task,
             request.step,
             format_id(task_id, epoch, attempt + 1),
             request.group_size,
         )
+        self._feedback.retried(again, after=request)
+        return again
 
     def replace(self, request: GroupRequest) -> GroupRequest:
         """Return a request for a fresh task of the same source, for the same step; of another
         source where this one has no other item for it."""
-        return self._draw(request.task.source, request.step, group_size=request.group_size)
+        return self._take_spare(request) or self._draw(
+            request.task.source, request.step, group_size=request.group_size, after=request
+        )
 
     def observe_trained(self, step: int, trained: Mapping[str, Trained]) -> None:
         """Take what `step` trained on, by source. Call it before the next step may be planned."""
@@ -142,6 +156,36 @@ class Mixer:
         """Live edits taken so far, with the step of each; refused ones too."""
         return tuple(self._edits)
 
+    def graded(self, request: GroupRequest, summary: GroupSummary) -> GroupRequest | None:
+        """Take in a group with a valid rollout. Return the request that takes its place where it
+        teaches nothing and may be replaced; None where it is to be trained on."""
+        if not self._feedback.graded(request, summary):
+            return None
+        fresh = self._take_spare(request)
+        if fresh is None:
+            self._feedback.not_replaced(request)
+        return fresh
+
+    def observe_rewards(self, step: int) -> tuple[Widened, ...]:
+        """Let windows and curricula follow what the groups of a trained step said. Call it for
+        each step, in order, before the next may be planned. Return warnings."""
+        self._feedback.trained(step)
+        return self._feedback.take_warnings()
+
+    def difficulty(self, source_name: str) -> SourceDifficulty | None:
+        """Return where a source's window, curriculum and zero-variance filter stand; None where it
+        has none of them."""
+        return self._feedback.snapshot(source_name)
+
+    def difficulty_metrics(self) -> dict[str, float]:
+        """Return the figures of `difficulty` for all sources, as a step's metrics."""
+        return {
+            f"source/{s.name}/difficulty/{figure}": value
+            for s in self._cfg.sources
+            if (found := self._feedback.snapshot(s.name)) is not None
+            for figure, value in found.figures().items()
+        }
+
     def held_out(self, source_name: str) -> tuple[Task, ...]:
         """Return the evaluation tasks of a source; none of them is ever trained on."""
         return self._sources[source_name].held_out()
@@ -165,6 +209,7 @@ class Mixer:
             },
             "edits": [asdict(edit) for edit in self._edits],
             "events": [asdict(event) for event in self._allocator.events],
+            "feedback": self._feedback.state_dict(),
             "fingerprints": {name: s.fingerprint for name, s in self._sources.items()},
         }
         return cast("dict[str, JsonValue]", state)
@@ -183,17 +228,20 @@ class Mixer:
         self._last_step = saved["last_step"]
         self._allocator.load_state_dict(saved["allocator"])
         self._allocator.events = [MixEvent(**cast("Any", e)) for e in saved["events"]]
-        for name, cursor in self._cursors.items():
-            cursor.load_state_dict(saved["cursors"][name])
+        self._feedback.load_state_dict(saved["feedback"])
         steps = {int(step): kept for step, kept in saved["steps"].items()}
         self._used = {s: {n: set(i) for n, i in k["used"].items()} for s, k in steps.items()}
         self._shares = {s: k["shares"] for s, k in steps.items()}
         self._edits = [Edit(**cast("Any", e)) for e in saved["edits"]]
-        for name, source in self._sources.items():
-            if saved["fingerprints"][name] != source.fingerprint:
-                self._cursors[name].skip_epoch(saved["cursors"][name])
-                for used in self._used.values():
-                    used.pop(name, None)
+        for name, cursor in self._cursors.items():
+            place = cast("Any", saved["cursors"][name])
+            if saved["fingerprints"][name] == self._sources[name].fingerprint:
+                cursor.load_state_dict(place)
+                continue
+            cursor.skip_epoch(place)
+            self._feedback.forget(name)
+            for used in self._used.values():
+                used.pop(name, None)
 
     def _refuse_other_sources(self, saved: Mapping[str, str]) -> None:
         problems = [
@@ -211,7 +259,8 @@ class Mixer:
             raise ConfigError(problems)
 
     def _taken(self) -> dict[str, int]:
-        return {name: cursor.taken for name, cursor in self._cursors.items()}
+        """Return the draws of each source; one that came back unused is yet to be drawn."""
+        return {n: c.taken - self._feedback.num_returned(n) for n, c in self._cursors.items()}
 
     def _take_edits(self, step: int) -> None:
         """Apply the edits that `step` is the first to see; those that an earlier attempt took at
@@ -228,41 +277,65 @@ class Mixer:
             self._allocator.events.append(_edit_event(step, edit, refused))
 
     def _draw(
-        self, name: str, step: int, *, group_size: int, repeats: bool = False
+        self,
+        name: str,
+        step: int,
+        *,
+        group_size: int,
+        repeats: bool = False,
+        after: GroupRequest | None = None,
     ) -> GroupRequest:
         """Draw an item that is not in the step yet: of `name`, else of another source; where
         nobody has one, or `repeats` says so, one that is."""
         if (drawn := self._take(name, step)) is not None:
-            return self._order(name, name, step, drawn, group_size)
+            return self._order(name, name, step, drawn, group_size, after)
         others = self._allocator.substitutes(name)
         for given in () if repeats else others:
             if (drawn := self._take(given, step)) is not None:
-                return self._order(given, name, step, drawn, group_size)
+                return self._order(given, name, step, drawn, group_size, after)
         for given in (name, *others):
             if (drawn := self._cursors[given].take((), self._allocator.end(given))) is not None:
-                return self._order(given, name, step, drawn, group_size)
+                return self._order(given, name, step, drawn, group_size, after)
         # Every limit is used up by this very step, and one of its groups failed: one draw more.
         self._allocator.overdrawn(step, name)
         drawn = self._cursors[name].take(self._used[step][name]) or self._cursors[name].take(())
         assert drawn is not None  # without an end there is always a next draw
-        return self._order(name, name, step, drawn, group_size)
+        return self._order(name, name, step, drawn, group_size, after)
 
-    def _take(self, name: str, step: int) -> tuple[int, int] | None:
-        used = self._used.setdefault(step, {}).setdefault(name, set())
-        drawn = self._cursors[name].take(used, self._allocator.end(name))
+    def _take(self, name: str, step: int, *, spare: bool = False) -> Drawn | None:
+        """Draw an item that is not in the step yet; None if the source has no other, or for a
+        spare no other that its window lets come."""
+        used, cursor = self._used.setdefault(step, {}).setdefault(name, set()), self._cursors[name]
+        take = cursor.take_spare if spare and isinstance(cursor, LivePool) else cursor.take
+        drawn = self._feedback.take_returned(name, used) or take(used, self._allocator.end(name))
         if drawn is not None:
             used.add(drawn[0])
         return drawn
 
+    def _take_spare(self, request: GroupRequest) -> GroupRequest | None:
+        """Return a request for a spare of the same place; None when it has none left."""
+        drawn, name = self._feedback.take_spare(request), request.task.source
+        if drawn is None:
+            return None
+        return self._order(name, name, request.step, drawn, request.group_size, request)
+
     def _order(
-        self, given: str, planned: str, step: int, drawn: tuple[int, int], group_size: int
+        self,
+        given: str,
+        planned: str,
+        step: int,
+        drawn: Drawn,
+        group_size: int,
+        after: GroupRequest | None,
     ) -> GroupRequest:
         item, epoch = drawn
-        task = self._sources[given].task(item)
+        task = self._feedback.task(self._sources[given], given, item, step)
         if given != planned:
             self._allocator.swapped(step, planned, given)
             group_size = self._allocator.group_sizes()[given]
-        return self._request(task, step, format_id(task.task_id, epoch, 0), group_size)
+        request = self._request(task, step, format_id(task.task_id, epoch, 0), group_size)
+        self._feedback.drawn(request, item, after=after)
+        return request
 
     def _request(self, task: Task, step: int, group_id: str, group_size: int) -> GroupRequest:
         return GroupRequest(

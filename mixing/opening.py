@@ -6,6 +6,7 @@ from pathlib import Path
 from configs.errors import ConfigError, Problem
 from configs.schema import RunConfig, SourceConfig
 from configs.validate_data import check_data
+from mixing.curriculum import CurriculumSource
 from mixing.procedural import PREFIX, ProceduralSource, dataset_name
 from mixing.sources import Source
 from mixing.table_source import TableSource, probe
@@ -16,7 +17,9 @@ def open_source(cfg: SourceConfig) -> Source:
     """Open the source; ConfigError names every problem with its data."""
     if problems := list(check_data(cfg)):
         raise ConfigError(problems)
-    return ProceduralSource(cfg) if cfg.data.procedural is not None else TableSource(cfg)
+    if cfg.data.procedural is None:
+        return TableSource(cfg)
+    return ProceduralSource(cfg) if cfg.data.curriculum.start is None else CurriculumSource(cfg)
 
 
 def open_sources(cfg: RunConfig) -> Mapping[str, Source]:

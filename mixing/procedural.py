@@ -9,7 +9,7 @@ import difflib
 import importlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Protocol, cast
 
@@ -34,27 +34,51 @@ class _Dataset(Protocol):
     def __getitem__(self, idx: int) -> Mapping[str, object]: ...
 
 
-class _ReasoningGym(Protocol):
+class GymAttribute(Protocol):
+    """What we use of reasoning-gym's attribute definitions, scalar and range."""
+
+    levels: list[object]
+
+
+class GymCurriculum(Protocol):
+    """What we use of reasoning-gym's BaseCurriculum."""
+
+    @property
+    def attributes(self) -> Mapping[str, GymAttribute]: ...
+
+    def set_attr_level(self, attr_name: str, level: int) -> None: ...
+
+    def generate_configuration(self, *, context: object) -> object: ...
+
+
+class ReasoningGym(Protocol):
     """What we use of reasoning-gym's factory module."""
 
     DATASETS: Mapping[str, object]
 
     def create_dataset(self, name: str, **kwargs: object) -> _Dataset: ...
 
+    def has_curriculum(self, name: str) -> bool: ...
+
+    def create_curriculum(self, name: str) -> GymCurriculum: ...
+
 
 class ProceduralSource:
     """A reasoning-gym dataset: `size` training items, `held_out` others."""
 
-    def __init__(self, cfg: SourceConfig):
+    def __init__(self, cfg: SourceConfig, *, taken: Collection[str] = ()):
+        """Args:
+        taken: questions that are neither held out here nor trained on.
+        """
         self._cfg = cfg
         self._where = f"sources.{cfg.name}.data"
         self._dataset_name = dataset_name(cfg)
         stream = digest(f"{cfg.data.seed}/held-out")
         self._raw_train = self._create(cfg.data.seed)
         self._raw_held_out = self._create(int(stream, 16) % 2**31)
+        self._held_out_questions = set(taken)
         self._held_out = self._make_held_out()
-        self._held_out_questions = {_question(t) for t in self._held_out}
-        self._check_room()
+        self.keep_out({question(t) for t in self._held_out})
         self.task = lru_cache(maxsize=_CACHED)(self._make)
 
     @property
@@ -71,6 +95,11 @@ class ProceduralSource:
         """Return the evaluation items."""
         return self._held_out
 
+    def keep_out(self, questions: Collection[str]) -> None:
+        """Never train on these questions either; ConfigError if they are most of all there are."""
+        self._held_out_questions |= set(questions)
+        self._check_room()
+
     def _make(self, item: int) -> Task:
         """Return training item `item`: the first of item, item + size, item + 2 size, ... in the
         raw stream whose question is not held out."""
@@ -78,7 +107,7 @@ class ProceduralSource:
             raise IndexError(f"{self._cfg.name} has no item {item}; its size is {self.size}")
         for probe in range(_PROBES):
             task = self._task(self._raw_train, item + probe * self.size, f"train/{item}")
-            if _question(task) not in self._held_out_questions:
+            if question(task) not in self._held_out_questions:
                 return task
         raise ConfigError(self._too_small(f"{_PROBES} items in a row have held-out questions"))
 
@@ -90,7 +119,8 @@ class ProceduralSource:
             if len(tasks) == wanted:
                 break
             task = self._task(self._raw_held_out, raw, f"held_out/{len(tasks)}")
-            tasks.setdefault(_question(task), task)
+            if question(task) not in self._held_out_questions:
+                tasks.setdefault(question(task), task)
         if len(tasks) < wanted:
             raise ConfigError(self._too_small(f"{tries} items had {len(tasks)} distinct questions"))
         return tuple(tasks.values())
@@ -100,7 +130,7 @@ class ProceduralSource:
         lead = 0
         for raw in range(200):
             task = self._task(self._raw_train, raw, "train/probe")
-            lead += 1 if _question(task) not in self._held_out_questions else -1
+            lead += 1 if question(task) not in self._held_out_questions else -1
             if lead == 4:
                 return
         raise ConfigError(self._too_small("the held-out items are most of all there are"))
@@ -130,7 +160,7 @@ class ProceduralSource:
         )
 
     def _create(self, seed: int) -> _Dataset:
-        gym = _gym(self._where)
+        gym = load_gym(self._where)
         args = self._cfg.data.args
         if clash := {"seed", "size"} & set(args):
             what = f"{sorted(clash)} in `args`"
@@ -178,13 +208,13 @@ def dataset_name(cfg: SourceConfig) -> str:
     return name
 
 
-def _gym(where: str) -> _ReasoningGym:
+def load_gym(where: str) -> ReasoningGym:
     """Import reasoning-gym (seconds), or say that it is missing."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # of a package that it needs
             importlib.import_module("reasoning_gym")  # registers the datasets
-        return cast(_ReasoningGym, importlib.import_module("reasoning_gym.factory"))
+        return cast(ReasoningGym, importlib.import_module("reasoning_gym.factory"))
     except ModuleNotFoundError as error:
         problem = Problem(
             where=f"{where}.procedural",
@@ -194,7 +224,8 @@ def _gym(where: str) -> _ReasoningGym:
         raise ConfigError(problem) from error
 
 
-def _question(task: Task) -> str:
+def question(task: Task) -> str:
+    """Return the bare question of a reasoning-gym task."""
     entry = cast("dict[str, JsonValue]", task.metadata["entry"])
     return str(entry["question"])
 

@@ -8,6 +8,7 @@ from math import comb, prod
 
 import numpy as np
 
+from configs.evaluation import eval_settings
 from configs.schema import RunConfig, SourceConfig
 
 BINS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -107,7 +108,7 @@ def describe(
     Args:
         answers: reference answers of training items, more than were sampled.
     """
-    threshold = cfg.eval.pass_threshold
+    threshold = eval_settings(cfg, source).pass_threshold
     samples = sum(len(i.tokens) for i in items)
     graded = [i for i in items if i.rewards]
     rates = [i.passes(threshold) / len(i.rewards) for i in graded]

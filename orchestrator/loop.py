@@ -249,5 +249,6 @@ async def _log(
             wall_s=wall,
             split=split,
             ledger=producer.ledger.figures(),
+            difficulty=parts.mixer.difficulty_metrics(),
         )
     )

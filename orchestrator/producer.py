@@ -14,6 +14,8 @@ Invariants:
   the same source takes its place; both are counted, and too many end the run;
 - another task for step s is drawn after step s + staleness is planned and before the next one is:
   so whichever group fails first, each step has the same tasks, and a resumed run has them too;
+- a group whose rewards are all equal is replaced where its source asks for it, by a task that was
+  set aside for its place when the step was planned: who finishes first changes nothing;
 - grading starts as soon as a group is sampled, while others still generate.
 """
 
@@ -108,6 +110,8 @@ class RolloutProducer:
         self.ledger.trained(step, version, groups, batch)
         self._pending = {p: r for p, r in self._pending.items() if r.step != step}
         self.check_ledger()
+        for warning in self._mixer.observe_rewards(step):
+            log.warning("%s", warning)
 
     def check_ledger(self) -> None:
         """Raise LedgerError unless dispatched = trained + rejected + what is pending here."""
@@ -169,12 +173,16 @@ class RolloutProducer:
             summary = await sample_and_grade(self._rollout, self._reward, self._clock, request)
             self._count_invalid(summary)
             if summary.samples:
-                self.ledger.accepted(summary)
-                await self._buffer.put(first.group_id, summary)
-                return
-            # The metrics want its numbers alone: let go of its tokens.
-            self._rejected.setdefault(summary.step, []).append(replace(summary, group_ref=None))
-            request = await self._after_failure(first.group_id, request, summary)
+                fresh = self._mixer.graded(request, summary)
+                if fresh is None:
+                    self.ledger.accepted(summary)
+                    await self._buffer.put(first.group_id, summary)
+                    return
+                self._reject(summary, Reason.ZERO_VARIANCE, "all rewards are equal")
+                self._redirect(first.group_id, fresh)
+                request = fresh
+            else:
+                request = await self._after_failure(first.group_id, request, summary)
 
     def _count_invalid(self, summary: GroupSummary) -> None:
         try:
@@ -192,16 +200,25 @@ class RolloutProducer:
         again = self._mixer.retry(request)
         if again is None:
             await self._turn_of(request.step)
-        self.ledger.rejected(summary, Reason.FAILED if again else Reason.GIVEN_UP, why)
+        self._reject(summary, Reason.FAILED if again else Reason.GIVEN_UP, why)
         if self.ledger.failed_groups > self._cfg.batch.max_failed_groups:
             raise RunError(
                 f"{self.ledger.failed_groups} groups failed, more than batch.max_failed_groups="
                 f"{self._cfg.batch.max_failed_groups}; the last was {request.group_id}: {why}"
             )
         following = again or self._mixer.replace(request)
-        self._pending[place] = following
-        self.ledger.dispatched((following,), self._version)
+        self._redirect(place, following)
         return following
+
+    def _reject(self, summary: GroupSummary, reason: Reason, why: str) -> None:
+        # The metrics want its numbers alone: let go of its tokens.
+        self._rejected.setdefault(summary.step, []).append(replace(summary, group_ref=None))
+        self.ledger.rejected(summary, reason, why)
+
+    def _redirect(self, place: str, request: GroupRequest) -> None:
+        """Have `request` sampled for a place whose group was rejected."""
+        self._pending[place] = request
+        self.ledger.dispatched((request,), self._version)
 
     async def _turn_of(self, step: int) -> None:
         """Wait until `step` is the next to train and all that may run ahead of it is planned."""

@@ -21,6 +21,7 @@ from configs.versions import check_versions
 from environments.registry import validate_environments
 from mixing.decontaminate import NOT_SEARCHED, Contamination, decontaminate
 from mixing.edits import EditLog
+from mixing.feedback import open_pools
 from mixing.ledger import Ledger
 from mixing.mixer import Mixer
 from mixing.opening import open_sources
@@ -51,6 +52,7 @@ def check(cfg: RunConfig) -> tuple[Mapping[str, Source], Contamination]:
     found = NOT_SEARCHED
     try:
         sources, found = decontaminate(cfg, open_sources(cfg))
+        open_pools(cfg, sources)
     except ConfigError as error:
         problems += error.problems
     problems += plan_mix(cfg, {name: source.size for name, source in sources.items()}).problems

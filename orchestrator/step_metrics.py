@@ -35,6 +35,8 @@ class TrainedStep:
     """Those seconds by phase of `orchestrator.clock`."""
     ledger: Mapping[str, float]
     """The ledger's sums, as metrics."""
+    difficulty: Mapping[str, float]
+    """Where windows and curricula stand, as metrics."""
 
 
 def step_metrics(cfg: RunConfig, done: TrainedStep) -> dict[str, float]:
@@ -55,6 +57,7 @@ def step_metrics(cfg: RunConfig, done: TrainedStep) -> dict[str, float]:
         "reward/std": float(rewards.std()),
         "sync/bytes": done.sync.bytes,
         **done.ledger,
+        **done.difficulty,
     }
     if done.sync.gap_median is not None and done.sync.gap_max is not None:
         metrics["sync/logprob_gap_median"] = done.sync.gap_median

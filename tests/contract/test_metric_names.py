@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from configs.schema import RunConfig
+from mixing.curriculum import CurriculumSnapshot
+from mixing.difficulty import DifficultySnapshot
+from mixing.feedback import SourceDifficulty
 from mixing.ledger_events import Reason
 from orchestrator.publisher import SyncReport
 from orchestrator.run_totals import RunTotals
@@ -87,6 +90,11 @@ def emitted() -> set[str]:
         generate_s=1.0,
         grade_s=1.0,
     )
+    everything = SourceDifficulty(
+        items=DifficultySnapshot(live=1, widened=1, parked=1, retired=1, unseen=1),
+        curriculum=CurriculumSnapshot(level=1, top=2, recent=None),
+        kept=1,
+    )
     metrics = step_metrics(
         cfg,
         TrainedStep(
@@ -101,6 +109,9 @@ def emitted() -> set[str]:
             ledger={
                 **dict.fromkeys(("ledger/dispatched", "ledger/trained", "ledger/in_flight"), 1),
                 **{f"ledger/rejected/{reason}": 0 for reason in Reason},
+            },
+            difficulty={
+                f"source/sums-1.5/difficulty/{figure}": 1 for figure in everything.figures()
             },
         ),
     )

@@ -1,6 +1,7 @@
 """Recipes and sources of files, which need no generation."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from configs.schema import (
     RunConfig,
     SourceConfig,
 )
+from rollouts.types import GroupRequest, GroupSummary, RolloutStats, RolloutStatus
 
 MakeRun = Callable[..., RunConfig]
 
@@ -80,3 +82,41 @@ def make_source() -> MakeSource:
         )
 
     return make
+
+
+Play = Callable[[GroupRequest, float], GroupSummary]
+
+
+@pytest.fixture
+def play() -> Play:
+    """Return a policy: it plays a request with a given pass rate, by dice that the group's id
+    seeds, so that the same group always has the same rewards."""
+
+    def play(request: GroupRequest, pass_rate: float) -> GroupSummary:
+        dice = random.Random(request.group_id)
+        rewards = [float(dice.random() < pass_rate) for _ in range(request.group_size)]
+        rollouts = tuple(
+            RolloutStats(
+                reward=reward,
+                reward_parts={},
+                num_completion_tokens=1,
+                status=RolloutStatus.COMPLETED,
+                error=None,
+            )
+            for reward in rewards
+        )
+        return GroupSummary(
+            group_id=request.group_id,
+            task_id=request.task.task_id,
+            source=request.task.source,
+            step=request.step,
+            rollouts=rollouts,
+            samples=(),
+            group_ref=None,
+            oldest_version=0,
+            newest_version=0,
+            generate_s=0.0,
+            grade_s=0.0,
+        )
+
+    return play

@@ -454,6 +454,7 @@ def test_figures_are_sums_by_reason(tmp_path: Path) -> None:
         "ledger/trained": 1,
         "ledger/rejected/failed": 0,
         "ledger/rejected/given_up": 1,
+        "ledger/rejected/zero_variance": 0,
     }
     assert book.ledger.failed_groups == 1
 

@@ -97,6 +97,14 @@ class FakeMixer:
     def take_events(self) -> tuple[()]:
         return ()
 
+    def graded(self, *_: object) -> None: ...
+
+    def observe_rewards(self, step: int) -> tuple[()]:
+        return ()
+
+    def difficulty_metrics(self) -> dict[str, float]:
+        return {}
+
 
 @dataclass
 class FakeCluster:

@@ -1,6 +1,7 @@
 """The producer against fake fleets: order, staleness, failure, and what a checkpoint carries."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -51,8 +52,11 @@ def config(**batch: int) -> RunConfig:
 class FakeMixer:
     """Numbers tasks; attempts and replacements as the real one names them."""
 
-    def __init__(self, attempts: int = 2) -> None:
+    def __init__(self, attempts: int = 2, flat: Sequence[str] = ()) -> None:
         self.drawn = 0
+        self.flat = flat
+        """Tasks without variance in their rewards."""
+        self.heard: list[str] = []
         self.attempts = attempts
 
     def _draw(self, step: int) -> GroupRequest:
@@ -84,6 +88,14 @@ class FakeMixer:
 
     def replace(self, request: GroupRequest) -> GroupRequest:
         return self._draw(request.step)
+
+    def graded(self, request: GroupRequest, summary: GroupSummary) -> GroupRequest | None:
+        self.heard.append(summary.group_id)
+        return self._draw(request.step) if request.task.task_id in self.flat else None
+
+    def observe_rewards(self, step: int) -> tuple[str, ...]:
+        self.heard.append(f"trained {step}")
+        return ()
 
 
 @dataclass
@@ -258,6 +270,24 @@ def test_a_failed_group_is_sampled_again_then_replaced(producing, ledger_path):
     account = read_account(ledger_path)
     assert account.sources["a"].rejected == {"failed": 1, "given_up": 1}
     assert set(account.open) == set(groups)
+
+
+def test_a_group_that_teaches_nothing_is_replaced_and_is_no_failure(producing, ledger_path: Path):
+    async def scenario():
+        fleets, mixer = FakeFleets(), FakeMixer(flat=["a/train/1", "a/train/3"])
+        buffer, producer = producing(config(max_failed_groups=0), fleets, mixer)
+        async with producer:
+            groups = await buffer.take(1)
+            pending = RolloutProducer.parse_pending(producer.pending_state())
+            train(producer, 1, groups)
+        return [g.group_id for g in groups], [r.group_id for r in pending], mixer.heard
+
+    groups, pending, heard = run(scenario())
+    assert groups == pending == ["a/train/4#e0a0", "a/train/2#e0a0"]
+    assert sorted(heard[:-1]) == [f"a/train/{n}#e0a0" for n in range(1, 5)]
+    assert heard[-1] == "trained 1"
+    account = read_account(ledger_path).sources["a"]
+    assert account.rejected == {"zero_variance": 2} and account.trained.groups == 2
 
 
 def test_what_was_graded_and_is_not_trained_on_is_kept_for_its_step_once(producing):

@@ -100,6 +100,7 @@ def step(
         wall_s=2.0,
         split={"train": 1.0, "sync": 0.5, "idle": 0.5},
         ledger={"ledger/rejected/failed": len(rejected)},
+        difficulty={},
     )
 
 

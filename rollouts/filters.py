@@ -1,0 +1,37 @@
+"""Which graded groups are worth a place in a step."""
+
+from enum import StrEnum
+
+import numpy as np
+
+from configs.schema import DifficultyConfig
+from rollouts.advantages import all_same
+from rollouts.types import GroupSummary
+
+
+class Verdict(StrEnum):
+    """What becomes of a graded group."""
+
+    TRAIN = "train"
+    RESAMPLE = "resample"
+    """No gradient in it: a fresh task of the source takes its place."""
+    KEEP = "keep"
+    """No gradient in it either, but its place had all its replacements: trained as it is, with
+    zero advantage, so that the step ends and shares stay exact."""
+
+
+def judge(summary: GroupSummary, cfg: DifficultyConfig, *, resampled: int) -> Verdict:
+    """Decide on a group with at least one valid rollout.
+
+    Args:
+        resampled: replacements for zero variance that its place in the step has had.
+    """
+    if not cfg.drop_zero_variance or not is_zero_variance(summary):
+        return Verdict.TRAIN
+    return Verdict.RESAMPLE if resampled < cfg.max_resamples else Verdict.KEEP
+
+
+def is_zero_variance(summary: GroupSummary) -> bool:
+    """Whether the valid rewards are all equal, up to rounding: all advantages are then 0. So it is
+    with one valid rollout, or none."""
+    return all_same(np.array(summary.rewards, np.float64))

@@ -1,0 +1,369 @@
+"""The mixer following a policy: order of finishing, replacements, resume."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from configs.errors import ConfigError
+from configs.mix import LimitsConfig
+from configs.schema import BatchConfig, ModelConfig, RunConfig, SourceConfig
+from mixing.feedback import open_pools
+from mixing.mixer import Mixer
+from mixing.opening import open_sources
+from rollouts.types import GroupRequest, GroupSummary
+
+Play = Callable[[GroupRequest, float], GroupSummary]
+Rate = Callable[[GroupRequest], float]
+
+
+def recipe(
+    folder: Path, difficulties: dict[str, dict[str, object]], *, size: int = 30, **batch: int
+) -> RunConfig:
+    """Return a recipe with a JSONL source for each difficulty; row i has `rate` i / size."""
+    sources: list[SourceConfig] = []
+    for name, difficulty in difficulties.items():
+        path = folder / f"{name}.jsonl"
+        rows = [
+            {"prompt": f"{name} {i}", "answer": str(i), "rate": i / size} for i in range(size + 1)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sources.append(
+            SourceConfig.model_validate(
+                {
+                    "name": name,
+                    "data": {"jsonl": str(path), "held_out": 1},
+                    "rewards": [{"name": "r", "use": "exact"}],
+                    "group_size": 4,
+                    "difficulty": difficulty,
+                }
+            )
+        )
+    return RunConfig(
+        name="t",
+        num_steps=10,
+        model=ModelConfig(path="m"),
+        sources=tuple(sources),
+        batch=BatchConfig.model_validate({"groups_per_step": 6, **batch}),
+    )
+
+
+def by_answer(request: GroupRequest) -> float:
+    """Pass rate of a row: from 0 to 1 over the file."""
+    return int(request.task.answer or 0) / 30
+
+
+class Driver:
+    """What the producer and the loop do, without actors; groups finish in an order of the dice."""
+
+    def __init__(self, mixer: Mixer, play: Play, rate: Rate, *, ahead: int, dice: random.Random):
+        self.mixer, self.play, self.rate = mixer, play, rate
+        self.ahead, self.dice = ahead, dice
+        self.in_flight: dict[int, list[GroupRequest]] = {}
+        self.done: dict[int, dict[int, GroupSummary]] = {}
+        self.trained: list[tuple[str, ...]] = []
+        self.replaced = 0
+
+    def step(self) -> None:
+        """Plan until `ahead` steps beyond the next one, then finish that and train it."""
+        number = len(self.trained) + 1
+        for planned in range(number, number + self.ahead + 1):
+            if planned not in self.in_flight:
+                self.in_flight[planned] = list(self.mixer.plan_step(planned))
+                self.done[planned] = {}
+        while len(self.done[number]) < len(self.in_flight[number]):
+            self.finish_one()
+        self.trained.append(tuple(r.group_id for r in self.in_flight.pop(number)))
+        del self.done[number]
+        self.mixer.observe_rewards(number)
+
+    def finish_one(self) -> None:
+        """Grade any group in flight: train on it, or sample what replaces it."""
+        step, place = self.dice.choice(
+            [
+                (step, place)
+                for step, requests in self.in_flight.items()
+                for place in range(len(requests))
+                if place not in self.done[step]
+            ]
+        )
+        request = self.in_flight[step][place]
+        summary = self.play(request, self.rate(request))
+        fresh = self.mixer.graded(request, summary)
+        if fresh is None:
+            self.done[step][place] = summary
+            return
+        assert (fresh.step, fresh.task.source) == (step, request.task.source)
+        assert fresh.task.task_id not in {r.task.task_id for r in self.in_flight[step]}
+        self.in_flight[step][place] = fresh
+        self.replaced += 1
+
+    def resumed(self, mixer: Mixer) -> "Driver":
+        """Go on from a checkpoint: what was graded and not trained is sampled again."""
+        mixer.load_state_dict(json.loads(json.dumps(self.mixer.state_dict())))
+        other = Driver(mixer, self.play, self.rate, ahead=self.ahead, dice=self.dice)
+        other.in_flight = {step: list(requests) for step, requests in self.in_flight.items()}
+        other.done = {step: {} for step in self.in_flight}
+        other.trained, other.replaced = list(self.trained), self.replaced
+        return other
+
+
+DIFFICULTIES: dict[str, dict[str, object]] = {
+    "windowed": {
+        "window": [0.2, 0.8],
+        "easy": {"retire_after": 2, "retry_every": 15},
+        "hard": {"park_after": 2, "retry_every": 6},
+        "drop_zero_variance": True,
+    },
+    "filtered": {"drop_zero_variance": True, "max_resamples": 3},
+    "plain": {},
+}
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_the_same_tasks_are_trained_whoever_finishes_first_and_wherever_it_was_cut(
+    tmp_path: Path, play: Play, seed: int, ahead: int
+) -> None:
+    cfg = recipe(tmp_path, DIFFICULTIES, max_staleness=ahead)
+    whole = Driver(Mixer(cfg), play, by_answer, ahead=ahead, dice=random.Random(seed))
+    for _ in range(60):
+        whole.step()
+    assert whole.replaced > 40
+    dice = random.Random(seed + 1000)
+    cut = Driver(Mixer(cfg), play, by_answer, ahead=ahead, dice=dice)
+    cuts = set(dice.sample(range(60), 5))
+    for step in range(60):
+        if step in cuts:
+            for _ in range(dice.randint(0, 5) if cut.in_flight else 0):
+                if any(len(cut.done[s]) < len(r) for s, r in cut.in_flight.items()):
+                    cut.finish_one()
+            cut = cut.resumed(Mixer(cfg))
+        cut.step()
+    assert cut.trained == whole.trained
+    assert cut.mixer.difficulty("windowed") == whole.mixer.difficulty("windowed")
+
+
+def test_a_step_always_ends_with_exact_shares_even_if_nothing_teaches(
+    tmp_path: Path, play: Play
+) -> None:
+    cfg = recipe(tmp_path, DIFFICULTIES)
+    driver = Driver(Mixer(cfg), play, lambda _: 1.0, ahead=0, dice=random.Random(0))
+    for _ in range(40):
+        driver.step()
+        groups = driver.trained[-1]
+        assert Counter(g.split("/")[0] for g in groups) == dict.fromkeys(DIFFICULTIES, 2)
+        assert len({g.split("#")[0] for g in groups}) == 6
+    filtered = driver.mixer.difficulty("filtered")
+    assert filtered is not None and filtered.items is None and filtered.kept == 80
+    assert driver.mixer.difficulty("plain") is None
+    assert not any("plain" in name for name in driver.mixer.difficulty_metrics())
+    dispatched = [g for step in driver.trained for g in step]
+    assert len(set(dispatched)) == len(dispatched)
+
+
+def test_spares_that_were_not_needed_are_trained_on_before_anything_new(
+    tmp_path: Path, play: Play
+) -> None:
+    cfg = recipe(tmp_path, {"a": {"drop_zero_variance": True}}, groups_per_step=3)
+
+    def rate(request: GroupRequest) -> float:
+        return 0.5
+
+    driver = Driver(
+        Mixer(cfg), lambda r, _: play_mixed(play(r, rate(r))), rate, ahead=0, dice=random.Random(0)
+    )
+    for _ in range(10):
+        driver.step()
+    assert driver.replaced == 0
+    drawn = Counter(g.split("#")[0] for step in driver.trained for g in step)
+    assert set(drawn.values()) == {1} and len(drawn) == 30  # one epoch, though spares were drawn
+    assert all(g.endswith("#e0a0") for step in driver.trained for g in step)
+
+
+def play_mixed(summary: GroupSummary) -> GroupSummary:
+    """Give the first rollout another reward than the others'."""
+    import dataclasses
+
+    first, *others = summary.rollouts
+    rollouts = (
+        dataclasses.replace(first, reward=1.0),
+        *(dataclasses.replace(r, reward=0.0) for r in others),
+    )
+    return dataclasses.replace(summary, rollouts=rollouts)
+
+
+def test_replaced_groups_count_for_the_window(tmp_path: Path, play: Play) -> None:
+    difficulty = {
+        "window": [0.2, 0.8],
+        "min_live": 1,
+        "min_obs": 1,
+        "easy": {"retire_after": 1},
+        "drop_zero_variance": True,
+        "max_resamples": 1,
+    }
+    cfg = recipe(tmp_path, {"a": difficulty}, groups_per_step=3)
+    driver = Driver(Mixer(cfg), play, lambda _: 1.0, ahead=0, dice=random.Random(0))
+    driver.step()
+    found = driver.mixer.difficulty("a")
+    assert found is not None and found.items is not None
+    assert driver.replaced == 3 and found.items.retired == 6
+    assert found.figures() == {
+        "live": 24,
+        "widened": 0,
+        "parked": 0,
+        "retired": 6,
+        "unseen": 24,
+        "zero_variance_kept_total": 3,
+    }
+    assert driver.mixer.difficulty_metrics()["source/a/difficulty/retired"] == 6
+
+
+def test_a_failed_group_keeps_its_place(tmp_path: Path, play: Play) -> None:
+    cfg = recipe(tmp_path, {"a": DIFFICULTIES["windowed"]}, max_attempts=1)
+    mixer = Mixer(cfg)
+    requests = mixer.plan_step(1)
+    again = mixer.retry(requests[2])
+    assert again is not None and again.task == requests[2].task
+    fresh = mixer.replace(again)
+    assert fresh.task not in [r.task for r in requests]
+    for request in (*requests[:2], fresh, *requests[3:]):
+        mixer.graded(request, play_mixed(play(request, 0.5)))
+    mixer.observe_rewards(1)
+    found = mixer.difficulty("a")
+    assert found is not None and found.items is not None
+    assert found.items.unseen == 30 - 6
+
+
+def test_offline_pass_rates_choose_what_comes(tmp_path: Path, play: Play) -> None:
+    difficulty = {"window": [0.3, 0.7], "pass_rate_column": "rate", "hard": {"retry_every": 1000}}
+    cfg = recipe(tmp_path, {"a": difficulty}, groups_per_step=4)
+    mixer = Mixer(cfg)
+    rates = [
+        r.task.metadata["rate"]
+        for step in range(1, 4)
+        for r in mixer.plan_step(step)
+        if parked_is_not_due(step)
+    ]
+    assert all(isinstance(rate, float) and 0.3 <= rate <= 0.7 for rate in rates)
+
+
+def parked_is_not_due(step: int) -> bool:
+    """The first parked item is due at step 1 already: retries are spread from there on."""
+    return step > 1
+
+
+def test_a_curriculum_moves_with_the_mixer_and_survives_a_resume(play: Play) -> None:
+    source = SourceConfig.model_validate(
+        {
+            "name": "sums",
+            "data": {
+                "procedural": "reasoning_gym/chain_sum",
+                "size": 50,
+                "held_out": 11,
+                "curriculum": {"start": 0, "patience": 4},
+            },
+            "rewards": [{"name": "r", "use": "reasoning_gym"}],
+            "group_size": 4,
+            "difficulty": {"window": [0.3, 0.8], "drop_zero_variance": True},
+        }
+    )
+    cfg = RunConfig(
+        name="t",
+        num_steps=10,
+        model=ModelConfig(path="m"),
+        sources=(source,),
+        batch=BatchConfig(groups_per_step=4, max_staleness=1),
+    )
+
+    def rate(request: GroupRequest) -> float:
+        """A policy that masters levels 0 to 2, passes half of 3, and fails above."""
+        level = int(request.task.task_id.split("/L")[1].split("/")[0])
+        return 1.0 if level < 3 else 0.5 if level == 3 else 0.0
+
+    whole = Driver(Mixer(cfg), play, rate, ahead=1, dice=random.Random(1))
+    for _ in range(40):
+        whole.step()
+    found = whole.mixer.difficulty("sums")
+    assert found is not None and found.curriculum is not None and found.items is None
+    assert found.curriculum.level in (2, 3, 4) and found.figures()["level"] >= 2
+    levels = Counter(g.split("/")[2] for step in whole.trained[20:] for g in step)
+    assert levels["L3"] > 0.6 * levels.total()
+    cut = Driver(Mixer(cfg), play, rate, ahead=1, dice=random.Random(2))
+    for step in range(40):
+        if step in (3, 11, 26):
+            cut = cut.resumed(Mixer(cfg))
+        cut.step()
+    assert cut.trained == whole.trained
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("limits", [{"max_epochs": 1}, {"max_items": 25}, {"max_epochs": 2}])
+@pytest.mark.parametrize("limited", ["filtered", "windowed"])
+def test_limits_hold_beside_windows_and_across_resumes(
+    tmp_path: Path, play: Play, ahead: int, limits: dict[str, int], limited: str
+) -> None:
+    cfg = recipe(tmp_path, DIFFICULTIES, max_staleness=ahead)
+    sources = {s.name: s for s in cfg.sources}
+    sources[limited] = sources[limited].model_copy(update={"limits": LimitsConfig(**limits)})
+    cfg = cfg.model_copy(update={"sources": tuple(sources.values())})
+    whole = Driver(Mixer(cfg), play, by_answer, ahead=ahead, dice=random.Random(1))
+    cut = Driver(Mixer(cfg), play, by_answer, ahead=ahead, dice=random.Random(7))
+    for step in range(60):
+        whole.step()
+        if step in (5, 11, 12, 13, 30):
+            cut = cut.resumed(Mixer(cfg))
+        cut.step()
+    assert cut.trained == whole.trained
+    groups = Counter(g.split("/")[0] for step in whole.trained for g in step)
+    assert groups.total() == len({g for step in whole.trained for g in step}) == 360
+    assert 0 < groups[limited] <= limits.get("max_items", 30 * limits.get("max_epochs", 1))
+
+
+def test_other_data_are_followed_anew_and_no_id_comes_twice(tmp_path: Path, play: Play) -> None:
+    before = Driver(
+        Mixer(recipe(tmp_path, DIFFICULTIES)), play, by_answer, ahead=0, dice=random.Random(1)
+    )
+    for _ in range(12):
+        before.step()
+    state = json.loads(json.dumps(before.mixer.state_dict()))
+    changed = Mixer(recipe(tmp_path, DIFFICULTIES, size=20))
+    changed.load_state_dict(state)
+    found = changed.difficulty("windowed")
+    assert found is not None and found.items is not None
+    assert found.items.unseen == found.items.live == 20
+    after = Driver(changed, play, by_answer, ahead=0, dice=random.Random(2))
+    after.trained = list(before.trained)
+    for _ in range(12):
+        after.step()
+    groups = [g for step in after.trained for g in step]
+    assert len(set(groups)) == len(groups)
+
+
+def test_contradictions_with_the_data_are_all_told_at_once(tmp_path: Path) -> None:
+    window: dict[str, object] = {"window": [0.2, 0.8]}
+    cfg = recipe(
+        tmp_path,
+        {
+            "large": {**window, "min_live": 31},
+            "missing": {**window, "pass_rate_column": "pass_rate"},
+            "textual": {**window, "pass_rate_column": "answer", "min_live": 99},
+            "good": {**window, "pass_rate_column": "rate", "min_live": 30},
+        },
+    )
+    with pytest.raises(ConfigError) as found:
+        open_pools(cfg, open_sources(cfg))
+    problems = found.value.problems
+    assert [p.where for p in problems] == [
+        "sources.large.difficulty.min_live",
+        "sources.missing.difficulty.pass_rate_column",
+        "sources.textual.difficulty.min_live",
+        "sources.textual.difficulty.pass_rate_column",
+    ]
+    assert "no item has `pass_rate`; columns: rate" in problems[1].what
+    with pytest.raises(ConfigError) as caught:
+        Mixer(cfg)
+    assert [str(p) for p in caught.value.problems] == [str(p) for p in problems]

@@ -1,0 +1,85 @@
+"""Zero variance: what counts as such, and that replacing it comes to an end."""
+
+import random
+
+import pytest
+
+from configs.difficulty import DifficultyConfig
+from rollouts.filters import Verdict, is_zero_variance, judge
+from rollouts.types import GroupSummary, RolloutStats, RolloutStatus
+
+
+def group(*rewards: float | None) -> GroupSummary:
+    rollouts = tuple(
+        RolloutStats(
+            reward=reward,
+            reward_parts={},
+            num_completion_tokens=1,
+            status=RolloutStatus.INVALID if reward is None else RolloutStatus.COMPLETED,
+            error=None,
+        )
+        for reward in rewards
+    )
+    return GroupSummary(
+        group_id="s/train/1#e0a0",
+        task_id="s/train/1",
+        source="s",
+        step=1,
+        rollouts=rollouts,
+        samples=(),
+        group_ref=None,
+        oldest_version=0,
+        newest_version=0,
+        generate_s=0.0,
+        grade_s=0.0,
+    )
+
+
+ON = DifficultyConfig(drop_zero_variance=True, max_resamples=3)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "flat"),
+    [
+        ((0.0, 0.0, 0.0), True),
+        ((1.0, 1.0, 1.0), True),
+        ((0.3, 0.1 + 0.2), True),  # equal up to rounding
+        ((1.0, None, 1.0), True),  # invalid rollouts have no reward
+        ((1.0, None), True),  # one is compared with nobody
+        ((0.0, None, 1.0), False),
+        ((0.5, 0.5, 0.5001), False),
+        ((-1.0, 1.0), False),
+    ],
+)
+def test_zero_variance_is_about_valid_rewards(
+    rewards: tuple[float | None, ...], flat: bool
+) -> None:
+    assert is_zero_variance(group(*rewards)) is flat
+    assert judge(group(*rewards), ON, resampled=0) is (Verdict.RESAMPLE if flat else Verdict.TRAIN)
+
+
+def test_off_by_default_a_flat_group_is_trained() -> None:
+    assert judge(group(1.0, 1.0), DifficultyConfig(), resampled=0) is Verdict.TRAIN
+
+
+@pytest.mark.parametrize("limit", [0, 1, 4])
+def test_replacing_ends_after_max_resamples_even_if_all_are_flat(limit: int) -> None:
+    cfg = DifficultyConfig(drop_zero_variance=True, max_resamples=limit)
+    verdicts = [judge(group(0.0, 0.0), cfg, resampled=n) for n in range(limit + 1)]
+    assert verdicts == [Verdict.RESAMPLE] * limit + [Verdict.KEEP]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_place_ends_with_a_group_that_teaches_or_with_its_last(seed: int) -> None:
+    dice = random.Random(seed)
+    resampled = 0
+    while True:
+        drawn = group(*(float(dice.random() < 0.1) for _ in range(4)))
+        verdict = judge(drawn, ON, resampled=resampled)
+        if verdict is not Verdict.RESAMPLE:
+            break
+        assert is_zero_variance(drawn)
+        resampled += 1
+    assert resampled <= 3
+    assert is_zero_variance(drawn) is (verdict is Verdict.KEEP)
+    assert (verdict is Verdict.KEEP) <= (resampled == 3)
