@@ -12,6 +12,7 @@ from configs.errors import ConfigError, Problem
 from configs.load import load_recipe
 from configs.schema import RunConfig
 from mixing.account import Account, SourceAccount, Tally, shares
+from mixing.allocator import Allocator
 from mixing.ledger import Row, read_account, rows
 from mixing.ledger_events import (
     Accepted,
@@ -24,6 +25,7 @@ from mixing.ledger_events import (
     from_row,
 )
 from mixing.mixer import parse_group_id
+from orchestrator.run_dir import read_last_metrics
 
 _UNITS = ("groups", "samples", "tokens")
 
@@ -44,7 +46,7 @@ class SourceReport:
     """One source's account. Tokens are sampled ones where dispatched, else loss tokens."""
 
     target_share: float
-    """Of the groups, by the recipe's weights."""
+    """That it was due over the trained steps, in `unit`; before the first, by the recipe."""
     dispatched: Amount
     accepted: Amount
     trained: Amount
@@ -70,6 +72,8 @@ class LedgerReport:
     faults: list[str]
     """Everything wrong, in words."""
     in_flight: int
+    unit: str
+    """In which the target shares are: `mix.unit`."""
     sources: dict[str, SourceReport]
 
 
@@ -117,9 +121,10 @@ def read_report(run: Path, source: str | None = None) -> LedgerReport:
         trained_twice=account.trained_twice,
         faults=account.faults(),
         in_flight=len(account.open),
+        unit=cfg.mix.unit,
         sources={
             name: report
-            for name, report in _sources(cfg, account).items()
+            for name, report in _sources(account, _targets(run, cfg)).items()
             if source is None or name == source
         },
     )
@@ -178,18 +183,26 @@ def _find(run: Path, source: str | None) -> tuple[RunConfig, Path]:
     return cfg, path
 
 
-def _sources(cfg: RunConfig, account: Account) -> dict[str, SourceReport]:
+def _targets(run: Path, cfg: RunConfig) -> dict[str, float]:
+    """Return the share that each source was due so far: stages, limits and live edits move it."""
+    last = read_last_metrics(run)
+    if last is None:
+        sizes = dict.fromkeys((s.name for s in cfg.sources), None)
+        return dict(Allocator(cfg, sizes).declared(0).shares)
+    key = "source/{}/total/share/target"
+    return {s.name: float(str(last.get(key.format(s.name), 0.0))) for s in cfg.sources}
+
+
+def _sources(account: Account, targets: Mapping[str, float]) -> dict[str, SourceReport]:
     """Return a report of each source of the recipe, and of those the ledger has besides."""
-    weights = {s.name: s.weight for s in cfg.sources}
-    total = sum(weights.values())
-    names = list(dict.fromkeys([*weights, *account.sources]))
+    names = list(dict.fromkeys([*targets, *account.sources]))
     accounts = {name: account.sources.get(name, SourceAccount()) for name in names}
     dispatched = _amounts({name: a.dispatched for name, a in accounts.items()})
     accepted = _amounts({name: a.accepted for name, a in accounts.items()})
     trained = _amounts({name: a.trained for name, a in accounts.items()})
     return {
         name: SourceReport(
-            target_share=weights.get(name, 0.0) / total,
+            target_share=targets.get(name, 0.0),
             dispatched=dispatched[name],
             accepted=accepted[name],
             trained=trained[name],

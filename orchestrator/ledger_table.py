@@ -80,7 +80,7 @@ def _groups(report: LedgerReport) -> Table:
 
 def _shares(report: LedgerReport) -> Table:
     units = ("of groups", "of samples", "of loss tokens", "samples", "loss tokens")
-    table = _table("trained on", "target", *units)
+    table = _table("trained on", f"target ({report.unit.replace('_', ' ')})", *units)
     for name, s in report.sources.items():
         parts = (s.target_share, *s.trained.share.values())
         numbers = (f"{s.trained.samples:,}", f"{s.trained.tokens:,}")

@@ -13,7 +13,7 @@ from configs.load import load_recipe
 from configs.schema import RunConfig
 from configs.validate_mix import check_weights
 from mixing.edits import Edit, EditLog, Weights
-from orchestrator.run_dir import MIX_EDITS, read_last_step
+from orchestrator.run_dir import MIX_EDITS, read_last_metrics
 
 _FIELD = ".weight"
 
@@ -33,7 +33,8 @@ def ask_edit(run_dir: Path, sets: Sequence[str], unsets: Sequence[str]) -> str:
             if problem is not None:
                 problems.append(problem)
     if not problems:
-        step = read_last_step(run_dir) + 1
+        last = read_last_metrics(run_dir)
+        step = (int(float(str(last["step"]))) if last else 0) + 1
         standing = _standing(log.read())
         problems.extend(check_weights(cfg, {**standing, **weights}, step=step))
     if problems:

@@ -274,11 +274,11 @@ def _read_lines(path: Path) -> Iterator[dict[str, JsonValue]]:
             yield record
 
 
-def read_last_step(path: Path) -> int:
-    """Return the last step in the metrics of the run directory `path`; 0 before the first."""
-    last = 0
+def read_last_metrics(path: Path) -> Mapping[str, JsonValue] | None:
+    """Return the metrics of the last step of the run directory `path`; None before the first."""
+    last = None
     for record in _read_lines(path / _METRICS):
-        last = int(float(str(record["step"])))
+        last = record
     return last
 
 

@@ -125,6 +125,17 @@ def test_the_account_of_a_live_run_as_json(run_dir: Path, capsys) -> None:
     assert late["trained"]["share"] == {"groups": 0, "samples": 0, "tokens": 0}
 
 
+def test_the_target_is_what_was_due_so_far(run_dir: Path, capsys) -> None:
+    write(run_dir, HISTORY)
+    due = {"sums": 0.625, "late": 0.375}  # as a stage or a live edit would have it
+    metrics = {f"source/{n}/total/share/target": share for n, share in due.items()}
+    (run_dir / "metrics.jsonl").write_text(json.dumps({"step": 1, **metrics}) + "\n")
+    _, out, _ = ask(capsys, run_dir, "--json")
+    found = json.loads(out)
+    assert found["unit"] == "groups"
+    assert {n: found["sources"][n]["target_share"] for n in due} == due
+
+
 def test_one_source_keeps_its_shares_among_all(run_dir: Path, capsys) -> None:
     write(run_dir, HISTORY)
     _, out, _ = ask(capsys, run_dir, "--json", "--source", "sums")
