@@ -22,7 +22,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from configs.schema import ColumnsConfig, DataConfig, RewardConfig, SourceConfig
+from configs.data import ColumnsConfig, DataConfig
+from configs.schema import RewardConfig, SourceConfig
 from mixing.opening import open_source
 
 _BATCH = 20_000

@@ -8,9 +8,10 @@ from typing import cast
 
 from pydantic import JsonValue
 
+from configs.data import ColumnsConfig, DataConfig
 from configs.data_files import missing
 from configs.errors import Problem
-from configs.schema import ColumnsConfig, DataConfig, SourceConfig
+from configs.schema import SourceConfig
 
 KINDS = ("procedural", "jsonl", "parquet", "hub")
 _ROWS = ("jsonl", "parquet", "hub")

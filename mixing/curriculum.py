@@ -17,8 +17,9 @@ from typing import Protocol, TypedDict, cast
 
 from pydantic import JsonValue
 
+from configs.data import DataConfig
 from configs.errors import ConfigError, Problem
-from configs.schema import DataConfig, SourceConfig
+from configs.schema import SourceConfig
 from mixing.procedural import (
     GymAttribute,
     GymCurriculum,

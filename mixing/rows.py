@@ -8,7 +8,7 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from configs.schema import ColumnsConfig, DataConfig
+from configs.data import ColumnsConfig, DataConfig
 from mixing.tables import Row, value_at
 from rollouts.types import Message
 

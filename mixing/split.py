@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from configs.data import DataConfig
 from configs.errors import ConfigError, Problem
-from configs.schema import DataConfig
 from mixing.scan import I64, U64, Rows
 
 _SHOWN = 5

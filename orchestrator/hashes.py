@@ -14,9 +14,10 @@ from pathlib import Path
 from pydantic import JsonValue
 from pydantic.dataclasses import dataclass
 
+from configs.data import DataConfig
 from configs.errors import Problem
 from configs.model_files import find_model_folder
-from configs.schema import DataConfig, PlugConfig, RunConfig, dump
+from configs.schema import PlugConfig, RunConfig, dump
 from configs.versions import PROJECT
 from orchestrator.plug_files import ROOT, find_module, own_modules
 

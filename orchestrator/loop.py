@@ -127,13 +127,7 @@ async def train(parts: Parts, restored: Restored) -> None:
                         timeout_s=cfg.health.generate_s,
                     )
                 )
-                batch = await _score(parts, _plan(parts, step, groups))
-                with clock.phase("train"):
-                    result = await cluster.trainer.train_step(batch)
-                sync = await parts.publisher.publish(step)
-                parts.mixer.observe_trained(step, tally(groups))
-                producer.trained(step, result.policy_version, groups, batch)
-                producer.advance(step)
+                result, sync = await _step(parts, producer, step, groups)
                 done = step
                 await _log(parts, producer, step, groups, result, sync)
                 if step < cfg.num_steps:
@@ -158,10 +152,18 @@ def _due(every: int, done: int) -> bool:
     return every > 0 and done % every == 0
 
 
-def _evaluates(cfg: RunConfig, step: int) -> bool:
-    """Whether an evaluation follows `step`, which is neither the start nor the last one. A resumed
-    run catches up on one that a signal cut off."""
-    return _due(cfg.eval.every, step) and step < cfg.num_steps
+async def _step(
+    parts: Parts, producer: RolloutProducer, step: int, groups: Sequence[GroupSummary]
+) -> tuple[StepResult, SyncReport]:
+    """Train one step, give the engines its weights, and tell all who follow the policy."""
+    batch = await _score(parts, _plan(parts, step, groups))
+    with parts.clock.phase("train"):
+        result = await parts.cluster.trainer.train_step(batch)
+    sync = await parts.publisher.publish(step)
+    parts.mixer.observe_trained(step, tally(groups))
+    producer.trained(step, result.policy_version, groups, batch)
+    producer.advance(step)
+    return result, sync
 
 
 def _plan(parts: Parts, step: int, groups: Sequence[GroupSummary]) -> TrainBatch:

@@ -17,7 +17,7 @@ from string import ascii_lowercase, digits
 
 from pydantic import JsonValue
 
-from configs.schema import DataConfig
+from configs.data import DataConfig
 from trainer.sft import Lesson
 
 with warnings.catch_warnings():

@@ -19,10 +19,10 @@ from deepspeed.utils import safe_get_full_grad
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from configs.data import DataConfig
 from configs.schema import (
     AlgorithmConfig,
     BatchConfig,
-    DataConfig,
     ModelConfig,
     OptimizerConfig,
     RewardConfig,

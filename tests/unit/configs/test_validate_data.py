@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from configs.data import DataConfig
 from configs.data_files import find_files
 from configs.errors import ConfigError
 from configs.load import load_recipe
-from configs.schema import DataConfig, RewardConfig, SourceConfig
+from configs.schema import RewardConfig, SourceConfig
 from configs.validate_data import check_data
 
 HERE = {"jsonl": __file__}

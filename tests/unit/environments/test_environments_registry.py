@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.data import DataConfig
 from configs.errors import ConfigError
-from configs.schema import DataConfig, PlugConfig, RewardConfig, SourceConfig
+from configs.schema import PlugConfig, RewardConfig, SourceConfig
 from environments.environment import Environment, SingleTurn
 from environments.registry import environment_factory, validate_environments
 

@@ -7,13 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.data import DataConfig
 from configs.mix import LimitsConfig
-from configs.schema import (
-    DataConfig,
-    RewardConfig,
-    RunConfig,
-    SourceConfig,
-)
+from configs.schema import RewardConfig, RunConfig, SourceConfig
 from rollouts.types import GroupRequest, GroupSummary, RolloutStats, RolloutStatus
 
 MakeRun = Callable[..., RunConfig]

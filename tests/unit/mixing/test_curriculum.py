@@ -6,8 +6,9 @@ import random
 import pytest
 from pydantic import JsonValue
 
+from configs.data import DataConfig
 from configs.errors import ConfigError
-from configs.schema import DataConfig, RewardConfig, SourceConfig
+from configs.schema import RewardConfig, SourceConfig
 from mixing.curriculum import Curriculum, CurriculumSource, level_args, level_of
 from mixing.procedural import ProceduralSource, question
 

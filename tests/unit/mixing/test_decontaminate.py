@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from configs.data import DataConfig
 from configs.errors import ConfigError
 from configs.schema import (
     BatchConfig,
-    DataConfig,
     DecontaminateConfig,
     ModelConfig,
     RewardConfig,

@@ -9,14 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from configs.schema import (
-    BatchConfig,
-    DataConfig,
-    ModelConfig,
-    RewardConfig,
-    RunConfig,
-    SourceConfig,
-)
+from configs.data import DataConfig
+from configs.schema import BatchConfig, ModelConfig, RewardConfig, RunConfig, SourceConfig
 from mixing.mixer import Mixer
 from mixing.quota import Quota
 from mixing.shares import Demand, exact, groups_due

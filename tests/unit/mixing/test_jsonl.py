@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.data import DataConfig
 from configs.errors import ConfigError
-from configs.schema import DataConfig, RewardConfig, SourceConfig
+from configs.schema import RewardConfig, SourceConfig
 from mixing.opening import open_source
 from mixing.table_source import TableSource
 from rollouts.types import Message

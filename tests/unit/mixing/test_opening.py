@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.data import DataConfig
 from configs.errors import ConfigError
-from configs.schema import DataConfig, RewardConfig, RunConfig, SourceConfig
+from configs.schema import RewardConfig, RunConfig, SourceConfig
 from mixing.mixer import Mixer
 from mixing.opening import open_sources, probe_sources, source_warnings
 

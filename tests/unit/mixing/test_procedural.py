@@ -7,8 +7,9 @@ import sys
 import pytest
 from pydantic import JsonValue
 
+from configs.data import DataConfig
 from configs.errors import ConfigError
-from configs.schema import DataConfig, RewardConfig, SourceConfig
+from configs.schema import RewardConfig, SourceConfig
 from mixing.procedural import ProceduralSource
 from mixing.vetted import REFUSED, VETTED
 from rollouts.types import Task

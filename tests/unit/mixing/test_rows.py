@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from configs.data import DataConfig
 from configs.errors import ConfigError
-from configs.schema import DataConfig, SourceConfig
+from configs.schema import SourceConfig
 from mixing.opening import open_source
 from mixing.rows import RowReader
 from mixing.sources import Source

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.schema import DataConfig, RewardConfig, SourceConfig
+from configs.data import DataConfig
+from configs.schema import RewardConfig, SourceConfig
 from rollouts.types import (
     Boundary,
     Completion,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import DataConfig, RewardConfig, RewardGroupConfig, SourceConfig
+from configs.data import DataConfig
+from configs.schema import RewardConfig, RewardGroupConfig, SourceConfig
 from mixing.procedural import ProceduralSource
 from rewards.graders import reasoning_gym
 from rewards.pool import GraderPool, GraderStartError

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from configs.data import DataConfig
 from configs.errors import ConfigError
-from configs.schema import DataConfig, PlugConfig, RewardConfig, SourceConfig
+from configs.schema import PlugConfig, RewardConfig, SourceConfig
 from rollouts.advantages import (
     STD_EPS,
     group_advantages,

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import DataConfig, RewardConfig, SourceConfig
+from configs.data import DataConfig
+from configs.schema import RewardConfig, SourceConfig
 from rollouts.advantages import grpo, mean_baseline
 from rollouts.samples import chunk_for_store, num_bytes, to_training_samples
 from rollouts.types import (

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from configs.data import DataConfig
 from configs.deepspeed import deepspeed_config
 from configs.errors import ConfigError
 from configs.schema import (
     BatchConfig,
-    DataConfig,
     ModelConfig,
     OptimizerConfig,
     RewardConfig,
