@@ -23,7 +23,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs.schema import RunConfig
-from mixing import mixer as mixing_mixer
 from mixing.mixer import Mixer
 from mixing.tokens import Trained
 from rollouts.types import GroupRequest, Message, Task
@@ -85,12 +84,8 @@ def recipe(*, groups: int = 64, late: int = 0, stages: object = (), **mix: objec
 
 def open_mixer(cfg: RunConfig, sizes: dict[str, int] | None = None) -> Mixer:
     """Return a mixer over made sources."""
-    real = mixing_mixer.open_source
-    mixing_mixer.open_source = lambda s: MadeSource(s.name, (sizes or SIZES)[s.name])
-    try:
-        return Mixer(cfg)
-    finally:
-        mixing_mixer.open_source = real
+    sizes = sizes or SIZES
+    return Mixer(cfg, {s.name: MadeSource(s.name, sizes[s.name]) for s in cfg.sources})
 
 
 def planned_per_second(cfg: RunConfig, groups: int) -> float:
@@ -103,6 +98,7 @@ def planned_per_second(cfg: RunConfig, groups: int) -> float:
         requests = mixer.plan_step(step)
         seconds += time.perf_counter() - began
         mixer.observe_trained(step, trained(requests, lengths))
+        mixer.observe_rewards(step)
     return steps * cfg.batch.groups_per_step / seconds
 
 
@@ -130,6 +126,7 @@ def share_error(unit: str, steps: int, late: int = 2) -> float:
     for step in range(1, steps + 1):
         found = trained(mixer.plan_step(step), lengths)
         mixer.observe_trained(step, found)
+        mixer.observe_rewards(step)
         units = sum(t[place] for t in found.values())
         for name, share in mixer.target_shares(step).items():
             got[name] += found[name][place] if name in found else 0
@@ -165,6 +162,7 @@ def million_item_figures() -> dict[str, float]:
         mixer = open_mixer(cfg, sizes)
         for step in range(1, 1001):
             mixer.plan_step(step)
+            mixer.observe_rewards(step)
         return mixer
 
     held = bytes_held(go)
