@@ -196,7 +196,7 @@ def measure(groups: int) -> dict[str, float | str]:
 
 def main() -> None:
     """Measure, print, and write JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="File to write the figures to.")
     parser.add_argument("--groups", type=int, default=200_000, help="Groups planned per case.")
     arguments = parser.parse_args()

@@ -108,7 +108,7 @@ def measure(kind: str, path: Path, reads: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure each kind in a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--reads", type=int, default=50_000)
     parser.add_argument("--kinds", nargs="+", default=["jsonl", "parquet", "hub"])
