@@ -60,7 +60,7 @@ def _details(moment: Moment) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, column in enumerate(("source", *columns)):
         table.add_column(column, justify="right" if i else "left", overflow="fold")
     return table
