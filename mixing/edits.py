@@ -7,6 +7,7 @@ The driver takes an edit at the next step that it plans, and writes down at whic
 resumed from before that step meets the edit there again, neither earlier nor later nor twice.
 """
 
+import fcntl
 import json
 import math
 import os
@@ -65,10 +66,14 @@ class EditLog:
         self._append({"taken": number, "step": step} | ({"refused": refused} if refused else {}))
 
     def _append(self, record: Mapping[str, JsonValue]) -> None:
-        """Append one line in one write; after a line torn by a crash, on a line of its own."""
+        """Append one line; after a line torn by a crash, on a line of its own.
+
+        Under a lock: without it, another's write under way could pass for a torn line.
+        """
         line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
         descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # released with the descriptor
             size = os.fstat(descriptor).st_size
             torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
             os.write(descriptor, (b"\n" if torn else b"") + line.encode())
