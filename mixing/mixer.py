@@ -190,10 +190,6 @@ class Mixer:
         """Return the evaluation tasks of a source; none of them is ever trained on."""
         return self._sources[source_name].held_out()
 
-    def train_size(self, source_name: str) -> int:
-        """Return how many training items an epoch of a source has."""
-        return self._sources[source_name].size
-
     def state_dict(self) -> dict[str, JsonValue]:
         """Return everything that `plan_step` and `replace` depend on besides the recipe."""
         state: _State = {

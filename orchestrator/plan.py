@@ -20,6 +20,7 @@ from orchestrator.plan_data import DataPlan, look_at_data
 from orchestrator.plan_mix import PlannedStep, SourcePlan, StagePlan, plan_mix
 from rewards.graders import validate_rewards
 from rollouts.advantages import validate_advantages
+from rollouts.staleness import max_groups_in_flight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +237,7 @@ def _plan_batch(cfg: RunConfig, steps: Sequence[PlannedStep]) -> BatchPlan:
         tokens_at_most=samples * longest,
         optimizer_steps=batch.num_minibatches,
         micro_batches_at_most=batch.num_minibatches * math.ceil(per_rank / fit),
-        groups_in_flight=batch.groups_per_step * (1 + batch.max_staleness),
+        groups_in_flight=max_groups_in_flight(batch.groups_per_step, batch.max_staleness),
         sequences_in_flight=samples * (1 + batch.max_staleness),
         engine_slots=cfg.rollout.actors.count * cfg.rollout.max_num_seqs,
     )
