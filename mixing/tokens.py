@@ -1,18 +1,18 @@
 """Shares in loss tokens: what training reports steers how many groups come next.
 
 How many tokens a group will have is known only once it is trained on; what is estimated is those of
-one rollout, so that another group size counts at once. Each source has an account in tokens: its share of all that was trained on, less what it had itself; groups that are
-planned and not yet reported are booked at their estimated size until the report replaces it. That
-is what keeps it stable when reports come steps later: what is already under way is not asked for
-a second time. A step gives each source its share plus what its account is owed:
+one rollout, so that another group size counts at once. Each source has an account in tokens: its
+share of all that was trained on, less what it had itself; groups that are planned and not yet
+reported are booked at their estimated size until the report replaces it. That is what keeps it
+stable when reports come steps later: what is already under way is not asked for a second time. A
+step gives each source its share plus what its account is owed:
 
     due = share of P at estimated sizes + owed / estimated size, scaled to sum to P
 
-and whole groups by largest remainder, or drawn at random by these numbers (`mix.strategy: sampled`);
-the remainder, and what chance gave or took, is in the account by itself. What is due lies
-between 0 and twice the share (or the share and one group, where that is more), and what an
-account may be owed is bounded by 64 such shares, so that a source that stalled does not flood
-the steps after.
+and whole groups by largest remainder, or drawn at random by these numbers (`sampled`); the remainder,
+and what chance gave or took, is in the account by itself. What is due lies between 0 and twice the
+share (or the share and one group, where that is more), and what an account may be owed is bounded
+by 64 such shares, so that a source that stalled does not flood the steps after.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -255,7 +255,7 @@ class TestRunDirectory:
         attempt(config(folder, **changed))
         (folder / "rubric.txt").write_text("be harsh")
         source["rewards"][0]["args"]["rubric"] = str(folder / "rubric.txt")
-        with pytest.raises(ConfigError, match="args.rubric"):
+        with pytest.raises(ConfigError, match=r"args\.rubric"):
             attempt(config(folder, **changed))
         source["rewards"][0]["args"]["rubric"] = str(moved / "rubric.txt")
         source["data"]["held_out"] = 5
