@@ -14,6 +14,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from configs.errors import ConfigError, Problem
 from configs.schema import DecontaminateConfig, RunConfig
 from mixing.sources import Source, digest
@@ -222,6 +225,11 @@ class ThinnedSource:
         if not 0 <= item < self.size:
             raise IndexError(f"no item {item}; {self.size} are left")
         return self._source.task(item + bisect_right(self._kept_before, item))
+
+    def offline_rates(self) -> NDArray[np.float64] | None:
+        """Return the pass rates of the items kept, where the source has some."""
+        rates = self._source.offline_rates()
+        return None if rates is None else np.delete(rates, self._dropped)
 
     def held_out(self) -> tuple[Task, ...]:
         """Return the evaluation items."""

@@ -9,10 +9,10 @@ step gives each source its share plus what its account is owed:
 
     due = share of P at estimated sizes + owed / estimated size, scaled to sum to P
 
-and whole groups by largest remainder, or drawn at random by these numbers (`sampled`); the remainder,
-and what chance gave or took, is in the account by itself. What is due lies between 0 and twice the
-share (or the share and one group, where that is more), and what an account may be owed is bounded
-by 64 such shares, so that a source that stalled does not flood the steps after.
+and whole groups by largest remainder, or drawn at random by these numbers (`sampled`); the
+remainder, and what chance gave or took, is in the account by itself. What is due lies between 0
+and twice the share (or the share and one group, where that is more), and what an account may be
+owed is bounded by 64 such shares, so that a source that stalled does not flood the steps after.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
