@@ -83,7 +83,8 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
         if leave_out and source.data.curriculum.start is not None:
             yield Problem(
                 where=f"sources.{source.name}.data.curriculum",
-                what="has levels, whose items decontaminate.action=drop cannot leave out",
+                what="has levels, at each of which an item is another question, so that "
+                "decontaminate.action=drop cannot leave it out",
                 fix="Set it to refuse or warn, or decontaminate.procedural to false.",
             )
         at = f"sources.{source.name}.rewards"

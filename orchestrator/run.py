@@ -25,6 +25,7 @@ from mixing.feedback import open_pools
 from mixing.ledger import Ledger
 from mixing.mixer import Mixer
 from mixing.opening import open_sources
+from mixing.search_cache import find_once
 from mixing.sources import Source
 from orchestrator.clip_check import check_clip
 from orchestrator.clock import PhaseClock
@@ -52,7 +53,7 @@ def check(cfg: RunConfig) -> tuple[Mapping[str, Source], Contamination]:
     sources: Mapping[str, Source] = {}
     found = NOT_SEARCHED
     try:
-        sources, found = decontaminate(cfg, open_sources(cfg))
+        sources, found = decontaminate(cfg, open_sources(cfg), find_once)
         open_pools(cfg, sources)
     except ConfigError as error:
         problems += error.problems
