@@ -10,6 +10,7 @@ import json
 import random
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ from trainer.loss import LossInputs, LossOutput
 
 VOCAB = 64
 NUM_SAMPLES = 8
+NOTHING = np.zeros(0, np.float32)
 
 
 def make_model(folder: Path, *, tied: bool = True) -> None:
@@ -164,16 +166,14 @@ class Probe(PolicyEngine):
         return super()._optimizer_step()
 
 
-def train_drifted(
-    engine: Probe, samples: Sequence[TrainingSample], pieces: Sequence[Sequence[int]]
-) -> float:
-    """Train one minibatch whose policy has drifted from the proximal one; return the loss."""
-    batches, drift = lay_out(samples, pieces), drifts(samples)
-    proximal = [
-        now - np.concatenate([np.zeros(0, np.float32), *(drift[i] for i in piece)])
-        for now, piece in zip(engine.token_logprobs(batches), pieces, strict=True)
+def drifted_from(engine: Probe, samples: Sequence[TrainingSample]) -> list[np.ndarray]:
+    """Return proximal logprobs [L] from which the policy has drifted, of every sample."""
+    batch = assemble(samples, None)
+    (scores,) = engine.token_logprobs([batch])
+    return [
+        scores[start:end] - drift
+        for (start, end), drift in zip(pairwise(batch.cu_seqlens), drifts(samples), strict=True)
     ]
-    return engine.train_minibatch(batches, count_tokens(samples), proximal).loss
 
 
 def close(engine: PolicyEngine) -> None:
@@ -190,6 +190,7 @@ def weights(engine: PolicyEngine) -> dict[str, np.ndarray]:
 def run_gradients(rank: int, world: int, models_dir: Path, out: Path) -> None:
     """Every (stage, packing, split) case: save the gradients and norms that rank 0 saw."""
     samples = make_samples()
+    tokens = count_tokens(samples)
     plain: list[dict[str, object]] = [{"zero_stage": s} for s in (0, 1, 2, 3)]
     extra: list[dict[str, object]] = [
         {"zero_stage": 2, "offload": "optimizer"},
@@ -202,15 +203,19 @@ def run_gradients(rank: int, world: int, models_dir: Path, out: Path) -> None:
     for knobs, tied in cases:
         cfg = run_config(models_dir / ("tied" if tied else "untied"), **knobs)
         engine = Probe(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
-        before = weights(engine)
+        before, proximal = weights(engine), drifted_from(engine, samples)
+
+        def train(pieces: Sequence[Sequence[int]], engine=engine, proximal=proximal) -> float:
+            frozen = [np.concatenate([NOTHING, *(proximal[i] for i in p)]) for p in pieces]
+            return engine.train_minibatch(lay_out(samples, pieces), tokens, frozen).loss
+
         for packing in ("packed", "padded"):
             engine.model.packing = packing  # type: ignore[assignment]
             for micro in (1, 2, 4) if knobs in plain else (1, 4):
                 pieces = deal(len(samples), rank=rank, world=world, micro=micro)
-                loss = train_drifted(engine, samples, pieces)
-                save_case(out, rank, knobs, tied, packing, micro, engine, loss)
+                save_case(out, rank, knobs, tied, packing, micro, engine, train(pieces))
         # A rank with no tokens at all.
-        loss = train_drifted(engine, samples, [range(len(samples)) if rank == 0 else ()])
+        loss = train([range(len(samples)) if rank == 0 else ()])
         save_case(out, rank, knobs, tied, "lone", 1, engine, loss)
         after = weights(engine)
         assert all(np.array_equal(before[n], after[n]) for n in before), "lr 0 moved weights"
