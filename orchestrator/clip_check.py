@@ -8,9 +8,9 @@ from configs.errors import Problem
 from configs.schema import RunConfig
 from orchestrator.plug_files import find_module, own_modules
 
-_BUILT_IN = "trainer.loss"
+_BUILT_IN = "trainer.objectives"
 _STREAMS = ("clip_low", "clip_high")
-_READERS = ("clip_range", "ppo_clip")
+_READERS = ("clip_range", "ppo_clip", "gspo", "cispo")
 """Functions of the built-in losses' module that read both streams for who calls them."""
 
 
@@ -27,7 +27,7 @@ def check_clip(cfg: RunConfig) -> list[Problem]:
         Problem(
             where=where,
             what=f"is {value:g}, but the loss `{cfg.algorithm.loss.use}` does not read {field}",
-            fix=f"Remove it; or let the loss use x.{field}, or trainer.loss.clip_range.",
+            fix=f"Remove it; or let the loss use x.{field}, or trainer.objectives.clip_range.",
         )
         for where, field, value in given
         if read is not None and field not in read
