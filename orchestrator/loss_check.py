@@ -1,6 +1,8 @@
-"""Whether the chosen loss reads the clip ranges that sources set; its source is read, not run."""
+"""Whether the loss exists, takes its arguments, and reads what sources set; its source is read, not
+run, because losses import torch."""
 
 import ast
+import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,49 @@ _READERS = ("clip_range", "ppo_clip", "gspo", "cispo")
 """Functions of the built-in losses' module that read both streams for who calls them."""
 
 
-def check_clip(cfg: RunConfig) -> list[Problem]:
+def check_loss(cfg: RunConfig) -> list[Problem]:
+    """Return every problem with the loss: a name or argument that no built-in one has, and the clip
+    ranges of sources that it would pass over."""
+    return [*_check_name(cfg), *_check_clip(cfg)]
+
+
+def _check_name(cfg: RunConfig) -> Iterator[Problem]:
+    use, args = cfg.algorithm.loss.use, cfg.algorithm.loss.args
+    if ":" in use:
+        return
+    path = find_module(_BUILT_IN)
+    assert path is not None, f"{_BUILT_IN} has no source file"
+    losses = {n: f for n, f in _functions(path).items() if n in _listed(path)}
+    if use not in losses:
+        near = difflib.get_close_matches(use, list(losses), n=1, cutoff=0.5)
+        yield Problem(
+            where="algorithm.loss",
+            what=f"{use!r} is not a built-in loss ({', '.join(losses)})",
+            fix=(f"Did you mean `{near[0]}`? " if near else "")
+            + "Your own is written `package.module:function`.",
+        )
+        return
+    known = [arg.arg for arg in losses[use].args.kwonlyargs]
+    for name in args:
+        if name not in known:
+            has = f"has {', '.join(known)}" if known else "takes no argument"
+            yield Problem(where=f"algorithm.loss.args.{name}", what=f"unknown: `{use}` {has}")
+
+
+def _listed(path: Path) -> set[str]:
+    """Return the keys of the module's BUILT_IN."""
+    for node in _parse(path).body:
+        target = node.target if isinstance(node, ast.AnnAssign) else None
+        if (
+            isinstance(target, ast.Name)
+            and target.id == "BUILT_IN"
+            and isinstance(node.value, ast.Dict)
+        ):
+            return {k.value for k in node.value.keys if isinstance(k, ast.Constant)}
+    raise AssertionError(f"{path} has no BUILT_IN")
+
+
+def _check_clip(cfg: RunConfig) -> list[Problem]:
     """Return a problem for each clip range of a source that the loss would pass over."""
     given = [
         (f"sources.{source.name}.{field}", field, value)
@@ -61,7 +105,7 @@ def _mentioned(tree: ast.AST) -> Iterator[str]:
             yield node.attr
 
 
-def _functions(path: Path) -> dict[str, ast.AST]:
+def _functions(path: Path) -> dict[str, ast.FunctionDef]:
     body = _parse(path).body
     return {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
 
