@@ -27,11 +27,11 @@ from mixing.mixer import Mixer
 from mixing.opening import open_sources
 from mixing.search_cache import find_once
 from mixing.sources import Source
-from orchestrator.clip_check import check_clip
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
 from orchestrator.hashes import run_hashes
 from orchestrator.loop import Parts, Stopped, StopRequest, train
+from orchestrator.loss_check import check_loss
 from orchestrator.plan_mix import plan_mix
 from orchestrator.publisher import WeightPublisher
 from orchestrator.recorder import Recorder
@@ -60,7 +60,7 @@ def check(cfg: RunConfig) -> tuple[Mapping[str, Source], Contamination]:
     problems += plan_mix(cfg, {name: source.size for name, source in sources.items()}).problems
     for validate in (validate_environments, validate_rewards, validate_advantages):
         problems += validate(cfg.sources)
-    problems += check_clip(cfg)
+    problems += check_loss(cfg)
     if problems:
         # Two checks may find the same fault (a missing file); the first one's words stand.
         raise ConfigError(list({p.where: p for p in reversed(problems)}.values())[::-1])
