@@ -417,11 +417,10 @@ class Mixer:
         """Make the request for an item, as a candidate for the step and for more `places` of it."""
         task = self._feedback.task(self._sources[name], name, drawn.item, step)
         group_id = format_id(task.task_id, drawn.epoch, 0, drawn.again)
-        self.casting.slates.at(step, name).needed += places
         candidate = Candidate(
             group_id=group_id, task_id=task.task_id, drawn=drawn, version=version, refill=refill
         )
-        self.casting.slates.order(step, name, candidate)
+        self.casting.slates.order(step, name, candidate, places=places)
         return GroupRequest(
             group_id=group_id,
             task=task,
