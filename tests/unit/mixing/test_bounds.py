@@ -86,9 +86,10 @@ def test_a_source_ahead_without_another_item_hands_its_place_to_one_that_comes_l
     """Replacements used up its limit between planning and drawing."""
     limits = {"ahead": {"max_items": 9}}
     cfg = make_run(
-        {"quick": 40, "slow": 40, "ahead": 40},
+        {"quick": 40, "slow": 2, "ahead": 40},
         groups=6,
         bounds={"slow": 4, "ahead": 1},
+        mix={"over_dispatch": 1},
         limits=limits,
         num_steps=12,
     )
@@ -104,7 +105,7 @@ def test_a_source_ahead_without_another_item_hands_its_place_to_one_that_comes_l
             steps[request.step][request.task.source] += 1
         mixer.casting.close(version + 1)
     assert all(step.total() == 6 for step in steps[1:9])
-    (event,) = [e for e in mixer.take_events() if e.kind == "substituted"]
+    event = next(e for e in mixer.take_events() if e.kind == "substituted")
     assert (event.source, event.step) == ("ahead", 4) and "quick stands in" in event.text
     assert steps[4] == {"quick": 3, "slow": 2, "ahead": 1}
 
