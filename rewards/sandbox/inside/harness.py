@@ -1,0 +1,182 @@
+"""Runs one input in its own process and hands back what came out, as frames on one descriptor.
+
+The tested code shares this process and can forge any frame: all that it can forge is its own
+answer. What is expected never comes here, and nothing here judges.
+"""
+
+import atexit
+import os
+import struct
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from types import ModuleType
+
+from .values import NotPlain, canonical, read
+
+REQUEST, RESULT = 3, 4
+"""Descriptors: the input, and where the answer goes."""
+HEADER = struct.Struct("!cI")
+"""Of a frame: its kind, and the bytes that follow."""
+VALUE, ERROR, NO_MEMORY, NOT_PLAIN, TAMPERING = b"v", b"e", b"m", b"u", b"t"
+_TRACE_LINES, _TEXT_CHARS, _MOST_EVENTS = 6, 4000, 16
+_SUSPECT = (
+    "ctypes.", "socket.connect", "socket.bind", "socket.sendto", "os.kill", "os.killpg", "os.chmod",
+    "os.chown", "os.setxattr", "gc.get_objects", "gc.get_referrers", "sys.setprofile",
+    "sys._current_frames", "os.exec", "os.posix_spawn", "pty.spawn", "signal.pthread_kill",
+)  # fmt: skip
+"""Audit events that code which only computes an answer does not cause."""
+_OUTSIDE = ("/proc", "/sys", "/etc", "/root", "/home", "/dev/mem", "/dev/sd", "/dev/vd")
+
+
+def run(request: dict[str, object], path: list[str]) -> None:
+    """Run the input and end the process. Never returns."""
+    own = _Answer()
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", errors="surrogatepass", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.argv = [""]
+    sys.path[:] = [*path, os.getcwd()]
+    mode = str(request["mode"])
+    if mode == "command":
+        _become_command(request, own)
+    _watch(own)
+    code = str(request["code"])
+    try:
+        if mode == "script":
+            _end(_as_program(code, own), flush=True)
+        own.value(_call(code, request) if mode == "call" else _grade(code, request))
+    except MemoryError:
+        own.send(NO_MEMORY, "MemoryError")
+    except NotPlain as error:
+        own.send(NOT_PLAIN, str(error))
+    except BaseException as error:  # noqa: BLE001 - whatever the tested code raises is its answer
+        own.error(error)
+    _end(0)
+
+
+class _Answer:
+    """The private descriptor."""
+
+    def __init__(self) -> None:
+        self._events = 0
+
+    def send(self, kind: bytes, text: str) -> None:
+        data = text.encode("utf-8", "backslashreplace")
+        view = memoryview(HEADER.pack(kind, len(data)) + data)
+        while view:
+            view = view[os.write(RESULT, view) :]
+
+    def value(self, value: object) -> None:
+        self.send(VALUE, canonical(value))
+
+    def error(self, error: BaseException) -> None:
+        """Send the name, the message and the last lines of the traceback."""
+        name = type(error).__name__
+        try:
+            lines = "".join(traceback.format_exception(error)).strip().splitlines()
+        except BaseException:  # noqa: BLE001 - the exception's own methods are the tested code's
+            lines = [name]
+        shown = "\n".join(lines[-_TRACE_LINES:])[-_TEXT_CHARS:]
+        self.send(ERROR, f"{name}\n{shown}")
+
+    def suspect(self, event: str) -> None:
+        self._events += 1
+        if self._events <= _MOST_EVENTS:
+            self.send(TAMPERING, event[:100])
+
+
+def _watch(own: _Answer) -> None:
+    """Tell of what only tampering does. Seen, not stopped: stopping is the kernel's part."""
+    busy = [False]
+
+    def hook(event: str, args: tuple[object, ...]) -> None:
+        if busy[0]:
+            return
+        busy[0] = True
+        try:
+            if event.startswith(_SUSPECT):
+                own.suspect(event)
+            elif event == "open" and isinstance(args[0], str) and args[0].startswith(_OUTSIDE):
+                own.suspect(f"open {args[0]}")
+        finally:
+            busy[0] = False
+
+    sys.addaudithook(hook)
+
+
+def _module(name: str) -> ModuleType:
+    module = ModuleType(name)
+    sys.modules[name] = module
+    return module
+
+
+def _as_program(code: str, own: _Answer) -> int:
+    """Run as `python solution.py` would; return the exit code."""
+    module = _module("__main__")
+    try:
+        exec(compile(code, "solution.py", "exec"), module.__dict__)  # noqa: S102
+    except SystemExit as stop:
+        if stop.code is None or isinstance(stop.code, int):
+            return int(stop.code or 0) & 0xFF
+        sys.stderr.write(f"{stop.code}\n")
+        return 1
+    except MemoryError:
+        own.send(NO_MEMORY, "MemoryError")
+        return 1
+    except BaseException as error:  # noqa: BLE001
+        own.error(error)
+        return 1
+    return 0
+
+
+def _call(code: str, request: dict[str, object]) -> object:
+    """Define the tested code and call its function, or the method of its class."""
+    module = _module("solution")
+    exec(compile(code, "solution.py", "exec"), module.__dict__)  # noqa: S102
+    owner, _, method = str(request["function"]).rpartition(".")
+    found = getattr(getattr(module, owner)(), method) if owner else getattr(module, method)
+    args, kwargs = read(str(request["arguments"]))  # type: ignore[misc]
+    return found(*args, **kwargs)
+
+
+def _grade(code: str, request: dict[str, object]) -> object:
+    """Define a grader and call it."""
+    module = _module("grader")
+    exec(compile(code, "grader.py", "exec"), module.__dict__)  # noqa: S102
+    grade: Callable[[object, object], object] = module.grade
+    value = grade(request["sample"], request["item"])
+    if type(value).__module__ == "numpy" and hasattr(value, "item"):
+        value = value.item()  # a grader may compute with numpy; its scalars are floats
+    return value
+
+
+def _become_command(request: dict[str, object], own: _Answer) -> None:
+    """Write the files and turn into the shell that runs the command."""
+    files = request["files"]
+    assert isinstance(files, dict)
+    for name, text in files.items():
+        with open(name, "w", encoding="utf-8", errors="surrogatepass") as file:
+            file.write(text)
+    home = os.getcwd()
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": home, "LANG": "C.UTF-8"}
+    try:
+        os.execve("/bin/sh", ["sh", "-c", str(request["command"])], environment)
+    except OSError as error:
+        own.error(error)
+        _end(127)
+
+
+def _end(code: int, *, flush: bool = False) -> None:
+    """End as the interpreter would (threads, atexit, buffers), without taking it apart."""
+    try:
+        if flush:
+            threading._shutdown()  # type: ignore[attr-defined]
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+    except BaseException:  # noqa: BLE001 - a stream that the tested code closed or replaced
+        code = code or 120
+    os._exit(code)
+
