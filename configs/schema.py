@@ -22,6 +22,7 @@ from configs.difficulty import DifficultyConfig
 from configs.graders.answers import FunctionGrader
 from configs.graders.union import GraderConfig
 from configs.mix import LimitsConfig, MixConfig, StageConfig
+from configs.sandbox import SandboxConfig
 
 
 class PlugConfig(Config):
@@ -230,6 +231,8 @@ class RewardGroupConfig(Config):
     """Times a failed grading is tried again before the rollout is invalid."""
     max_error_rate: Fraction = 0.2
     """Share of invalid rollouts, over the last 256 of a source, beyond which the run stops."""
+    sandbox: SandboxConfig = SandboxConfig()
+    """Walls and limits of tested code."""
 
 
 class ReferenceConfig(Config):

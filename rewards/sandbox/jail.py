@@ -19,6 +19,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
@@ -86,6 +87,11 @@ class Sandbox:
     def pid(self) -> int | None:
         """Process id of what was started, while it runs."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def folder(self) -> Path | None:
+        """Where inputs run while it is started, in the tiers without a file system of their own."""
+        return None if self._launch is None else self._launch.folder
 
     def start(self) -> None:
         """Start the warm process, if none runs.

@@ -117,7 +117,7 @@ def launch(
     confinement = Confinement(
         tier=tier.value,
         uid=None if tier is Tier.BWRAP and userns else uid,
-        read_as_root=tier is not Tier.BWRAP and root and not _open_to_all(readable),
+        read_as_root=tier is Tier.LANDLOCK and root and not _open_to_all(readable),
         work=work,
         readable=readable,
         path=_sys_path(site),
@@ -128,7 +128,7 @@ def launch(
         command=command,
         confinement=json.dumps(asdict(confinement)),
         code=code,
-        environment={} if tier is Tier.BWRAP and not preload else _ENVIRONMENT,
+        environment=_ENVIRONMENT,
         user=uid if tier is Tier.BWRAP and userns else None,
         folder=folder,
         claim=claim,
@@ -168,6 +168,8 @@ def _bwrap(readable: Sequence[str], *, unprivileged: bool) -> list[str]:
         capabilities += ["CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_SETPCAP"]
     for name in capabilities:
         command += ["--cap-add", name]
+    for folder in sorted({str(f) for path in readable for f in Path(path).parents} - {"/"}):
+        command += ["--perms", "0755", "--dir", folder]  # theirs may be shut to other users
     for path in readable:
         if os.path.islink(path):
             command += ["--symlink", os.readlink(path), path]

@@ -96,11 +96,21 @@ class Call:
     """Name, or `Class.method` of an object made without arguments."""
     args: Sequence[object] = ()
     kwargs: Mapping[str, object] = field(default_factory=dict[str, object])
+    wrappers: Sequence[tuple[str, Sequence[object]]] = ()
+    """Built-in functions that the value goes through, and their further arguments."""
+    tuples_as_lists: bool = False
+    """Write a tuple of the value as a list."""
 
     def request(self) -> dict[str, object]:
         """Return what the jail is told."""
-        given = canonical([list(self.args), dict(self.kwargs)])
-        return {"mode": "call", "code": self.code, "function": self.function, "arguments": given}
+        return {
+            "mode": "call",
+            "code": self.code,
+            "function": self.function,
+            "arguments": canonical([list(self.args), dict(self.kwargs)]),
+            "wrappers": canonical([[name, list(more)] for name, more in self.wrappers]),
+            "tuples_as_lists": self.tuples_as_lists,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +163,7 @@ class SandboxResult:
     attempts: tuple[str, ...] = ()
     """What it tried that only tampering tries, as far as it was seen."""
 
-    def equals(self, expected: object) -> bool:
+    def equals(self, expected: object, *, tuples_as_lists: bool = False) -> bool:
         """Return whether the value is the expected one, of the very same types throughout."""
-        return self.verdict is Verdict.OK and self.value == canonical(expected).encode()
+        text = canonical(expected, tuples_as_lists=tuples_as_lists)
+        return self.verdict is Verdict.OK and self.value == text.encode()

@@ -5,6 +5,7 @@ answer. What is expected never comes here, and nothing here judges.
 """
 
 import atexit
+import builtins
 import os
 import struct
 import sys
@@ -12,6 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any, cast
 
 from .values import NotPlain, canonical, read
 
@@ -36,6 +38,7 @@ def run(request: dict[str, object], path: list[str]) -> None:
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", encoding="utf-8", errors="surrogatepass", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    os.environ.clear()
     sys.argv = [""]
     sys.path[:] = [*path, os.getcwd()]
     mode = str(request["mode"])
@@ -46,7 +49,8 @@ def run(request: dict[str, object], path: list[str]) -> None:
     try:
         if mode == "script":
             _end(_as_program(code, own), flush=True)
-        own.value(_call(code, request) if mode == "call" else _grade(code, request))
+        value = _call(code, request) if mode == "call" else _grade(code, request)
+        own.send(VALUE, canonical(value, tuples_as_lists=bool(request.get("tuples_as_lists"))))
     except MemoryError:
         own.send(NO_MEMORY, "MemoryError")
     except NotPlain as error:
@@ -67,9 +71,6 @@ class _Answer:
         view = memoryview(HEADER.pack(kind, len(data)) + data)
         while view:
             view = view[os.write(RESULT, view) :]
-
-    def value(self, value: object) -> None:
-        self.send(VALUE, canonical(value))
 
     def error(self, error: BaseException) -> None:
         """Send the name, the message and the last lines of the traceback."""
@@ -137,8 +138,11 @@ def _call(code: str, request: dict[str, object]) -> object:
     exec(compile(code, "solution.py", "exec"), module.__dict__)  # noqa: S102
     owner, _, method = str(request["function"]).rpartition(".")
     found = getattr(getattr(module, owner)(), method) if owner else getattr(module, method)
-    args, kwargs = read(str(request["arguments"]))  # type: ignore[misc]
-    return found(*args, **kwargs)
+    args, kwargs = cast("tuple[list[Any], dict[str, Any]]", read(str(request["arguments"])))
+    value = found(*args, **kwargs)
+    for name, more in cast("list[tuple[str, list[Any]]]", read(str(request["wrappers"]))):
+        value = getattr(builtins, name)(value, *more)
+    return value
 
 
 def _grade(code: str, request: dict[str, object]) -> object:
@@ -160,7 +164,8 @@ def _become_command(request: dict[str, object], own: _Answer) -> None:
         with open(name, "w", encoding="utf-8", errors="surrogatepass") as file:
             file.write(text)
     home = os.getcwd()
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": home, "LANG": "C.UTF-8"}
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": home, "TMPDIR": home}
+    environment["LANG"] = "C.UTF-8"
     try:
         os.execve("/bin/sh", ["sh", "-c", str(request["command"])], environment)
     except OSError as error:

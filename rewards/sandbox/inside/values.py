@@ -6,6 +6,8 @@ bytes. It neither parses nor hashes what came out of the jail, so nothing there 
 
 import json
 import math
+from collections.abc import Iterable
+from typing import Any, cast
 
 MAX_DEPTH = 64
 """Deepest nesting of a value."""
@@ -19,61 +21,69 @@ class NotPlain(Exception):
     """The value is none that can be compared: a subclass, NaN, too deep, too large."""
 
 
-def canonical(value: object) -> str:
+def canonical(value: object, *, tuples_as_lists: bool = False) -> str:
     """Return the canonical text of a value made of Python's own plain types.
+
+    Args:
+        tuples_as_lists: write a tuple as the list of its members.
 
     Raises:
         NotPlain: it is, or holds, anything else.
     """
-    return _write(value, 0, [MAX_NODES])
+    return _Writer(tuples_as_lists).write(value, 0)
 
 
-def _write(value: object, depth: int, left: list[int]) -> str:
-    left[0] -= 1
-    if depth > MAX_DEPTH:
-        raise NotPlain(f"nested deeper than {MAX_DEPTH}")
-    if left[0] < 0:
-        raise NotPlain(f"more than {MAX_NODES} parts")
-    kind = type(value)
-    if value is None or kind is bool:
-        return json.dumps(value)
-    if kind is int:
-        assert isinstance(value, int)
-        if value.bit_length() > MAX_DIGITS * 3.3:
-            raise NotPlain(f"an integer of more than {MAX_DIGITS} digits")
-        return str(value)
-    if kind is float:
-        assert isinstance(value, float)
-        if math.isnan(value):
-            raise NotPlain("NaN")
-        if math.isinf(value):
-            return "Infinity" if value > 0 else "-Infinity"
-        return repr(value + 0.0)  # -0.0 + 0.0 is 0.0: they are equal
-    if kind is str:
-        return json.dumps(value)
-    if isinstance(value, bytes) and kind is bytes:
-        return '{"bytes":"' + value.hex() + '"}'
-    if isinstance(value, complex) and kind is complex:
-        parts = _write(value.real, depth + 1, left), _write(value.imag, depth + 1, left)
-        return '{"complex":[' + ",".join(parts) + "]}"
-    return _write_container(value, depth, left)
+class _Writer:
+    def __init__(self, tuples_as_lists: bool):
+        self._left = MAX_NODES
+        self._tuple = "[{}]" if tuples_as_lists else '{{"tuple":[{}]}}'
+
+    def write(self, value: object, depth: int) -> str:
+        self._left -= 1
+        if depth > MAX_DEPTH:
+            raise NotPlain(f"nested deeper than {MAX_DEPTH}")
+        if self._left < 0:
+            raise NotPlain(f"more than {MAX_NODES} parts")
+        kind = type(value)
+        if value is None or kind is bool or kind is str:
+            return json.dumps(value)
+        if isinstance(value, int) and kind is int:
+            if value.bit_length() > MAX_DIGITS * 3.3:
+                raise NotPlain(f"an integer of more than {MAX_DIGITS} digits")
+            return str(value)
+        if isinstance(value, float) and kind is float:
+            return _float(value)
+        if isinstance(value, bytes) and kind is bytes:
+            return '{"bytes":"' + value.hex() + '"}'
+        if isinstance(value, complex) and kind is complex:
+            return f'{{"complex":[{_float(value.real)},{_float(value.imag)}]}}'
+        return self._container(value, depth + 1)
+
+    def _container(self, value: object, depth: int) -> str:
+        kind = type(value)
+        if isinstance(value, list) and kind is list:
+            return f"[{','.join(self._all(value, depth))}]"
+        if isinstance(value, tuple) and kind is tuple:
+            return self._tuple.format(",".join(self._all(value, depth)))
+        if isinstance(value, set | frozenset) and kind in (set, frozenset):
+            parts = ",".join(sorted(self._all(value, depth)))
+            return f'{{"{kind.__name__}":[{parts}]}}'
+        if isinstance(value, dict) and kind is dict:
+            given = cast("dict[object, object]", value)
+            pairs = sorted(f"[{self.write(k, depth)},{self.write(v, depth)}]" for k, v in given.items())
+            return f'{{"dict":[{",".join(pairs)}]}}'
+        raise NotPlain(f"a {kind.__module__}.{kind.__qualname__}")
+
+    def _all(self, values: object, depth: int) -> list[str]:
+        return [self.write(v, depth) for v in cast("Iterable[object]", values)]
 
 
-def _write_container(value: object, depth: int, left: list[int]) -> str:
-    kind = type(value)
-    if isinstance(value, list) and kind is list:
-        return "[" + ",".join(_write(v, depth + 1, left) for v in value) + "]"
-    if isinstance(value, tuple) and kind is tuple:
-        return '{"tuple":[' + ",".join(_write(v, depth + 1, left) for v in value) + "]}"
-    if isinstance(value, set | frozenset) and kind in (set, frozenset):
-        parts = sorted(_write(v, depth + 1, left) for v in value)
-        return '{"' + kind.__name__ + '":[' + ",".join(parts) + "]}"
-    if isinstance(value, dict) and kind is dict:
-        pairs = sorted(
-            (_write(k, depth + 1, left), _write(v, depth + 1, left)) for k, v in value.items()
-        )
-        return '{"dict":[' + ",".join(f"[{k},{v}]" for k, v in pairs) + "]}"
-    raise NotPlain(f"a {kind.__module__}.{kind.__qualname__}")
+def _float(value: float) -> str:
+    if math.isnan(value):
+        raise NotPlain("NaN")
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return repr(value + 0.0)  # -0.0 + 0.0 is 0.0: they are equal
 
 
 def read(text: str) -> object:
@@ -83,10 +93,10 @@ def read(text: str) -> object:
 
 def _read(data: object) -> object:
     if isinstance(data, list):
-        return [_read(item) for item in data]
+        return [_read(item) for item in cast("list[object]", data)]
     if not isinstance(data, dict):
         return data
-    ((kind, inner),) = data.items()
+    ((kind, inner),) = cast("dict[str, Any]", data).items()
     if kind == "bytes":
         return bytes.fromhex(inner)
     if kind == "complex":

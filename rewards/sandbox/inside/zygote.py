@@ -85,15 +85,19 @@ class Zygote:
         self._own = Tree.memory_of(os.getpid())
 
     def serve(self) -> None:
-        """Run inputs until the control socket closes."""
+        """Run inputs until the control socket closes; leave nothing behind."""
         while True:
             data, fds, _, _ = socket.recv_fds(self._control, _MESSAGE, _FDS)
             if not data:
-                return
+                break
             if len(fds) != _FDS:  # a kill that came after the end
                 continue
             end = self._run(Limits(**json.loads(data)), fds)
+            if end["why"] == "abandoned":
+                break
             self._control.send(json.dumps(end).encode())
+        if self._given.tier != "bwrap":
+            os.rmdir(self._given.work)
 
     def _run(self, limits: Limits, fds: list[int]) -> End:
         report, tell = os.pipe()
@@ -180,10 +184,7 @@ class Zygote:
                 if ended in ready:
                     return ""
                 if ready:
-                    if not self._control.recv(_MESSAGE):  # the parent is gone
-                        self._kill(pid)
-                        os._exit(0)
-                    why = "killed"
+                    why = "killed" if self._control.recv(_MESSAGE) else "abandoned"
                 else:
                     why = self._over(tree, limits, time.monotonic() - began)
                 if why:
