@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-WRAPPERS = frozenset(
-    "sorted set list tuple frozenset dict len sum min max abs round str int float bool repr".split()
-)
+_WRAPPERS = """
+    sorted set list tuple frozenset dict len sum min max abs round str int float bool repr
+"""
+WRAPPERS = frozenset(_WRAPPERS.split())
 """Built-in functions that may stand around the call; they run with it, in the sandbox."""
 _MAX_BITS, _MAX_LENGTH = 1 << 14, 1 << 20
 
@@ -181,14 +182,14 @@ def _number(value: object) -> float:
     return float(value)
 
 
-_BINARY: Mapping[type[ast.operator], Callable[[object, object], object]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
+_BINARY: Mapping[type[ast.operator], str] = {
+    ast.Add: "add",
+    ast.Sub: "sub",
+    ast.Mult: "mul",
+    ast.Div: "truediv",
+    ast.FloorDiv: "floordiv",
+    ast.Mod: "mod",
+    ast.Pow: "pow",
 }
 _MAKERS: Mapping[str, Callable[..., object]] = {
     "set": set, "frozenset": frozenset, "list": list, "tuple": tuple, "dict": dict, "float": float,
@@ -251,7 +252,8 @@ def _binary(op: ast.operator, left: object, right: object) -> object:
     elif isinstance(op, ast.Mod) and not isinstance(left, int | float):
         raise Unsplit("formatting")
     try:
-        value = _BINARY[type(op)](left, right)
+        compute = cast("Callable[..., object]", getattr(operator, _BINARY[type(op)]))
+        value = compute(left, right)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise Unsplit(str(error)) from error
     if isinstance(value, float) and math.isnan(value):

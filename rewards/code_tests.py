@@ -270,7 +270,7 @@ def _run(cfg: CodeTestsGrader, jail: Sandbox, limits: Limits, tests: Sequence[Te
     share = passed / len(tests)
     notes: dict[str, JsonValue] = {"tests": verdicts}
     if attempts:
-        notes["tampering"] = sorted(attempts)
+        notes["tampering"] = [*sorted(attempts)]
     return Score(value=share if cfg.score == "share" else float(share == 1.0), notes=notes)
 
 

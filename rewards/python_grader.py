@@ -6,6 +6,8 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 
+from pydantic import JsonValue
+
 from configs.errors import Problem
 from configs.graders.code import PythonGrader
 from rewards.sandbox.result import MB, Grade, Limits, SandboxResult, Verdict
@@ -14,12 +16,9 @@ from rewards.score import FailureKind, GradeFailed, Score
 from rewards.subject import Subject
 
 _MAX_SOURCE = 256 * 1000
-_LIMITS = Limits(memory=2048 * MB, disk=1024 * MB, file_size=1024 * MB, files=4096)
 _NUMBER = re.compile(rb"-?\d+(\.\d+)?(e[+-]?\d+)?")
 _MARGIN_S = 2.0
 """The sandbox ends the grader before the pool ends the worker, and says why."""
-RECOMMENDED = ("numpy", "sympy", "rapidfuzz", "jsonschema", "pydantic", "yaml")
-"""What graders written for the service may count on finding."""
 
 
 def prepare_python(cfg: PythonGrader, where: str) -> Callable[[Subject], Score]:
@@ -28,9 +27,12 @@ def prepare_python(cfg: PythonGrader, where: str) -> Callable[[Subject], Score]:
     seconds = cfg.timeout_s or 120.0
     wall = max(seconds - _MARGIN_S, seconds / 2)
     limits = Limits(
-        **{f: getattr(_LIMITS, f) for f in ("memory", "disk", "file_size", "files")},
         cpu_s=2 * wall,  # two cores
         wall_s=wall,
+        memory=2048 * MB,
+        disk=1024 * MB,
+        file_size=1024 * MB,
+        files=4096,
     )
 
     def grade(subject: Subject) -> Score:
@@ -103,5 +105,7 @@ def _score(result: SandboxResult) -> Score:
     if not _NUMBER.fullmatch(result.value) or len(result.value) > 400:
         shown = result.value[:100].decode(errors="replace")
         raise GradeFailed(FailureKind.PYTHON, f"grade returned {shown}, must be a finite float")
-    notes = {"tampering": list(result.attempts)} if result.attempts else {}
+    notes: dict[str, JsonValue] = {}
+    if result.attempts:
+        notes["tampering"] = list(result.attempts)
     return Score(value=float(result.value), notes=notes)

@@ -32,10 +32,11 @@ _START_S, _STOP_S, _SLACK_S = 30.0, 5.0, 10.0
 _MESSAGE = 1 << 16
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _FORBIDDEN_CALL = "forbidden system call"
-USUAL_MODULES = (
-    "math json re collections itertools functools heapq bisect string random typing operator copy "
-    "datetime fractions decimal statistics"
-).split()
+_USUAL = """
+    math json re collections itertools functools heapq bisect string random typing operator copy
+    datetime fractions decimal statistics
+"""
+USUAL_MODULES = tuple(_USUAL.split())
 """Loaded before any input, so that no input pays for them."""
 
 
@@ -167,9 +168,7 @@ class Sandbox:
         if started is not None:
             started.free()
 
-    def _run(
-        self, job: Job, limits: Limits, control: socket.socket, began: float
-    ) -> SandboxResult:
+    def _run(self, job: Job, limits: Limits, control: socket.socket, began: float) -> SandboxResult:
         stdin = job.stdin if isinstance(job, Script | Command) else ""
         request = _sealed(json.dumps(job.request()).encode())
         given = _sealed(stdin.encode("utf-8", "surrogatepass"))
@@ -275,9 +274,7 @@ def _drain(streams: _Streams) -> None:
             streams.read(fd)
 
 
-def _judge(
-    job: Job, limits: Limits, end: End, streams: _Streams, seconds: float
-) -> SandboxResult:
+def _judge(job: Job, limits: Limits, end: End, streams: _Streams, seconds: float) -> SandboxResult:
     frames, stdout, stderr = streams.texts()
     answer = _Answer(frames)
     code = end["exit"]

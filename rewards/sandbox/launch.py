@@ -37,6 +37,10 @@ _ENVIRONMENT = {
 class TierUnavailable(Exception):
     """A tier cannot run here; the message says why."""
 
+    def __init__(self, message: str, remedy: str = ""):
+        self.remedy = remedy
+        super().__init__(message)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
@@ -105,6 +109,12 @@ def launch(
     python = interpreter()
     site = python.packages if packages else ()
     readable = [*_SYSTEM, *_ETC, *python.homes, *site]
+    shut = root and not _open_to_all(readable)
+    if shut and tier is Tier.RLIMITS:
+        raise TierUnavailable(
+            f"{python.executable} lies in a folder shut to other users",
+            "Use an interpreter that every user can run, or a stronger tier.",
+        )
     boot = [python.executable, "-I", "-S", "-X", "utf8", "-c", _BOOT]
     folder, code, command, work = None, str(_INSIDE.parent), boot, _BOX
     userns = own_user_namespace or not root
@@ -117,7 +127,7 @@ def launch(
     confinement = Confinement(
         tier=tier.value,
         uid=None if tier is Tier.BWRAP and userns else uid,
-        read_as_root=tier is Tier.LANDLOCK and root and not _open_to_all(readable),
+        read_as_root=tier is Tier.LANDLOCK and shut,
         work=work,
         readable=readable,
         path=_sys_path(site),

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-
-
 from rewards.sandbox.inside.confine import Limits as KernelLimits
 from rewards.sandbox.inside.values import canonical
 

@@ -26,8 +26,8 @@ _HONEST = "import csv\ndef double(x):\n    return 2 * x\n"  # csv: not loaded be
 _STRENGTH = {Tier.RLIMITS: 0, Tier.LANDLOCK: 1, Tier.BWRAP: 2}
 _INSTALL = "Install the package `bubblewrap` (apt-get install bubblewrap, dnf install bubblewrap)."
 _ALLOW = (
-    "Allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces; in "
-    "a pod: seccompProfile Unconfined), or be content with `landlock`."
+    "Allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces; "
+    "in a pod: seccompProfile Unconfined), or be content with `landlock`."
 )
 _KERNEL = "Use Linux 5.13 or newer with Landlock among its security modules (boot option lsm=)."
 
@@ -114,11 +114,14 @@ def _try(tier: Tier, detail: str, remedy: str, *, own_user_namespace: bool = Fal
             jail.start()
             honest = jail.run(Call(code=_HONEST, function="double", args=[21]))
             if not honest.equals(42):
-                why = f"honest code does not run: {honest.error.splitlines()[-1:] or honest.verdict}"
+                why = (
+                    f"honest code does not run: {honest.error.splitlines()[-1:] or honest.verdict}"
+                )
                 return Probe(tier=tier, works=False, detail=why, remedy=remedy)
             held = _attack(jail, boundary=tier is not Tier.RLIMITS)
     except (TierUnavailable, OSError) as error:
-        return Probe(tier=tier, works=False, detail=str(error), remedy=remedy)
+        better = error.remedy if isinstance(error, TierUnavailable) else ""
+        return Probe(tier=tier, works=False, detail=str(error), remedy=better or remedy)
     lost = [name for name, stopped in held.items() if not stopped]
     return Probe(
         tier=tier,

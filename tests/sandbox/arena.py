@@ -44,6 +44,7 @@ class World:
         self.daemon = f"braid-daemon-{secrets.token_hex(4)}"
         self.folder = Path(tempfile.mkdtemp(prefix="braid-arena-"))
         self.folder.chmod(0o755)
+        self._planted: dict[str, float] = {}
         self._plant()
         self.tcp = socket.create_server(("127.0.0.1", 0))
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -74,8 +75,6 @@ class World:
             path.write_text(f"# {name} untouched")
             path.chmod(0o644)
             self._planted[name] = path.stat().st_mtime
-
-    _planted: dict[str, float] = {}
 
     def fill(self, code: str) -> str:
         """Return the program with what was planted put in."""
@@ -202,7 +201,9 @@ def zombies() -> list[int]:
     return found
 
 
-def fight(tier: Tier, secret: str, families: set[str], only: set[str], userns: bool) -> dict[str, str]:
+def fight(
+    tier: Tier, secret: str, families: set[str], only: set[str], userns: bool
+) -> dict[str, str]:
     """Run the chosen attacks; return why each one won."""
     results: dict[str, str] = {}
     world = World(secret)

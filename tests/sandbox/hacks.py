@@ -32,7 +32,8 @@ HACKS: dict[str, str] = {
     "sentinel on stdout": "def double(x):\n    print('PASSED'); print('OK'); print('42'); return 0\n",
     "JSON on stdout": "def double(x):\n"
     '    print(\'{"passed": true, "result": 42, "score": 1.0}\'); return 0\n',
-    "patched unittest": "import unittest\nunittest.TestCase.assertEqual = lambda *a: None\n" + _DECOY,
+    "patched unittest": "import unittest\nunittest.TestCase.assertEqual = lambda *a: None\n"
+    + _DECOY,
     "patched builtins": "import builtins\nbuiltins.isinstance = lambda *a: True\n"
     "builtins.type = lambda *a: int\nbuiltins.str = lambda *a: '42'\n" + _DECOY,
     "patched json": "import json\njson.dumps = lambda *a, **k: '42 '\n"

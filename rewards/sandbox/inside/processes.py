@@ -61,7 +61,8 @@ class Tree:
     @classmethod
     def descendants(cls, pid: int) -> list[int]:
         """Return all descendants, parents before children."""
-        found, waiting = [], cls.children(pid)
+        found: list[int] = []
+        waiting = cls.children(pid)
         while waiting:
             one = waiting.pop()
             found.append(one)

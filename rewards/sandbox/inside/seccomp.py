@@ -24,31 +24,39 @@ _CLONE_THREAD = 0x00010000
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _SET_MODE_FILTER = 1
 
-DEADLY = (
-    "ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp bpf mount umount2 pivot_root "
-    "move_mount open_tree open_tree_attr fsopen fsconfig fsmount fspick mount_setattr setns chroot "
-    "open_by_handle_at kexec_load kexec_file_load init_module finit_module delete_module reboot "
-    "swapon swapoff acct iopl ioperm add_key request_key keyctl settimeofday clock_settime"
-).split()
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+DEADLY = _names("""
+    ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp bpf mount umount2 pivot_root
+    move_mount open_tree open_tree_attr fsopen fsconfig fsmount fspick mount_setattr setns
+    chroot open_by_handle_at kexec_load kexec_file_load init_module finit_module delete_module
+    reboot swapon swapoff acct iopl ioperm add_key request_key keyctl settimeofday clock_settime
+""")
 """Only an attack makes these: the process dies of SIGSYS."""
 
-DENIED = (
-    "socket unshare userfaultfd perf_event_open io_uring_setup io_uring_enter io_uring_register "
-    "memfd_create memfd_secret shmget semget msgget mq_open mknod mknodat fanotify_init "
-    "name_to_handle_at setsid setpgid setpriority ioprio_set personality syslog quotactl quotactl_fd "
-    "sethostname setdomainname adjtimex clock_adjtime vhangup nfsservctl lookup_dcookie modify_ldt "
-    "uselib ustat sysfs _sysctl migrate_pages move_pages mbind set_mempolicy process_madvise "
-    "process_mrelease"
-).split()
+DENIED = _names("""
+    socket unshare userfaultfd perf_event_open io_uring_setup io_uring_enter io_uring_register
+    memfd_create memfd_secret shmget semget msgget mq_open mknod mknodat fanotify_init
+    name_to_handle_at setsid setpgid setpriority ioprio_set personality syslog quotactl
+    quotactl_fd sethostname setdomainname adjtimex clock_adjtime vhangup nfsservctl
+    lookup_dcookie modify_ldt uselib ustat sysfs _sysctl migrate_pages move_pages mbind
+    set_mempolicy process_madvise process_mrelease
+""")
 """Answered with EPERM. Memory that no limit of a process counts (memfd, System V) is here too."""
 
-_FOREIGN_FILES = (
-    "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat setxattr lsetxattr fsetxattr "
-    "setxattrat removexattr lremovexattr fremovexattr removexattrat utime utimes futimesat utimensat"
-).split()
+_FOREIGN_FILES = _names("""
+    chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat setxattr lsetxattr fsetxattr
+    setxattrat removexattr lremovexattr fremovexattr removexattrat utime utimes futimesat
+    utimensat
+""")
 """What Landlock does not judge; denied where the user owns files outside the jail."""
 
-_OTHERS = "prlimit64 sched_setaffinity sched_setscheduler sched_setparam sched_setattr".split()
+_OTHERS = _names("""
+    prlimit64 sched_setaffinity sched_setscheduler sched_setparam sched_setattr
+""")
 """Their first argument is a process; 0 is the caller, and the only one allowed."""
 
 
@@ -82,9 +90,9 @@ def program(rules: Rules, machine: str | None = None) -> bytes:
         code += [(_JGE, 0, 1, _X32), (_RET, 0, 0, _KILL)]
     for name in DEADLY:
         code += _when(numbers, name, [(_RET, 0, 0, _KILL)])
-    denied = DENIED + (_FOREIGN_FILES if rules.own_files else [])
+    denied = DENIED + (_FOREIGN_FILES if rules.own_files else ())
     if not rules.fork:
-        denied = [*denied, "fork", "vfork"]
+        denied = (*denied, "fork", "vfork")
     for name in denied:
         code += _when(numbers, name, [(_RET, 0, 0, _ERRNO | errno.EPERM)])
     code += _when(numbers, "clone3", [(_RET, 0, 0, _ERRNO | errno.ENOSYS)])  # flags out of sight

@@ -61,16 +61,18 @@ class _Writer:
 
     def _container(self, value: object, depth: int) -> str:
         kind = type(value)
-        if isinstance(value, list) and kind is list:
+        if kind is list:
             return f"[{','.join(self._all(value, depth))}]"
-        if isinstance(value, tuple) and kind is tuple:
+        if kind is tuple:
             return self._tuple.format(",".join(self._all(value, depth)))
-        if isinstance(value, set | frozenset) and kind in (set, frozenset):
+        if kind in (set, frozenset):
             parts = ",".join(sorted(self._all(value, depth)))
             return f'{{"{kind.__name__}":[{parts}]}}'
-        if isinstance(value, dict) and kind is dict:
+        if kind is dict:
             given = cast("dict[object, object]", value)
-            pairs = sorted(f"[{self.write(k, depth)},{self.write(v, depth)}]" for k, v in given.items())
+            pairs = sorted(
+                f"[{self.write(k, depth)},{self.write(v, depth)}]" for k, v in given.items()
+            )
             return f'{{"dict":[{",".join(pairs)}]}}'
         raise NotPlain(f"a {kind.__module__}.{kind.__qualname__}")
 

@@ -262,7 +262,9 @@ def _arrange(fds: list[int], tell: int, rules: int) -> None:
     moves = {**dict(enumerate((stdin, stdout, stderr, request, result))), _TELL: tell}
     if rules >= 0:
         moves[_RULES] = rules
-    held = {target: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _RULES + 1) for target, fd in moves.items()}
+    held = {
+        target: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _RULES + 1) for target, fd in moves.items()
+    }
     for target, fd in held.items():
         os.dup2(fd, target, inheritable=target < 3)
     os.closerange(5, _TELL)
