@@ -1,7 +1,6 @@
 """The sandboxes of this process: one for each set of modules that its inputs need."""
 
 import atexit
-from functools import cache
 
 from configs.sandbox import SandboxConfig
 from rewards.sandbox.jail import Sandbox
@@ -34,7 +33,9 @@ def limits() -> Limits:
     return limits_of(_chosen[0])
 
 
-@cache
+_made: dict[tuple[bool, tuple[str, ...]], Sandbox] = {}
+
+
 def sandbox(*, packages: bool = False, preload: tuple[str, ...] = ()) -> Sandbox:
     """Return the process's sandbox with these modules; started by its first run.
 
@@ -42,12 +43,19 @@ def sandbox(*, packages: bool = False, preload: tuple[str, ...] = ()) -> Sandbox
         ConfigError: no tier as strong as the one required holds here.
     """
     found = choose_tier(_chosen[0].require)
-    made = Sandbox(
-        found.tier,
-        limits(),
-        packages=packages,
-        preload=preload,
-        own_user_namespace=found.own_user_namespace,
-    )
-    atexit.register(made.close)
-    return made
+    key = (packages, preload)
+    if key not in _made:
+        _made[key] = Sandbox(
+            found.tier,
+            limits(),
+            packages=packages,
+            preload=preload,
+            own_user_namespace=found.own_user_namespace,
+        )
+        atexit.register(_made[key].close)
+    return _made[key]
+
+
+def made() -> tuple[Sandbox, ...]:
+    """Return the sandboxes so far; a closed one starts again at its next run."""
+    return tuple(_made.values())

@@ -23,11 +23,13 @@ HEADER = struct.Struct("!cI")
 """Of a frame: its kind, and the bytes that follow."""
 VALUE, ERROR, NO_MEMORY, NOT_PLAIN, TAMPERING = b"v", b"e", b"m", b"u", b"t"
 _TRACE_LINES, _TEXT_CHARS, _MOST_EVENTS = 6, 4000, 16
-_SUSPECT = (
-    "ctypes.", "socket.connect", "socket.bind", "socket.sendto", "os.kill", "os.killpg", "os.chmod",
-    "os.chown", "os.setxattr", "gc.get_objects", "gc.get_referrers", "sys.setprofile",
-    "sys._current_frames", "os.exec", "os.posix_spawn", "pty.spawn", "signal.pthread_kill",
-)  # fmt: skip
+_SUSPECTS = """
+    ctypes.call_function ctypes.PyObj_FromPtr ctypes.string_at ctypes.cdata socket.connect
+    socket.bind socket.sendto os.kill os.killpg os.chmod os.chown os.setxattr gc.get_objects
+    gc.get_referrers sys.setprofile sys._current_frames os.exec os.posix_spawn pty.spawn
+    signal.pthread_kill
+"""
+_SUSPECT = frozenset(_SUSPECTS.split())
 """Audit events that code which only computes an answer does not cause."""
 _OUTSIDE = ("/proc", "/sys", "/etc", "/root", "/home", "/dev/mem", "/dev/sd", "/dev/vd")
 
@@ -95,16 +97,18 @@ class _Answer:
 def _watch(own: _Answer) -> None:
     """Tell of what only tampering does. Seen, not stopped: stopping is the kernel's part."""
     busy = [False]
+    own_places = (*sys.path, sys.base_prefix, sys.base_exec_prefix)
 
     def hook(event: str, args: tuple[object, ...]) -> None:
         if busy[0]:
             return
         busy[0] = True
         try:
-            if event.startswith(_SUSPECT):
+            if event in _SUSPECT:
                 own.suspect(event)
             elif event == "open" and isinstance(args[0], str) and args[0].startswith(_OUTSIDE):
-                own.suspect(f"open {args[0]}")
+                if not args[0].startswith(own_places):  # the interpreter may lie in a home
+                    own.suspect(f"open {args[0]}")
         finally:
             busy[0] = False
 

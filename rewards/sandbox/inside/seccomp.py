@@ -39,7 +39,8 @@ DEADLY = _names("""
 
 DENIED = _names("""
     socket unshare userfaultfd perf_event_open io_uring_setup io_uring_enter io_uring_register
-    memfd_create memfd_secret shmget semget msgget mq_open mknod mknodat fanotify_init
+    memfd_create memfd_secret shmget shmat shmctl semget semop semtimedop semctl msgget msgsnd
+    msgrcv msgctl mq_open mq_unlink mknod mknodat fanotify_init
     name_to_handle_at setsid setpgid setpriority ioprio_set personality syslog quotactl
     quotactl_fd sethostname setdomainname adjtimex clock_adjtime vhangup nfsservctl
     lookup_dcookie modify_ldt uselib ustat sysfs _sysctl migrate_pages move_pages mbind
@@ -50,9 +51,9 @@ DENIED = _names("""
 _FOREIGN_FILES = _names("""
     chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat setxattr lsetxattr fsetxattr
     setxattrat removexattr lremovexattr fremovexattr removexattrat utime utimes futimesat
-    utimensat
+    utimensat truncate
 """)
-"""What Landlock does not judge; denied where the user owns files outside the jail."""
+"""What Landlock does not judge, or its older versions do not; denied where the user owns files outside the jail."""
 
 _OTHERS = _names("""
     prlimit64 sched_setaffinity sched_setscheduler sched_setparam sched_setattr
