@@ -41,6 +41,7 @@ class Test:
 def prepare_code_tests(cfg: CodeTestsGrader, where: str) -> Callable[[Subject], Score]:
     """Return the grader; its sandbox is warm before the first answer."""
     jail = sandbox(packages=cfg.packages)
+    jail.start()
     limits = _limits(cfg, shared_limits())
 
     def grade(subject: Subject) -> Score:

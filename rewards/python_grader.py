@@ -24,6 +24,7 @@ _MARGIN_S = 2.0
 def prepare_python(cfg: PythonGrader, where: str) -> Callable[[Subject], Score]:
     """Return the grader, its imports loaded before the first answer."""
     jail = sandbox(packages=True, preload=tuple(_imports(ast.parse(cfg.source))))
+    jail.start()
     seconds = cfg.timeout_s or 120.0
     wall = max(seconds - _MARGIN_S, seconds / 2)
     limits = Limits(

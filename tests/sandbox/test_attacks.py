@@ -18,7 +18,9 @@ pytestmark = pytest.mark.timeout(240)
 
 def load(name: str) -> ModuleType:
     """Import a program that lies beside this file."""
-    spec = importlib.util.spec_from_file_location(f"sandbox_{name}", Path(__file__).with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(
+        f"sandbox_{name}", Path(__file__).with_name(f"{name}.py")
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

@@ -32,7 +32,9 @@ def closed() -> Iterator[None]:
         made.close()
 
 
-def grade(text: str, tests: JsonValue, /, item: dict[str, JsonValue] | None = None, **cfg: Any) -> Score:
+def grade(
+    text: str, tests: JsonValue, /, item: dict[str, JsonValue] | None = None, **cfg: Any
+) -> Score:
     made = CodeTestsGrader.model_validate({"type": "code_tests", **cfg})
     row = {"tests": tests, **(item or {})}
     return prepare_code_tests(made, "g")(Subject.of_text(row, text))

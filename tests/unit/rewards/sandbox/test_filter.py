@@ -70,7 +70,16 @@ def test_clone_by_its_flags(machine: str):
     assert verdict(machine, fork, "clone", 17) == ALLOW
     assert verdict(machine, thread, "clone", 17) == ERRNO
     assert verdict(machine, thread, "clone", 0x00010000 | 0x100) == ALLOW
-    for flag in (0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000):
+    for flag in (
+        0x80,
+        0x20000,
+        0x2000000,
+        0x4000000,
+        0x8000000,
+        0x10000000,
+        0x20000000,
+        0x40000000,
+    ):
         assert verdict(machine, fork, "clone", flag | 17) == ERRNO, hex(flag)
     assert verdict(machine, fork, "clone3") & 0xFFFF == 38
 
@@ -86,7 +95,9 @@ def test_signals_and_modes_where_asked(machine: str):
     only = Rules(signals_to=77, own_files=True)
     assert verdict(machine, only, "kill", 77) == verdict(machine, only, "kill", 0) == ALLOW
     assert verdict(machine, only, "kill", 78) == verdict(machine, only, "kill", 2**32 - 1) == ERRNO
-    assert verdict(machine, only, "tgkill", 78) == verdict(machine, only, "pidfd_send_signal") == ERRNO
+    assert (
+        verdict(machine, only, "tgkill", 78) == verdict(machine, only, "pidfd_send_signal") == ERRNO
+    )
     assert verdict(machine, only, "fchmod") == ERRNO
     assert verdict(machine, Rules(), "fchmod") == verdict(machine, Rules(), "kill", 78) == ALLOW
 

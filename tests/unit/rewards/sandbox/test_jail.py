@@ -212,7 +212,7 @@ def test_killing_the_owner_frees_everything(tier: Tier):
         "from rewards.sandbox.result import *\n"
         f"s = Sandbox(Tier.{tier.name}, Limits(cpu_s=60, wall_s=60, processes=4))\n"
         "s.start()\nprint(s.pid, flush=True)\n"
-        "s.run(Script(code='import os, time\\nos.fork()\\nopen(\"f\", \"w\")\\ntime.sleep(60)'))\n"
+        's.run(Script(code=\'import os, time\\nos.fork()\\nopen("f", "w")\\ntime.sleep(60)\'))\n'
     )
     before = traces()
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}

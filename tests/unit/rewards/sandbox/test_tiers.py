@@ -26,7 +26,9 @@ def stand(monkeypatch: pytest.MonkeyPatch, *standing: Tier) -> None:
 
     def found(tier: Tier) -> Probe:
         works = tier in standing
-        return Probe(tier=tier, works=works, detail="fine" if works else "broken", remedy="Mend it.")
+        return Probe(
+            tier=tier, works=works, detail="fine" if works else "broken", remedy="Mend it."
+        )
 
     monkeypatch.setattr(tiers, "probe", found)
 
@@ -72,7 +74,9 @@ def test_a_bubblewrap_that_may_not_make_namespaces_is_not_chosen(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     program = tmp_path / "bwrap"
-    program.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+    program.write_text(
+        "#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n"
+    )
     program.chmod(0o755)
     tmp_path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
