@@ -4,8 +4,8 @@
 
 `code`: Python answers graded per second on two cores by `code_tests`, each in a fresh process in
 the strongest tier that holds here, as a ratio to starting the same interpreter bare on the same
-program, with the two measured in turns; seconds of one answer; what a stuck answer costs the others;
-and what many runs leave behind. Prints one JSON object.
+program, with the two measured in turns; seconds of one answer; what a stuck answer costs the
+others; and what many runs leave behind. Prints one JSON object.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The matrix of attacks: every tier that stands here, as ourselves and, where we are root, as nobody.
+"""The matrix of attacks: every tier that stands, as ourselves and, where we are root, as nobody.
 
     python tests/sandbox/matrix.py [--markdown]
 
@@ -30,7 +30,8 @@ mount --bind "$2" "$3/code"
 interpreter="$3/python/${4#"$1"/}"
 cd "$3/code"
 shift 4
-exec setpriv --reuid 65534 --regid 65534 --clear-groups "$interpreter" -B tests/sandbox/arena.py "$@"
+arena="$interpreter -B tests/sandbox/arena.py"
+exec setpriv --reuid 65534 --regid 65534 --clear-groups $arena "$@"
 """
 _TIMEOUT_S = 110.0
 

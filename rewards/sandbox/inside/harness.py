@@ -106,13 +106,17 @@ def _watch(own: _Answer) -> None:
         try:
             if event in _SUSPECT:
                 own.suspect(event)
-            elif event == "open" and isinstance(args[0], str) and args[0].startswith(_OUTSIDE):
-                if not args[0].startswith(own_places):  # the interpreter may lie in a home
-                    own.suspect(f"open {args[0]}")
+            elif event == "open" and _is_outside(args[0], own_places):
+                own.suspect(f"open {args[0]}")
         finally:
             busy[0] = False
 
     sys.addaudithook(hook)
+
+
+def _is_outside(path: object, own_places: tuple[str, ...]) -> bool:
+    """Whether code has no business there; the interpreter itself may lie in somebody's home."""
+    return isinstance(path, str) and path.startswith(_OUTSIDE) and not path.startswith(own_places)
 
 
 def _module(name: str) -> ModuleType:

@@ -53,7 +53,8 @@ _FOREIGN_FILES = _names("""
     setxattrat removexattr lremovexattr fremovexattr removexattrat utime utimes futimesat
     utimensat truncate
 """)
-"""What Landlock does not judge, or its older versions do not; denied where the user owns files outside the jail."""
+"""What Landlock, or an older version of it, does not judge; denied where the user owns files
+outside the jail."""
 
 _OTHERS = _names("""
     prlimit64 sched_setaffinity sched_setscheduler sched_setparam sched_setattr

@@ -61,7 +61,10 @@ def test_a_method_with_keywords_and_wrappers(jail: Sandbox):
 
 
 def test_a_program_reads_and_writes(jail: Sandbox):
-    code = "import sys\nfor line in sys.stdin:\n    print(line.strip()[::-1])\nprint('e', file=sys.stderr)"
+    code = (
+        "import sys\nfor line in sys.stdin:\n    print(line.strip()[::-1])\n"
+        "print('e', file=sys.stderr)"
+    )
     result = jail.run(Script(code=code, stdin="añb\ncd\n"))
     assert result.verdict is Verdict.OK
     assert result.stdout.decode() == "bña\ndc\n"
