@@ -122,21 +122,20 @@ def leftovers(found: Probe, runs: int) -> dict[str, int]:
 
 def traces() -> dict[str, int]:
     """Count what a sandbox could leave."""
-    states = [_state(name) for name in os.listdir("/proc") if name.isdigit()]
     places = ("/dev/shm", tempfile.gettempdir())
     return {
         "processes": len(Tree.descendants(os.getpid())),
-        "zombies": states.count("Z"),
+        "zombies": sum(_is_zombie(pid) for pid in (*Tree.children(os.getpid()), *Tree.children(1))),
         "folders": sum(len(list(Path(p).glob("braid-sandbox-*"))) for p in places),
         "descriptors": len(os.listdir("/proc/self/fd")),
     }
 
 
-def _state(pid: str) -> str:
+def _is_zombie(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
-        return ""
+        return False
 
 
 def measure_code(runs: int, rounds: int, many: int) -> dict[str, JsonValue]:
@@ -167,6 +166,7 @@ def measure_code(runs: int, rounds: int, many: int) -> dict[str, JsonValue]:
         "bare_ms_median": round(statistics.median(bare_seconds) * 1e3, 2),
         "beside_a_stuck_one": round(stuck_cost(found), 2),
         "runs": runs * rounds,
+        "load": round(os.getloadavg()[0], 1),
         "left_behind": {"runs": many, **leftovers(found, many)},
     }
 

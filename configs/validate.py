@@ -14,6 +14,7 @@ from configs.schema import ActorsConfig, RunConfig
 from configs.validate_data import HUB_NAME, check_data
 from configs.validate_difficulty import check_difficulty, warn_difficulty
 from configs.validate_mix import check_mix, warn_mix
+from configs.validate_objective import check_objective, warn_objective, warn_source_objective
 
 
 def validate_run(cfg: RunConfig) -> list[Problem]:
@@ -26,6 +27,7 @@ def validate_run(cfg: RunConfig) -> list[Problem]:
         *_check_groups(cfg),
         *_check_trainer(cfg),
         *_check_sync(cfg),
+        *check_objective(cfg),
         *check_eval(cfg),
         *_check_model(cfg),
     ]
@@ -38,6 +40,7 @@ def find_warnings(cfg: RunConfig) -> list[Problem]:
         *warn_mix(cfg),
         *_warn_batch(cfg),
         *_warn_groups(cfg),
+        *warn_objective(cfg),
         *warn_eval(cfg),
         *_warn_model(cfg),
     ]
@@ -78,12 +81,13 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
             )
     for source in cfg.sources:
         yield from check_data(source)
-        yield from check_difficulty(source)
+        yield from check_difficulty(cfg, source)
         leave_out = cfg.decontaminate.procedural and cfg.decontaminate.action == "drop"
         if leave_out and source.data.curriculum.start is not None:
             yield Problem(
                 where=f"sources.{source.name}.data.curriculum",
-                what="has levels, whose items decontaminate.action=drop cannot leave out",
+                what="has levels, at each of which an item is another question, so that "
+                "decontaminate.action=drop cannot leave it out",
                 fix="Set it to refuse or warn, or decontaminate.procedural to false.",
             )
         at = f"sources.{source.name}.rewards"
@@ -348,6 +352,7 @@ def _warn_sources(cfg: RunConfig) -> Iterator[Problem]:
             )
         if source.loss_weight == 0:
             yield Problem(where=f"{at}.loss_weight", what="is 0: the source trains nothing")
+        yield from warn_source_objective(cfg, source)
         if source.data.procedural and source.data.held_out > 10 * source.data.size:
             yield Problem(
                 where=f"{at}.data.held_out",

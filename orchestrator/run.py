@@ -25,11 +25,13 @@ from mixing.feedback import open_pools
 from mixing.ledger import Ledger
 from mixing.mixer import Mixer
 from mixing.opening import open_sources
+from mixing.search_cache import find_once
 from mixing.sources import Source
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
 from orchestrator.hashes import run_hashes
 from orchestrator.loop import Parts, Stopped, StopRequest, train
+from orchestrator.loss_check import check_loss
 from orchestrator.plan_mix import plan_mix
 from orchestrator.publisher import WeightPublisher
 from orchestrator.recorder import Recorder
@@ -52,13 +54,14 @@ def check(cfg: RunConfig) -> tuple[Mapping[str, Source], Contamination]:
     sources: Mapping[str, Source] = {}
     found = NOT_SEARCHED
     try:
-        sources, found = decontaminate(cfg, open_sources(cfg))
+        sources, found = decontaminate(cfg, open_sources(cfg), find_once)
         open_pools(cfg, sources)
     except ConfigError as error:
         problems += error.problems
     problems += plan_mix(cfg, {name: source.size for name, source in sources.items()}).problems
     for validate in (validate_environments, validate_rewards, validate_advantages):
         problems += validate(cfg.sources)
+    problems += check_loss(cfg)
     problems += validate_sandbox(cfg)
     if problems:
         # Two checks may find the same fault (a missing file); the first one's words stand.

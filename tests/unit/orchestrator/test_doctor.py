@@ -19,7 +19,7 @@ from rewards.sandbox.result import Tier
 from rewards.sandbox.tiers import Probe
 
 
-def config(grader: dict[str, Any], require: str = "landlock") -> RunConfig:
+def config(grader: dict[str, Any], require: str = "landlock", rows: str = "x") -> RunConfig:
     return RunConfig.model_validate(
         {
             "name": "small",
@@ -140,11 +140,8 @@ def test_a_run_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch
     stand(monkeypatch, Tier.RLIMITS)
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "p", "tests": ["assert f(1) == 1"]}) + "\n")
-    cfg = config(CODE)
-    source = cfg.sources[0].model_copy(update={"data": {"jsonl": str(rows)}})
-    cfg = RunConfig.model_validate({**cfg.model_dump(), "sources": [source.model_dump()]})
     with pytest.raises(ConfigError) as error:
-        run.check(cfg)
+        run.check(config(CODE, rows=str(rows)))
     assert "reward.sandbox.require" in [p.where for p in error.value.problems]
 
 
