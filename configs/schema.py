@@ -23,6 +23,7 @@ from configs.difficulty import DifficultyConfig
 from configs.graders.answers import FunctionGrader
 from configs.graders.union import GraderConfig
 from configs.mix import LimitsConfig, MixConfig, StageConfig
+from configs.sandbox import SandboxConfig
 
 
 class PlugConfig(Config):
@@ -285,6 +286,8 @@ class RewardGroupConfig(Config):
     """Times a failed grading is tried again before the rollout is invalid."""
     max_error_rate: Fraction = 0.2
     """Share of invalid rollouts, over the last 256 of a source, beyond which the run stops."""
+    sandbox: SandboxConfig = SandboxConfig()
+    """Walls and limits of tested code."""
 
 
 class ReferenceConfig(Config):

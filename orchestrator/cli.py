@@ -198,6 +198,22 @@ def ledger(
     raise typer.Exit(code)
 
 
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Check this machine: sandbox tiers, by attacking them, and installed versions; exit 1 if it
+    is not ready."""
+    from orchestrator.doctor import diagnose, render_diagnosis
+
+    found = diagnose()
+    if as_json:
+        sys.stdout.write(json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
+    else:
+        Console().print(render_diagnosis(found))
+    raise typer.Exit(0 if found.ready else FAILED)
+
+
 @app.command("tiny-model")
 def tiny_model(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],

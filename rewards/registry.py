@@ -22,11 +22,15 @@ Evaluator = Callable[[Any, Subject, Services, str], Awaitable[Score]]
 COMPUTE: Mapping[str, str] = {
     "function": "rewards.graders:prepare_function",
     "format": "rewards.graders:prepare_format",
+    "python": "rewards.python_grader:prepare_python",
+    "code_tests": "rewards.code_tests:prepare_code_tests",
 }
 ASYNC: Mapping[str, str] = {}
 CHECKS: Mapping[str, str] = {
     "function": "rewards.graders:check_function",
     "format": "rewards.graders:check_format",
+    "python": "rewards.python_grader:check_python",
+    "code_tests": "rewards.code_tests:check_code_tests",
 }
 """`(cfg, where) -> list[Problem]`: what is wrong with a grader beyond its fields' types."""
 

@@ -5,8 +5,11 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from configs.graders.answers import FormatGrader, FunctionGrader
+from configs.graders.code import CodeTestsGrader, PythonGrader
 
-GraderConfig = Annotated[FunctionGrader | FormatGrader, Field(discriminator="type")]
+GraderConfig = Annotated[
+    FunctionGrader | FormatGrader | PythonGrader | CodeTestsGrader, Field(discriminator="type")
+]
 """A grader object of a recipe, or of a file of its own."""
 
 GRADER: TypeAdapter[GraderConfig] = TypeAdapter(GraderConfig)
