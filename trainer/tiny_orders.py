@@ -31,8 +31,8 @@ bag hat coat glove shoe belt ring pen book globe"""
 ITEMS = _WORDS.split()
 COLORS = ["red", "blue", "green", "black", "white", "pink", "gold", "gray"]
 ROWS, HELD_OUT = 40, 40
-SETTINGS = SftSettings(steps=300, batch_size=48, lr=1.5e-3)
-CARELESS_STEPS = 50
+SETTINGS = SftSettings(steps=220, batch_size=48, lr=1.5e-3)
+CARELESS_STEPS = 40
 CARE = Care(slip=0.6, wordy=0.2)
 
 
