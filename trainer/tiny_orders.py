@@ -86,7 +86,8 @@ def rows(seed: int = 0) -> tuple[list[dict[str, JsonValue]], list[dict[str, Json
     """Return the recipe's training and held-out rows: all of different questions."""
     found: dict[str, dict[str, JsonValue]] = {}
     for order in orders(seed):
-        found[order.question] = {"prompt": order.question, "order": order.fields}
+        messages: JsonValue = [{"role": "user", "content": order.question}]
+        found[order.question] = {"messages": messages, "order": order.fields}
         if len(found) == ROWS + HELD_OUT:
             break
     all_rows = list(found.values())
@@ -96,7 +97,8 @@ def rows(seed: int = 0) -> tuple[list[dict[str, JsonValue]], list[dict[str, Json
 def banned_questions(folder: Path) -> set[str]:
     """Return the prompts of the recipe's files."""
     files = (folder / "orders.jsonl", folder / "orders_held_out.jsonl")
-    return {json.loads(line)["prompt"] for f in files for line in f.read_text().splitlines()}
+    lines = [line for f in files for line in f.read_text(encoding="utf-8").splitlines()]
+    return {json.loads(line)["messages"][0]["content"] for line in lines}
 
 
 def build(out: Path, seed: int, settings: SftSettings = SETTINGS) -> None:
