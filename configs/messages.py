@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, JsonValue
 from pydantic_core import ErrorDetails
@@ -118,13 +118,16 @@ def _near(given: str, allowed: Sequence[str]) -> str:
 def _model_at(path: KeyPath) -> type[BaseModel] | None:
     """Return the section that a path leads to, or None where it leads into plain data."""
     model: type[BaseModel] | None = RunConfig
+    named = False  # whether the next part is a name of the user's own, as below `judges`
     for part in path:
-        if isinstance(part, int):
+        if isinstance(part, int) or named:
+            named = False
             continue
         field = model.model_fields.get(part) if model else None
         if field is None:
             return None
         model = section_of(field.annotation)
+        named = get_origin(field.annotation) is dict
     return model
 
 
