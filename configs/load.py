@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails, to_json
 
 from configs.data_files import find_files
 from configs.errors import ConfigError, Problem
+from configs.graders.union import GRADER, GraderConfig
 from configs.messages import explain
 from configs.schema import RunConfig, dump
 from configs.yaml_text import Document, KeyPath, read_document, read_value, write_document
@@ -39,6 +40,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         if problem is not None:
             document.problems.append(problem)
     _resolve_paths(document.data, path.resolve().parent)
+    document.problems.extend(_inline_graders(document.data, path.resolve().parent))
     cfg, problems = _validate(document, set_by)
     problems = [*document.problems, *problems]
     if problems or cfg is None:
@@ -163,21 +165,59 @@ def _no_item(
 
 def _resolve_paths(data: dict[str, JsonValue], folder: Path) -> None:
     """Make the recipe's paths absolute, in place, where they exist."""
-    sources = data.get("sources")
     holders: list[tuple[JsonValue, str]] = [
         (data.get("model"), "path"),
         (data.get("reference"), "path"),
     ]
-    for source in sources if isinstance(sources, list) else []:
-        if isinstance(source, dict):
-            keys = ("jsonl", "parquet", "hub", "held_out_file")
-            holders += [(source.get("data"), key) for key in keys]
+    for source in _mappings(data.get("sources")):
+        keys = ("jsonl", "parquet", "hub", "held_out_file")
+        holders += [(source.get("data"), key) for key in keys]
     for holder, key in holders:
         given = holder.get(key) if isinstance(holder, dict) else None
         if isinstance(holder, dict) and isinstance(given, str):
             holder[key] = _resolved(given, folder)
         elif isinstance(holder, dict) and isinstance(given, list):
             holder[key] = [_resolved(g, folder) if isinstance(g, str) else g for g in given]
+
+
+def _mappings(items: JsonValue) -> list[dict[str, JsonValue]]:
+    return [i for i in items if isinstance(i, dict)] if isinstance(items, list) else []
+
+
+def _inline_graders(data: dict[str, JsonValue], folder: Path) -> list[Problem]:
+    """Put the content of grader files in place of their paths; return what is wrong with them."""
+    problems: list[Problem] = []
+    for source in _mappings(data.get("sources")):
+        for reward in _mappings(source.get("rewards")):
+            given = reward.get("grader")
+            if isinstance(given, str):
+                try:
+                    grader = load_grader(_resolved(given, folder))
+                except ConfigError as error:
+                    problems.extend(error.problems)
+                    reward["grader"] = {"type": "function", "use": "exact"}  # not looked at again
+                else:
+                    reward["grader"] = GRADER.dump_python(grader, mode="json")
+    return problems
+
+
+def load_grader(path: Path | str) -> GraderConfig:
+    """Read a grader object from a YAML or JSON file.
+
+    Raises:
+        ConfigError: all problems of the file.
+    """
+    path = Path(path)
+    document = read_document(_read(path), path.name)
+    if document.problems:
+        raise ConfigError(document.problems)
+    try:
+        return GRADER.validate_json(to_json(document.data), strict=True)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    raise ConfigError(
+        [explain(d, document=document, set_by={}, root=GraderConfig) for d in details]
+    )
 
 
 def _resolved(text: str, folder: Path) -> str:

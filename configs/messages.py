@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args, get_origin
+from typing import TypeAlias, get_args, get_origin
 
 from pydantic import BaseModel, JsonValue
 from pydantic_core import ErrorDetails
@@ -30,21 +30,39 @@ _BOUNDS = {
 }
 
 
-def explain(detail: ErrorDetails, *, document: Document, set_by: Mapping[KeyPath, str]) -> Problem:
-    """Turn one of pydantic's errors into a Problem."""
-    path = tuple(detail["loc"])
+def explain(
+    detail: ErrorDetails,
+    *,
+    document: Document,
+    set_by: Mapping[KeyPath, str],
+    root: object = RunConfig,
+) -> Problem:
+    """Turn one of pydantic's errors into a Problem.
+
+    Args:
+        root: the section, or union of sections, that the document was checked against.
+    """
+    path, holder, sections = _follow(detail["loc"], root)
     where = _where(path, document, set_by)
     kind, given = detail["type"], detail["input"]
     context = detail.get("ctx", {})
     if kind == "extra_forbidden":
-        what, fix = _unknown_key(path)
+        what, fix = _unknown_key(path, holder)
         return Problem(where=where, what=what, fix=fix)
     if kind == "missing":
-        return _missing(path, where)
+        return _missing(path, where, holder)
+    if kind == "union_tag_not_found":
+        what = f"has no `type`, which is one of {', '.join(_by_tag(sections))}"
+        return Problem(where=where, what=what)
+    if kind == "union_tag_invalid":
+        tags = list(_by_tag(sections))
+        what = f"there is no type `{context['tag']}`; types are {', '.join(tags)}"
+        return Problem(where=where, what=what, fix=_near(str(context["tag"]), tags))
+    if kind == "value_error":
+        return Problem(where=where, what=str(context["error"]))
     if kind in _KINDS:
-        return Problem(
-            where=where, what=f"must be {_KINDS[kind]}, is {_show(given)}", fix=_hint(path, given)
-        )
+        fix = _hint(path, sections, given)
+        return Problem(where=where, what=f"must be {_KINDS[kind]}, is {_show(given)}", fix=fix)
     if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
         return Problem(where=where, what=f"must be {words} {context[key]:g}, is {_show(given)}")
@@ -90,17 +108,15 @@ def _below(data: JsonValue, part: str | int) -> JsonValue:
     return None
 
 
-def _missing(path: KeyPath, where: str) -> Problem:
-    model = _model_at(path[:-1])
-    field = model.model_fields.get(str(path[-1])) if model else None
+def _missing(path: KeyPath, where: str, holder: type[BaseModel] | None) -> Problem:
+    field = holder.model_fields.get(str(path[-1])) if holder else None
     meaning = f": {field.description}" if field and field.description else ""
     return Problem(where=where, what=f"is missing{meaning}", fix=f"Add `{path[-1]}`.")
 
 
-def _unknown_key(path: KeyPath) -> tuple[str, str]:
+def _unknown_key(path: KeyPath, holder: type[BaseModel] | None) -> tuple[str, str]:
     key = str(path[-1])
-    model = _model_at(path[:-1])
-    fields = list(model.model_fields) if model else []
+    fields = list(holder.model_fields) if holder else []
     what = "unknown key"
     if near := _near(key, fields):
         return what, near
@@ -115,47 +131,78 @@ def _near(given: str, allowed: Sequence[str]) -> str:
     return f"Did you mean `{match[0]}`?" if match else ""
 
 
-def _model_at(path: KeyPath) -> type[BaseModel] | None:
-    """Return the section that a path leads to, or None where it leads into plain data."""
-    model: type[BaseModel] | None = RunConfig
-    named = False  # whether the next part is a name of the user's own, as below `judges`
-    for part in path:
-        if isinstance(part, int) or named:
-            named = False
+Sections: TypeAlias = tuple[type[BaseModel], ...]
+
+
+def _follow(loc: KeyPath, root: object) -> tuple[KeyPath, type[BaseModel] | None, Sections]:
+    """Walk from `root` along one of pydantic's paths, in which the type of a union's member is a
+    step of its own.
+
+    Returns:
+        The path without such steps, the section that holds its last key (None in plain data),
+        and the sections that may stand there.
+    """
+    path: list[str | int] = []
+    holder: type[BaseModel] | None = None
+    sections, keyed = sections_of(root), False
+    for part in loc:
+        if isinstance(part, int) or keyed:
+            keyed = False
+            path.append(part)
             continue
-        field = model.model_fields.get(part) if model else None
-        if field is None:
-            return None
-        model = section_of(field.annotation)
-        named = get_origin(field.annotation) is dict
-    return model
+        tagged = _by_tag(sections) if len(sections) > 1 else {}
+        if part in tagged:
+            sections = (tagged[part],)
+            continue
+        path.append(part)
+        holder = sections[0] if sections else None
+        field = holder.model_fields.get(part) if holder else None
+        sections = sections_of(field.annotation) if field else ()
+        keyed = field is not None and bool(sections) and _is_mapping(field.annotation)
+    return tuple(path), holder, sections
 
 
-def section_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the section class inside an annotation, also of a list of sections."""
+def sections_of(annotation: object) -> Sections:
+    """Return the section classes inside an annotation, also of a list, mapping or union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((m for m in map(section_of, get_args(annotation)) if m is not None), None)
+        return (annotation,)
+    return tuple(m for part in get_args(annotation) for m in sections_of(part))
 
 
-def all_knobs(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
-    """Yield the path of every knob, lists of sections written as `sources[]`."""
+def _is_mapping(annotation: object) -> bool:
+    return get_origin(annotation) is dict or any(map(_is_mapping, get_args(annotation)))
+
+
+def _by_tag(sections: Sections) -> dict[str, type[BaseModel]]:
+    """Return the members of a union by the `type` that tells them apart."""
+    fields = [(s.model_fields.get("type"), s) for s in sections]
+    return {tag: s for f, s in fields if f is not None for tag in get_args(f.annotation)}
+
+
+def all_knobs(
+    model: type[BaseModel] = RunConfig, prefix: str = "", above: Sections = ()
+) -> Iterator[str]:
+    """Yield the path of every knob, lists of sections written as `sources[]`, members of a union
+    as `grader<math>`; a section inside itself is not entered again."""
     for name, field in model.model_fields.items():
-        section = section_of(field.annotation)
-        if section is None:
+        sections = sections_of(field.annotation)
+        if not sections:
             yield prefix + name
-        else:
-            many = "" if field.annotation is section else "[]"
-            yield from all_knobs(section, f"{prefix}{name}{many}.")
+            continue
+        tags = {s: tag for tag, s in _by_tag(sections).items()} if len(sections) > 1 else {}
+        many = "" if field.annotation in sections else "[]"
+        for section in sections:
+            if section not in above:
+                of = f"<{tags[section]}>" if tags else many
+                yield from all_knobs(section, f"{prefix}{name}{of}.", (*above, model))
 
 
-def _hint(path: KeyPath, given: JsonValue) -> str:
-    model = _model_at(path)
-    if model is None or not isinstance(given, str):
+def _hint(path: KeyPath, sections: Sections, given: JsonValue) -> str:
+    if len(sections) != 1 or not isinstance(given, str):
         return ""
-    if "use" in model.model_fields:
+    if "use" in sections[0].model_fields:
         return f"Write it as `{path[-1]}: {{use: {given}}}`."
-    return f"Keys here: {', '.join(model.model_fields)}."
+    return f"Keys here: {', '.join(sections[0].model_fields)}."
 
 
 def _show(value: JsonValue) -> str:

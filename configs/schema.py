@@ -4,9 +4,9 @@ Defaults live on these fields and nowhere else. Unknown keys are errors. Values 
 several fields are properties; checks across fields live in `configs.validate`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from configs.base import (
     Config,
@@ -20,6 +20,8 @@ from configs.base import (
 from configs.data import DataConfig
 from configs.difficulty import DifficultyConfig
 from configs.engines import ActorsConfig, ModelConfig, RolloutConfig
+from configs.graders.answers import FunctionGrader
+from configs.graders.union import GraderConfig
 from configs.judges import Judges, RewardModels
 from configs.mix import LimitsConfig, MixConfig, StageConfig
 
@@ -43,13 +45,34 @@ class SamplingConfig(Config):
     """Most tokens of one completion."""
 
 
-class RewardConfig(PlugConfig):
-    """One part of a source's reward."""
+class RewardConfig(Config):
+    """One part of a source's reward: a function (`use`), or a grader written as data (`grader`)."""
 
     name: Name
     """Name of the part in metrics and rollout files."""
+    use: str | None = None
+    """Built-in function, or `package.module:attribute`; short for a grader of type `function`."""
+    args: dict[str, JsonValue] = {}
+    """Keyword arguments of `use`; checked against its signature before any actor starts."""
+    grader: GraderConfig | None = None
+    """A grader object, or the path of a YAML or JSON file that holds one."""
     weight: float = 1.0
     """Factor in the weighted sum."""
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if (self.use is None) == (self.grader is None):
+            raise ValueError("needs exactly one of `use` and `grader`")
+        if self.args and self.use is None:
+            raise ValueError("`args` belong to `use`; a grader has its fields")
+        return self
+
+    @property
+    def definition(self) -> GraderConfig:
+        """The grader, `use` being short for one of type `function`."""
+        if self.grader is not None:
+            return self.grader
+        return FunctionGrader(type="function", name=self.name, use=self.use or "", args=self.args)
 
 
 class SourceEvalConfig(Config):

@@ -16,10 +16,13 @@ from pydantic.dataclasses import dataclass
 
 from configs.data import DataConfig
 from configs.errors import Problem
+from configs.graders.answers import FunctionGrader
+from configs.graders.union import GraderConfig
 from configs.model_files import find_model_folder
 from configs.schema import PlugConfig, RunConfig, dump
 from configs.versions import PROJECT
 from orchestrator.plug_files import ROOT, find_module, own_modules
+from rewards.registry import children
 
 _BUILT_IN = {
     "rewards": "rewards.graders",
@@ -147,10 +150,19 @@ def _plugs(cfg: RunConfig) -> Iterator[tuple[str, str, PlugConfig]]:
     for source in cfg.sources:
         at = f"sources.{source.name}"
         for reward in source.rewards:
-            yield f"{at}.rewards.{reward.name}", "rewards", reward
+            for function in _functions(reward.definition):
+                plug = PlugConfig(use=function.use, args=function.args)
+                yield f"{at}.rewards.{reward.name}", "rewards", plug
         yield f"{at}.environment", "environment", source.environment
         yield f"{at}.advantage", "advantage", source.advantage
     yield "algorithm.loss", "loss", cfg.algorithm.loss
+
+
+def _functions(cfg: GraderConfig) -> Iterator[FunctionGrader]:
+    if isinstance(cfg, FunctionGrader):
+        yield cfg
+    for _, child in children(cfg):
+        yield from _functions(child)
 
 
 def _code(cfg: RunConfig) -> dict[str, Hashed]:

@@ -15,8 +15,11 @@ from typing import Literal, Protocol, cast
 from pydantic import JsonValue
 
 from configs.errors import ConfigError, Problem
+from configs.graders.answers import FormatGrader, FunctionGrader
 from configs.plugs import bind, resolve
-from configs.schema import RewardConfig, SourceConfig
+from configs.schema import SourceConfig
+from rewards.registry import check_grader
+from rewards.subject import Subject
 from rollouts.types import Rollout, Task
 
 Grader = Callable[[Rollout, Task], object]
@@ -96,28 +99,60 @@ BUILT_IN: Mapping[str, Callable[..., float]] = {
     "environment": environment_part,
 }
 
-PRELOAD: Mapping[str, str] = {"reasoning_gym": "reasoning_gym"}
-"""Built-in grader -> module that a worker imports before it is called ready."""
+
+def prepare_function(cfg: FunctionGrader, where: str) -> Callable[[Subject], object]:
+    """Return the function with its arguments bound; what it needs is imported."""
+    function = resolve_function(cfg, where=where)
+    if cfg.use == "reasoning_gym":
+        importlib.import_module("reasoning_gym")
+    return lambda subject: function(subject.rollout, subject.task)
 
 
-def resolve_grader(reward: RewardConfig, *, where: str = "") -> Grader:
-    """Return the grader with its arguments bound.
+def prepare_format(cfg: FormatGrader, where: str) -> Callable[[Subject], float]:
+    """Return a grader that pays 1 if the whole answer matches the pattern."""
+    return lambda subject: format_matches(subject.rollout, subject.task, pattern=cfg.pattern)
+
+
+def resolve_function(cfg: FunctionGrader, *, where: str = "") -> Grader:
+    """Return the function with its arguments bound.
 
     Raises:
         ConfigError: it cannot be imported, or does not fit `(rollout, task, **args)`.
     """
-    found = resolve(reward.use, BUILT_IN, where=where)
+    found = resolve(cfg.use, BUILT_IN, where=where)
     if inspect.iscoroutinefunction(found):
-        what = f"{reward.use!r} is `async def`; graders are plain functions"
+        what = f"{cfg.use!r} is `async def`; graders are plain functions"
         raise ConfigError(Problem(where=where, what=what, fix="Write it as `def`."))
-    grader = bind(found, reward.args, parameters=("rollout", "task"), use=reward.use, where=where)
-    if reward.use == "format":
-        try:
-            re.compile(str(reward.args["pattern"]))
-        except re.error as error:
-            what = f"{reward.args['pattern']!r} is not a regular expression: {error}"
-            raise ConfigError(Problem(where=f"{where}.args.pattern", what=what)) from error
+    grader = bind(found, cfg.args, parameters=("rollout", "task"), use=cfg.use, where=where)
+    if cfg.use == "format":
+        _check_pattern(str(cfg.args["pattern"]), f"{where}.args.pattern")
     return grader
+
+
+def _check_pattern(pattern: str, where: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        what = f"{pattern!r} is not a regular expression: {error}"
+        raise ConfigError(Problem(where=where, what=what)) from error
+
+
+def check_function(cfg: FunctionGrader, where: str) -> list[Problem]:
+    """Return what is wrong with the function and its arguments."""
+    return _problems(lambda: resolve_function(cfg, where=where))
+
+
+def check_format(cfg: FormatGrader, where: str) -> list[Problem]:
+    """Return what is wrong with the pattern."""
+    return _problems(lambda: _check_pattern(cfg.pattern, f"{where}.pattern"))
+
+
+def _problems(check: Callable[[], object]) -> list[Problem]:
+    try:
+        check()
+    except ConfigError as error:
+        return list(error.problems)
+    return []
 
 
 def validate_rewards(sources: Sequence[SourceConfig]) -> list[Problem]:
@@ -139,8 +174,6 @@ def validate_rewards(sources: Sequence[SourceConfig]) -> list[Problem]:
                         fix="Use `exact`, or a grader of your own.",
                     )
                 )
-            try:
-                resolve_grader(reward, where=f"{where}.{reward.name}")
-            except ConfigError as error:
-                problems.extend(error.problems)
+            at = "" if reward.grader is None else ".grader"
+            problems.extend(check_grader(reward.definition, f"{where}.{reward.name}{at}"))
     return problems

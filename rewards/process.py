@@ -7,13 +7,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import cast
 
 from pydantic import JsonValue
 
-from configs.schema import RewardConfig
+from configs.graders.union import GraderConfig
 from rewards import wire
+from rewards.score import Score
+from rewards.subject import Subject
 
 _INHERITED = (
     "PATH",
@@ -45,10 +47,14 @@ class GraderProcess:
     Nothing but `kill` reaps the worker, so its process id stays ours until then.
     """
 
-    def __init__(self, rewards: Mapping[str, Sequence[RewardConfig]]):
+    def __init__(self, graders: Mapping[str, GraderConfig]):
+        """Start nothing yet.
+
+        Args:
+            graders: COMPUTE graders by path.
+        """
         self._hello: JsonValue = {
-            source: [reward.model_dump(mode="json") for reward in own]
-            for source, own in rewards.items()
+            path: grader.model_dump(mode="json") for path, grader in graders.items()
         }
         self._process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
@@ -96,13 +102,11 @@ class GraderProcess:
             self.kill()
             raise GraderStartError(f"the grader process cannot load: {answer['message']}")
 
-    def grade(self, request: JsonValue, timeout_s: float) -> dict[str, wire.PartResult]:
-        """Have one rollout graded.
-
-        Returns:
-            The result of each part, by name.
+    def grade(self, path: str, subject: Subject, timeout_s: float) -> Score:
+        """Have one rollout graded by the grader at `path`.
 
         Raises:
+            GradeFailed: the grader cannot judge it.
             TimeoutError: no answer in time; the worker is killed.
             WorkerLost: the worker died, or `interrupt` was called.
             GraderStartError: there was no live worker, and none could be started.
@@ -113,14 +117,15 @@ class GraderProcess:
             raise wire.WorkerLost("killed")
         deadline = time.monotonic() + timeout_s
         try:
-            wire.send(sock, request, deadline)
-            return cast("dict[str, wire.PartResult]", wire.receive(sock, deadline))
+            wire.send(sock, {"path": path, "subject": wire.pack_subject(subject)}, deadline)
+            answer = wire.receive(sock, deadline)
         except TimeoutError:
             self.kill()
             raise
         except wire.WorkerLost as error:
             self.kill()
             raise wire.WorkerLost(f"the grader process died ({_death(process)})") from error
+        return wire.unpack_result(answer)
 
     def interrupt(self) -> None:
         """Kill the worker while another thread may be waiting for it, and start no other."""

@@ -9,11 +9,13 @@ import socket
 import struct
 import time
 from collections.abc import Mapping
-from typing import TypedDict, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
-from pydantic import JsonValue
+from pydantic import JsonValue, TypeAdapter
 
+from rewards.score import GradeFailed, Score
+from rewards.subject import Subject
 from rollouts.types import (
     Completion,
     FinishReason,
@@ -32,12 +34,7 @@ MAX_FRAME = 1 << 30
 N = TypeVar("N", bound=np.generic)
 
 
-class PartResult(TypedDict):
-    """One part of the reward as a worker graded it: a value, or what went wrong."""
-
-    value: float | None
-    kind: str
-    message: str
+_SCORE: TypeAdapter[Score] = TypeAdapter(Score)
 
 
 class WorkerLost(Exception):
@@ -89,6 +86,33 @@ def _arm(sock: socket.socket, deadline: float | None) -> None:
     if left <= 0:
         raise TimeoutError
     sock.settimeout(left)
+
+
+def pack_subject(subject: Subject) -> JsonValue:
+    """Return what is graded as JSON."""
+    return {"task": pack_task(subject.task), "rollout": pack_rollout(subject.rollout)}
+
+
+def unpack_subject(data: JsonValue) -> Subject:
+    """Return the subject that `pack_subject` wrote."""
+    fields = cast("dict[str, JsonValue]", data)
+    return Subject(task=unpack_task(fields["task"]), rollout=unpack_rollout(fields["rollout"]))
+
+
+def pack_result(result: Score | GradeFailed) -> JsonValue:
+    """Return a score, or why there is none, as JSON."""
+    if isinstance(result, GradeFailed):
+        return {"failed": {"kind": result.kind, "message": result.message}}
+    return {"score": _SCORE.dump_python(result, mode="json")}
+
+
+def unpack_result(data: JsonValue) -> Score:
+    """Return the score that `pack_result` wrote, or raise its GradeFailed."""
+    fields = cast("dict[str, JsonValue]", data)
+    if "failed" in fields:
+        failed = cast("dict[str, str]", fields["failed"])
+        raise GradeFailed(failed["kind"], failed["message"])
+    return _SCORE.validate_python(fields["score"])
 
 
 def pack_task(task: Task) -> JsonValue:

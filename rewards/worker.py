@@ -1,28 +1,29 @@
 """The process in which graders run: `python -m rewards.worker FD`, started by `rewards.process`.
 
-FD is one end of a socket pair. It reads the rewards of every source, loads all graders, answers
-that it is ready, then grades one rollout a frame. It grades in its main thread, imports neither
+FD is one end of a socket pair. It reads the graders by path, loads them all, answers that it is
+ready, then grades one rollout a frame. It grades in its main thread, imports neither
 torch nor ray nor vllm, and dies with its parent, be it busy (by the kernel) or idle (closed FD).
 """
 
 import ctypes
-import importlib
 import math
 import numbers
 import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
 from pydantic import JsonValue
 
-from configs.schema import RewardConfig
+from configs.graders.union import GRADER
 from rewards import wire
-from rewards.graders import PRELOAD, Grader, resolve_grader
-from rollouts.types import Rollout, Task
+from rewards.registry import load_prepare
+from rewards.score import FailureKind, GradeFailed, Score
+from rewards.subject import Subject
 
 _PR_SET_PDEATHSIG = 1
 _MESSAGE_CHARS = 500
@@ -34,7 +35,7 @@ def main() -> None:
     sock.set_inheritable(False)
     _die_with_parent(int(sys.argv[2]))
     try:
-        graders = _load(cast("dict[str, list[JsonValue]]", wire.receive(sock)))
+        graders = _load(cast("dict[str, JsonValue]", wire.receive(sock)))
     except Exception as error:  # noqa: BLE001 - whatever it is, the pool must hear of it
         wire.send(sock, {"ready": False, "message": f"{type(error).__name__}: {error}"})
         return
@@ -44,10 +45,8 @@ def main() -> None:
             request = cast("dict[str, JsonValue]", wire.receive(sock))
         except wire.WorkerLost:
             return
-        task = wire.unpack_task(request["task"])
-        rollout = wire.unpack_rollout(request["rollout"])
-        parts = {name: _grade(fn, rollout, task) for name, fn in graders[task.source].items()}
-        wire.send(sock, cast(JsonValue, parts))
+        subject = wire.unpack_subject(request["subject"])
+        wire.send(sock, wire.pack_result(_grade(graders[str(request["path"])], subject)))
 
 
 def _die_with_parent(parent: int) -> None:
@@ -57,33 +56,42 @@ def _die_with_parent(parent: int) -> None:
         sys.exit("the parent died before this worker started")
 
 
-def _load(sources: Mapping[str, list[JsonValue]]) -> dict[str, dict[str, Grader]]:
-    graders: dict[str, dict[str, Grader]] = {}
-    for source, rewards in sources.items():
-        parts = [RewardConfig.model_validate(reward) for reward in rewards]
-        for reward in parts:
-            if reward.use in PRELOAD:
-                importlib.import_module(PRELOAD[reward.use])
-        graders[source] = {
-            r.name: resolve_grader(r, where=f"sources.{source}.rewards.{r.name}") for r in parts
-        }
-    return graders
+def _load(graders: Mapping[str, JsonValue]) -> dict[str, Callable[[Subject], object]]:
+    loaded: dict[str, Callable[[Subject], object]] = {}
+    for path, data in graders.items():
+        cfg = GRADER.validate_python(data)
+        loaded[path] = load_prepare(cfg.type)(cfg, path)
+    return loaded
 
 
-def _grade(grader: Grader, rollout: Rollout, task: Task) -> wire.PartResult:
+def _grade(grader: Callable[[Subject], object], subject: Subject) -> Score | GradeFailed:
     try:
-        value = grader(rollout, task)
+        return _checked(grader(subject))
+    except GradeFailed as failed:
+        return GradeFailed(failed.kind, failed.message[:_MESSAGE_CHARS])
     except (Exception, SystemExit) as error:  # noqa: BLE001 - becomes data: an invalid rollout
-        message = str(error)[:_MESSAGE_CHARS]
-        return {"value": None, "kind": type(error).__name__, "message": message}
+        return GradeFailed(type(error).__name__, str(error)[:_MESSAGE_CHARS])
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def _checked(value: object) -> Score:
+    """Return what a grader returned as a score of finite numbers."""
+    if not isinstance(value, Score):
+        return Score(value=_number(value, "returned"))
+    parts = {name: _number(part, f"scored part {name!r}") for name, part in value.parts.items()}
+    for span in value.spans:
+        _number(span.score, f"scored characters {span.start} to {span.end}")
+    return replace(value, value=_number(value.value, "scored"), parts=parts)
+
+
+def _number(value: object, verb: str) -> float:
     number = _finite(value)
     if number is None:
-        shown = f"returned {value!r:.100}, must be a finite number"
-        return {"value": None, "kind": "NotANumber", "message": shown}
-    return {"value": number, "kind": "", "message": ""}
+        shown = f"{verb} {value!r:.100}, must be a finite number"
+        raise GradeFailed(FailureKind.NOT_A_NUMBER, shown)
+    return number
 
 
 def _finite(value: object) -> float | None:

@@ -140,6 +140,18 @@ class RolloutError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpanScore:
+    """Credit for a stretch of what the policy wrote."""
+
+    turn: int
+    """Index into the rollout's turns."""
+    start: int
+    end: int
+    """Characters [start, end) of that turn's text."""
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """One episode: its turns and, once graded, its reward."""
 
@@ -150,6 +162,8 @@ class Rollout:
     reward: float | None = None
     reward_parts: Mapping[str, float]
     """Each part before its weight."""
+    spans: tuple[SpanScore, ...] = ()
+    """Credit for stretches of text, once graded; empty where the reward is for the whole."""
     error: RolloutError | None = None
 
     @property

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from configs.messages import all_knobs, section_of
+from configs.messages import all_knobs, sections_of
 from configs.schema import RunConfig
 
 KNOBS = Path(__file__).with_name("knobs.txt")
@@ -25,13 +25,15 @@ def test_the_knobs_are_the_frozen_ones():
     )
 
 
-def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+def sections(
+    model: type[BaseModel], above: tuple[type[BaseModel], ...] = ()
+) -> Iterator[type[BaseModel]]:
     """Yield a section and all below it."""
     yield model
     for field in model.model_fields.values():
-        below = section_of(field.annotation)
-        if below is not None:
-            yield from sections(below)
+        for below in sections_of(field.annotation):
+            if below not in above:
+                yield from sections(below, (*above, model))
 
 
 def test_every_knob_has_a_sentence():

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from configs.schema import RewardConfig, SourceConfig
-from rewards.graders import resolve_grader, validate_rewards
+from rewards.graders import resolve_function, validate_rewards
 from rollouts.types import Rollout, Task
 
 Make = Callable[..., Rollout]
@@ -18,7 +18,7 @@ def reward(use: str, **args: object) -> RewardConfig:
 
 
 def test_exact(rollout: Make, task: MakeTask) -> None:
-    grade = resolve_grader(reward("exact"))
+    grade = resolve_function(reward("exact"))
     assert grade(rollout(" 42\n"), task()) == 1.0
     assert grade(rollout("42."), task()) == 0.0
     assert grade(rollout(""), task()) == 0.0
@@ -27,16 +27,16 @@ def test_exact(rollout: Make, task: MakeTask) -> None:
 
 
 def test_format(rollout: Make, task: MakeTask) -> None:
-    grade = resolve_grader(reward("format", pattern=r"<answer>.*</answer>"))
+    grade = resolve_function(reward("format", pattern=r"<answer>.*</answer>"))
     assert grade(rollout("<answer>a\nb</answer>"), task()) == 1.0
     assert grade(rollout("so <answer>a</answer>"), task()) == 0.0
 
 
 def test_environment_part(rollout: Make, task: MakeTask) -> None:
-    assert resolve_grader(reward("environment", part="world"))(rollout(""), task()) == 2.0
-    assert resolve_grader(reward("environment", part="x", missing=0))(rollout(""), task()) == 0.0
+    assert resolve_function(reward("environment", part="world"))(rollout(""), task()) == 2.0
+    assert resolve_function(reward("environment", part="x", missing=0))(rollout(""), task()) == 0.0
     with pytest.raises(LookupError, match="'x'"):
-        resolve_grader(reward("environment", part="x"))(rollout(""), task())
+        resolve_function(reward("environment", part="x"))(rollout(""), task())
 
 
 ENTRY = {"question": "3 + 4 =", "answer": "7", "metadata": {}}
@@ -61,14 +61,14 @@ def test_reasoning_gym_extracts_and_scores(
     rollout: Make, task: MakeTask, args: dict[str, object], text: str, score: float
 ) -> None:
     given = task(dataset="chain_sum", args={}, entry=ENTRY)
-    assert resolve_grader(reward("reasoning_gym", **args))(rollout(text), given) == score
+    assert resolve_function(reward("reasoning_gym", **args))(rollout(text), given) == score
 
 
 def test_reasoning_gym_pays_partial_scores_only_when_asked(rollout: Make, task: MakeTask) -> None:
     entry = {"question": "reverse abcd", "answer": "dcba", "metadata": {}}
     given = task(dataset="spell_backward", args={}, entry=entry)
-    whole = resolve_grader(reward("reasoning_gym"))(rollout("dcbx"), given)
-    partial = resolve_grader(reward("reasoning_gym", binary=False))(rollout("dcbx"), given)
+    whole = resolve_function(reward("reasoning_gym"))(rollout("dcbx"), given)
+    partial = resolve_function(reward("reasoning_gym", binary=False))(rollout("dcbx"), given)
     assert whole == 0.0
     assert isinstance(partial, float) and 0.0 < partial < 1.0
 

@@ -138,7 +138,7 @@ def test_a_closed_pool_answers_at_once(rollout: Make, task: MakeTask) -> None:
 
 
 def test_an_interrupted_process_starts_no_other() -> None:
-    process = GraderProcess({"s": (reward("exact"),)})
+    process = GraderProcess({"s/r": reward("exact").definition})
     process.ensure_started()
     pid = process.pid
     process.interrupt()

@@ -1,0 +1,13 @@
+"""What every grader written as data has."""
+
+from configs.base import Config, PositiveFloat
+
+
+class Grader(Config):
+    """Base of the graders. Field `type` tells them apart; texts may hold templates
+    (`{{ item.answer }}`, `{{ sample.output_text }}`)."""
+
+    name: str = ""
+    """Name in metrics and in the RFT response."""
+    timeout_s: PositiveFloat | None = None
+    """Seconds that grading one answer may take; empty takes `reward.timeout_s`."""

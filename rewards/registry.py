@@ -1,0 +1,72 @@
+"""Which code grades which `type` of grader, and where it runs.
+
+COMPUTE graders run in a killable process. Each is `module:prepare`, where
+`prepare(cfg, where) -> (Subject -> Score | float)` is called once in every worker; the parent
+never imports it. ASYNC graders run in the parent's event loop and are
+`async (cfg, subject, services, path) -> Score`: they compose others, or ask judges.
+"""
+
+import importlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, cast
+
+from configs.errors import Problem
+from configs.graders.union import GraderConfig
+from rewards.score import Score
+from rewards.services import Services
+from rewards.subject import Subject
+
+Prepare = Callable[[Any, str], Callable[[Subject], object]]
+Evaluator = Callable[[Any, Subject, Services, str], Awaitable[Score]]
+
+COMPUTE: Mapping[str, str] = {
+    "function": "rewards.graders:prepare_function",
+    "format": "rewards.graders:prepare_format",
+}
+ASYNC: Mapping[str, str] = {}
+CHECKS: Mapping[str, str] = {
+    "function": "rewards.graders:check_function",
+    "format": "rewards.graders:check_format",
+}
+"""`(cfg, where) -> list[Problem]`: what is wrong with a grader beyond its fields' types."""
+
+
+def load_prepare(kind: str) -> Prepare:
+    """Return what prepares a COMPUTE grader of this type."""
+    return cast(Prepare, _attribute(COMPUTE[kind]))
+
+
+def load_evaluator(kind: str) -> Evaluator:
+    """Return what evaluates an ASYNC grader of this type."""
+    return cast(Evaluator, _attribute(ASYNC[kind]))
+
+
+def _attribute(name: str) -> object:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def children(cfg: GraderConfig) -> Iterator[tuple[str, GraderConfig]]:
+    """Yield the graders that a grader is made of, by the name that its path has for them."""
+    graders = getattr(cfg, "graders", None)
+    if isinstance(graders, Mapping):
+        yield from cast("Mapping[str, GraderConfig]", graders).items()
+
+
+def leaves(cfg: GraderConfig, path: str) -> Iterator[tuple[str, GraderConfig]]:
+    """Yield every COMPUTE grader of the tree, by path."""
+    if cfg.type in COMPUTE:
+        yield path, cfg
+    for name, child in children(cfg):
+        yield from leaves(child, f"{path}.{name}")
+
+
+def check_grader(cfg: GraderConfig, where: str) -> list[Problem]:
+    """Return every problem with a grader and those that it is made of; nothing is graded."""
+    problems: list[Problem] = []
+    if cfg.type in CHECKS:
+        check = cast("Callable[[GraderConfig, str], list[Problem]]", _attribute(CHECKS[cfg.type]))
+        problems.extend(check(cfg, where))
+    for name, child in children(cfg):
+        problems.extend(check_grader(child, f"{where}.graders.{name}"))
+    return problems

@@ -1,0 +1,68 @@
+"""What is graded: one rollout of one task, and how graders written as data see it."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from pydantic import JsonValue
+
+from rollouts.types import Completion, FinishReason, Rollout, RolloutStatus, Task, Turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A rollout with its task."""
+
+    task: Task
+    rollout: Rollout
+
+    @cached_property
+    def item(self) -> Mapping[str, JsonValue]:
+        """The row, as templates name it: its free fields, and `answer`."""
+        answer = {} if self.task.answer is None else {"answer": self.task.answer}
+        return {**answer, **self.task.metadata}
+
+    @cached_property
+    def sample(self) -> Mapping[str, JsonValue]:
+        """The answer, as templates name it: `output_text`, `output_json` where the text parses
+        as JSON, `choices`."""
+        text = self.rollout.last_text
+        message: dict[str, JsonValue] = {"role": "assistant", "content": text}
+        sample: dict[str, JsonValue] = {"output_text": text, "choices": [{"message": message}]}
+        with contextlib.suppress(ValueError, RecursionError):
+            sample["output_json"] = json.loads(text, parse_constant=_no_constant)
+        return sample
+
+    @staticmethod
+    def of_text(item: Mapping[str, JsonValue], text: str) -> "Subject":
+        """Return a subject made of a row and a text alone, without tokens."""
+        answer = item.get("answer")
+        nothing = np.zeros(0, np.int32)
+        done = Completion(
+            token_ids=nothing,
+            logprobs=np.zeros(0, np.float32),
+            finish_reason=FinishReason.STOP,
+            versions=(),
+        )
+        return Subject(
+            task=Task(
+                task_id="text",
+                source="text",
+                prompt=(),
+                answer=answer if isinstance(answer, str) else None,
+                metadata=item,
+            ),
+            rollout=Rollout(
+                index=0,
+                turns=(Turn(prompt_ids=nothing, completion=done, text=text),),
+                status=RolloutStatus.COMPLETED,
+                reward_parts={},
+            ),
+        )
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
