@@ -13,6 +13,8 @@ from configs.graders.union import GraderConfig
 from configs.schema import RewardConfig, RewardGroupConfig, SourceConfig
 from rewards.compute import ComputePool, GraderStartError
 from rewards.evaluate import evaluate
+from rewards.judges.client import Judge
+from rewards.judges.panel import NO_JUDGES, NO_REWARD_MODELS, Panel, RewardModel
 from rewards.registry import leaves
 from rewards.score import FailureKind, GradeFailed, Score
 from rewards.subject import Subject
@@ -24,7 +26,15 @@ __all__ = ["GraderPool", "GraderStartError"]
 class GraderPool:
     """Grades rollouts of the sources. Use from one event loop."""
 
-    def __init__(self, cfg: RewardGroupConfig, sources: Sequence[SourceConfig]):
+    def __init__(
+        self,
+        cfg: RewardGroupConfig,
+        sources: Sequence[SourceConfig],
+        *,
+        judges: Panel[Judge] = NO_JUDGES,
+        reward_models: Panel[RewardModel] = NO_REWARD_MODELS,
+    ):
+        self.judges, self.reward_models = judges, reward_models
         self._rewards = {source.name: source.rewards for source in sources}
         self._compute = ComputePool(cfg, _leaves(sources))
 

@@ -23,10 +23,18 @@ COMPUTE: Mapping[str, str] = {
     "function": "rewards.graders:prepare_function",
     "format": "rewards.graders:prepare_format",
 }
-ASYNC: Mapping[str, str] = {}
+ASYNC: Mapping[str, str] = {
+    "score_model": "rewards.judges.scoring:evaluate_score",
+    "label_model": "rewards.judges.scoring:evaluate_label",
+    "rubric": "rewards.judges.rubric:evaluate_rubric",
+    "reward_model": "rewards.judges.reward_model:evaluate_reward_model",
+}
 CHECKS: Mapping[str, str] = {
     "function": "rewards.graders:check_function",
     "format": "rewards.graders:check_format",
+    "score_model": "rewards.judges.checks:check_score",
+    "label_model": "rewards.judges.checks:check_label",
+    "rubric": "rewards.judges.checks:check_rubric",
 }
 """`(cfg, where) -> list[Problem]`: what is wrong with a grader beyond its fields' types."""
 

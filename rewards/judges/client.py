@@ -18,6 +18,7 @@ from rewards.judges.cache import ReplyCache
 from rewards.judges.meter import Meter
 from rewards.judges.reading import Verdict, read_object
 from rewards.judges.request import (
+    NO_TOKENS,
     JudgeRefused,
     JudgeRejected,
     JudgeRequest,
@@ -25,9 +26,9 @@ from rewards.judges.request import (
     Reply,
     Transport,
     Unreadable,
-    Usage,
+    plus,
 )
-from rewards.score import FailureKind, GradeFailed
+from rewards.score import FailureKind, GradeFailed, Usage
 
 T = TypeVar("T")
 Read = Callable[[Verdict], T]
@@ -83,9 +84,7 @@ class Judge:
         """Where the judge runs and which model it is."""
         return self._transport.identity
 
-    async def ask(
-        self, request: JudgeRequest, required: Sequence[str], read: Read[T]
-    ) -> Judged[T]:
+    async def ask(self, request: JudgeRequest, required: Sequence[str], read: Read[T]) -> Judged[T]:
         """Return the judge's verdict.
 
         Args:
@@ -104,7 +103,7 @@ class Judge:
                 pass  # kept for a grader that reads it otherwise
             else:
                 self.meter.hits += 1
-                return _judged(value, verdict, kept, Usage(), cached=True)
+                return _judged(value, verdict, kept, NO_TOKENS, cached=True)
 
         def readable(text: str) -> object:
             return read(read_object(text, required))
@@ -115,10 +114,10 @@ class Judge:
             value = read(verdict)
         except Unreadable as error:  # by this caller; the one it was sent for could read it
             why = f"judge {self.name}: {error}"
-            raise GradeFailed(FailureKind.MODEL_GRADER_PARSE, why) from error
+            raise GradeFailed(FailureKind.JUDGE_PARSE, why) from error
         if not own:
             self.meter.hits += 1
-        usage = outcome.usage if own else Usage()
+        usage = outcome.usage if own else NO_TOKENS
         return _judged(value, verdict, outcome.reply, usage, cached=not own)
 
     async def close(self) -> None:
@@ -156,15 +155,15 @@ class Judge:
     ) -> _Outcome:
         """Try until there is a verdict, and keep it; a judge that wrote one which cannot be read
         is asked with another seed."""
-        left_s, usage, redraws = self.cfg.deadline_s, Usage(), 0
+        left_s, usage, redraws = self.cfg.deadline_s, NO_TOKENS, 0
         tried = _Tried()
         for number in range(self.cfg.retries + 1):
             async with self._places:
                 began = time.monotonic()
                 limit_s = min(self.cfg.timeout_s, left_s)
-                tried = await self._try(request.drawn_anew(redraws), limit_s, readable)
+                tried = await self._try(request.redrawn(redraws), limit_s, readable)
             left_s -= time.monotonic() - began
-            usage += tried.usage
+            usage = plus(usage, tried.usage)
             self.meter.tried(time.monotonic() - began, tried.usage)
             if tried.reply is not None:
                 self.meter.verdict()
@@ -196,11 +195,11 @@ class Judge:
         except JudgeRejected as error:
             return _Tried(why=str(error), final=True)
         except JudgeRefused as error:
-            kind = FailureKind.MODEL_GRADER_REFUSAL
+            kind = FailureKind.JUDGE_REFUSAL
             return _Tried(why=str(error), kind=kind, usage=error.usage, answered=True)
         except Unreadable as error:
             assert reply is not None
-            kind = FailureKind.MODEL_GRADER_PARSE
+            kind = FailureKind.JUDGE_PARSE
             return _Tried(why=str(error), kind=kind, usage=reply.usage, answered=True)
         return _Tried(reply=reply, usage=reply.usage, answered=True)
 
@@ -219,9 +218,9 @@ class _Tried:
     """What one try gave."""
 
     reply: Reply | None = None
-    usage: Usage = Usage()
+    usage: Usage = NO_TOKENS
     why: str = "it was never asked"
-    kind: FailureKind = FailureKind.MODEL_GRADER_SERVER
+    kind: FailureKind = FailureKind.JUDGE_SERVER
     """Of the failure, where there is no reply."""
     answered: bool = False
     """Whether the judge spoke, so that only another seed may help."""
@@ -230,9 +229,7 @@ class _Tried:
     retry_after_s: float | None = None
 
 
-def _judged(
-    value: T, verdict: Verdict, reply: Reply, usage: Usage, *, cached: bool
-) -> Judged[T]:
+def _judged(value: T, verdict: Verdict, reply: Reply, usage: Usage, *, cached: bool) -> Judged[T]:
     return Judged(
         value=value,
         verdict=verdict,

@@ -11,22 +11,24 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
-from pydantic import JsonValue
+from pydantic import BaseModel, Field, JsonValue
 
 from configs.errors import ConfigError, Problem
 from configs.judges import EndpointConfig
 from rewards.judges.request import (
+    NO_TOKENS,
     ChatMessage,
     JudgeRefused,
     JudgeRejected,
     JudgeRequest,
     JudgeUnavailable,
     Reply,
-    Usage,
 )
+from rewards.judges.schemas import without_bounds
+from rewards.score import Usage
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
@@ -34,6 +36,34 @@ if TYPE_CHECKING:
 _MAX_BODY_BYTES = 4 * 2**20
 _BUSY = frozenset({408, 409, 425, 429})
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Details(BaseModel):
+    cached_tokens: int | None = None
+
+
+class _Tokens(BaseModel):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+
+
+class _Completion(BaseModel):
+    """What is read of a chat completion."""
+
+    choices: Annotated[tuple[_Choice, ...], Field(min_length=1)]
+    model: str | None = None
+    usage: _Tokens | None = None
 
 
 class EndpointTransport:
@@ -117,7 +147,7 @@ class EndpointTransport:
                 "json_schema": {
                     "name": request.schema_name,
                     "strict": True,
-                    "schema": dict(request.schema),
+                    "schema": without_bounds(dict(request.schema)),
                 },
             }
         return {key: value for key, value in body.items() if key not in self._unknown}
@@ -149,18 +179,14 @@ class EndpointTransport:
     def _reply(self, body: str) -> Reply:
         """Take the reply out of a chat completion."""
         try:
-            data = json.loads(body)
-            choice = data["choices"][0]
-            message = choice["message"]
-            text, refusal = message.get("content"), message.get("refusal")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            raise JudgeUnavailable(
-                self._safe(f"not a chat completion: {body[:200]!r}")
-            ) from None
-        usage = _usage(data.get("usage"))
-        if refusal:
-            raise JudgeRefused(self._safe(f"refused: {str(refusal)[:200]}"), usage)
-        if choice.get("finish_reason") == "content_filter":
+            data = _Completion.model_validate(_loads(body))
+        except ValueError:
+            why = self._safe(f"not a chat completion: {body[:200]!r}")
+            raise JudgeUnavailable(why) from None
+        choice, usage = data.choices[0], _usage(data.usage)
+        if choice.message.refusal:
+            raise JudgeRefused(self._safe(f"refused: {choice.message.refusal[:200]}"), usage)
+        if choice.finish_reason == "content_filter":
             raise JudgeRefused("refused: stopped by the server's content filter", usage)
         notes: list[str] = []
         if not self._structured and self._cfg.structured == "auto":
@@ -168,8 +194,8 @@ class EndpointTransport:
         if self._unknown:
             notes.append(f"the server does not know {', '.join(sorted(self._unknown))}")
         return Reply(
-            text=text if isinstance(text, str) else "",
-            model=str(data.get("model") or self._cfg.model),
+            text=choice.message.content or "",
+            model=data.model or self._cfg.model,
             usage=usage,
             notes=tuple(notes),
         )
@@ -223,12 +249,21 @@ async def _read_body(answer: "ClientResponse") -> str:
 def _message(body: str) -> str:
     """Return the server's own words on an error."""
     try:
-        data = json.loads(body)
-        error = data.get("error", data) if isinstance(data, dict) else data
-        words = error.get("message", error) if isinstance(error, dict) else error
+        words = _loads(body)
     except ValueError:
         words = body
+    for key in ("error", "message"):
+        if isinstance(words, dict):
+            words = words.get(key, words)
     return " ".join(str(words).split())[:300]
+
+
+def _loads(body: str) -> JsonValue:
+    """Read JSON; ValueError where it is none."""
+    try:
+        return json.loads(body)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
@@ -243,18 +278,12 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
         return None if when is None else max(0.0, email.utils.mktime_tz(when) - time.time())
 
 
-def _usage(given: object) -> Usage:
-    if not isinstance(given, dict):
-        return Usage()
-    counts = cast("dict[str, object]", given)
-    details = counts.get("prompt_tokens_details")
-    cached = cast("dict[str, object]", details).get("cached_tokens") if details else 0
-
-    def count(value: object) -> int:
-        return value if isinstance(value, int) and value >= 0 else 0
-
+def _usage(given: "_Tokens | None") -> Usage:
+    if given is None:
+        return NO_TOKENS
+    details = given.prompt_tokens_details
     return Usage(
-        prompt_tokens=count(counts.get("prompt_tokens")),
-        completion_tokens=count(counts.get("completion_tokens")),
-        cached_tokens=count(cached),
+        prompt_tokens=given.prompt_tokens,
+        completion_tokens=given.completion_tokens,
+        cached_tokens=0 if details is None else details.cached_tokens or 0,
     )

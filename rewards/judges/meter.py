@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from configs.judges import PriceConfig
-from rewards.judges.request import Usage
-from rewards.score import FailureKind
+from rewards.score import FailureKind, Usage
 
 
 class Meter:
@@ -34,7 +33,7 @@ class Meter:
 
     def failed(self, kind: FailureKind) -> None:
         """Count a question that stayed without a verdict."""
-        self._sums[f"failed_{kind.name.lower().removeprefix('model_grader_')}"] += 1
+        self._sums[f"failed_{kind.name.lower().removeprefix('judge_')}"] += 1
 
     def take(self) -> dict[str, float]:
         """Return the counts since the last call, and begin anew."""
@@ -60,17 +59,16 @@ class Meter:
 
 def cost(usage: Usage, price: PriceConfig) -> float:
     """Return what the tokens cost."""
-    return (
-        usage.prompt_tokens * price.prompt + usage.completion_tokens * price.completion
-    ) / 1e6
+    return (usage.prompt_tokens * price.prompt + usage.completion_tokens * price.completion) / 1e6
 
 
 def add_up(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Return the sums over actors, and the mean seconds of a try."""
-    total: Counter[str] = Counter()
+    total: dict[str, float] = {}
     for one in counts:
-        total.update(one)
+        for name, count in one.items():
+            total[name] = total.get(name, 0.0) + count
     seconds = total.pop("seconds", 0.0)
-    if total["tries"]:
+    if total.get("tries"):
         total["latency_mean"] = seconds / total["tries"]
-    return dict(total)
+    return total

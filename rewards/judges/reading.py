@@ -70,7 +70,7 @@ def _objects(text: str) -> list[Verdict]:
             text = text.replace(block, json.dumps(only))
     found: list[Verdict] = []
     at = text.find("{")
-    decoder = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant)
+    decoder = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant, strict=False)
     while at >= 0:
         try:
             value, end = decoder.raw_decode(text, at)
@@ -83,7 +83,9 @@ def _objects(text: str) -> list[Verdict]:
 
 def _loads(text: str) -> Verdict | None:
     try:
-        value: object = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        value: object = json.loads(
+            text, object_pairs_hook=_once, parse_constant=_no_constant, strict=False
+        )
     except (ValueError, RecursionError):
         return None
     return cast(Verdict, value) if isinstance(value, dict) else None

@@ -8,6 +8,12 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
+from rewards.score import Usage
+
+NO_TOKENS = Usage()
+_REDRAW = 1009
+"""Between the seeds of two tries of one vote; above the most votes there are."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatMessage:
@@ -66,30 +72,31 @@ class JudgeRequest:
         text = json.dumps(asked, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
-    def drawn_anew(self, times: int) -> "JudgeRequest":
-        """Return the same question with another seed; with 0 times, the question itself."""
-        if times == 0:
-            return self
-        seed = self.sampling.seed
-        base = int(self.key("")[:7], 16) if seed is None else seed
-        return replace(self, sampling=replace(self.sampling, seed=(base + times) % 2**31))
+    @property
+    def seed(self) -> int:
+        """The seed that is given, or else one that the question itself gives."""
+        given = self.sampling.seed
+        return int(self.key("")[:7], 16) if given is None else given
+
+    def vote(self, number: int) -> "JudgeRequest":
+        """Return the question of one vote: number 0 is the question itself."""
+        return self._seeded(self.seed + number) if number else self
+
+    def redrawn(self, times: int) -> "JudgeRequest":
+        """Return the question with a seed that no other vote has, for another try."""
+        return self._seeded(self.seed + _REDRAW * times) if times else self
+
+    def _seeded(self, seed: int) -> "JudgeRequest":
+        return replace(self, sampling=replace(self.sampling, seed=seed % 2**31))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """Tokens that a judge was sent and wrote."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    """Of the prompt's, those that the server had seen before."""
-
-    def __add__(self, other: "Usage") -> "Usage":
-        return Usage(
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
-            cached_tokens=self.cached_tokens + other.cached_tokens,
-        )
+def plus(a: Usage, b: Usage) -> Usage:
+    """Return the tokens of both."""
+    return Usage(
+        prompt_tokens=a.prompt_tokens + b.prompt_tokens,
+        completion_tokens=a.completion_tokens + b.completion_tokens,
+        cached_tokens=a.cached_tokens + b.cached_tokens,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +106,7 @@ class Reply:
     text: str
     model: str
     """As the judge calls itself."""
-    usage: Usage = Usage()
+    usage: Usage = NO_TOKENS
     notes: tuple[str, ...] = ()
     """What was not as asked, e.g. a refused response_format."""
 
@@ -120,7 +127,7 @@ class JudgeRejected(Exception):
 class JudgeRefused(Exception):
     """The judge declined to judge."""
 
-    def __init__(self, message: str, usage: Usage = Usage()):  # noqa: B008 - frozen
+    def __init__(self, message: str, usage: Usage = NO_TOKENS):
         super().__init__(message)
         self.usage = usage
 
