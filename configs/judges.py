@@ -116,3 +116,10 @@ class RewardModelConfig(Config):
 
 Judges = dict[JudgeName, JudgeConfig]
 RewardModels = dict[Name, RewardModelConfig]
+
+
+class JudgesFile(Config):
+    """A file of judges for the command line, with the same section as a recipe."""
+
+    judges: Judges
+    """Judges that graders may name, by that name."""

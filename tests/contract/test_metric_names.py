@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.judges import PriceConfig
 from configs.schema import RunConfig
 from mixing.curriculum import CurriculumSnapshot
 from mixing.difficulty import DifficultySnapshot
@@ -15,6 +16,8 @@ from orchestrator.publisher import SyncReport
 from orchestrator.run_totals import RunTotals
 from orchestrator.source_metrics import METRICS
 from orchestrator.step_metrics import TrainedStep, step_metrics
+from rewards.judges.meter import Meter, add_up
+from rewards.score import Usage
 from rollouts.types import GroupSummary, RolloutStats, RolloutStatus, SampleHandle, StepResult
 
 PAGE = Path(__file__).parents[2] / "docs" / "operate.md"
@@ -95,6 +98,8 @@ def emitted() -> set[str]:
         curriculum=CurriculumSnapshot(level=1, top=2, recent=None),
         kept=1,
     )
+    judged = Meter(PriceConfig())
+    judged.tried(1.0, Usage())
     metrics = step_metrics(
         cfg,
         TrainedStep(
@@ -113,6 +118,7 @@ def emitted() -> set[str]:
             difficulty={
                 f"source/sums-1.5/difficulty/{figure}": 1 for figure in everything.figures()
             },
+            judges={f"judge/gpt-4.1/{f}": v for f, v in add_up([judged.take()]).items()},
         ),
     )
     totals = RunTotals(["sums-1.5"])
