@@ -4,10 +4,11 @@ It is a rollout engine that weight sync never opens: its weights stay those of i
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -19,6 +20,7 @@ from actors.errors import RunError
 from actors.heartbeat import Heartbeat, beat
 from actors.rollout_engine import RolloutEngine
 from actors.rollout_render import ChatRenderer
+from configs.engines import EngineSettings
 from configs.judges import JudgeConfig, JudgeEnginesConfig
 from configs.schema import RunConfig
 from environments.play import EngineDead
@@ -42,12 +44,12 @@ _SYSTEM = ("system", "developer")
 class JudgeEngine(RolloutEngine):
     """An engine whose output is held to a JSON schema."""
 
-    def __init__(self, cfg: RunConfig, name: str, judge: JudgeConfig, index: int):
+    def __init__(self, name: str, judge: JudgeConfig, *, seed: int = 0, index: int = 0):
         engines = judge.engines
         assert engines is not None
-        own = cfg.model_copy(update={"model": engines.model, "rollout": engines})
+        own = EngineSettings(model=engines.model, rollout=engines, seed=seed)
         super().__init__(own, index, role=f"judges.{name}")
-        self._judge, self._engines = judge, engines
+        self._max_tokens, self._engines = judge.max_tokens, engines
         self._renderer = ChatRenderer(engines.model, where=f"judges.{name}.engines.model.path")
 
     async def send(self, request: JudgeRequest) -> Reply:
@@ -68,15 +70,13 @@ class JudgeEngine(RolloutEngine):
                 f"{self._engines.model.max_model_len}"
             )
         wish = request.sampling
-        schema = cast("dict[str, JsonValue]", dict(request.schema))
+        schema = with_limits(dict(request.schema), self._engines.max_chars)
         params = SamplingParams(
             temperature=1.0 if wish.temperature is None else wish.temperature,
             top_p=1.0 if wish.top_p is None else wish.top_p,
-            max_tokens=min(wish.max_tokens or self._judge.max_tokens, room),
+            max_tokens=min(wish.max_tokens or self._max_tokens, room),
             seed=request.seed,
-            structured_outputs=StructuredOutputsParams(
-                json=with_limits(schema, self._engines.max_chars)
-            ),
+            structured_outputs=StructuredOutputsParams(json=json.dumps(schema)),
             detokenize=False,
             stop_token_ids=self.stop_ids,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -103,7 +103,7 @@ class JudgeActor:
     """The Ray actor. Heartbeats run in a thread of their own (`control`)."""
 
     def __init__(self, cfg: RunConfig, name: str, index: int):
-        self._engine = JudgeEngine(cfg, name, cfg.judges[name], index)
+        self._engine = JudgeEngine(name, cfg.judges[name], seed=cfg.seed, index=index)
         self._dead = ""
 
     async def start(self) -> Heartbeat:
@@ -142,9 +142,7 @@ class EngineTransport:
     is asked."""
 
     def __init__(self, engines: JudgeEnginesConfig, handles: Sequence[ActorHandle]):
-        model = engines.model
-        self.identity = f"engines {model.path} {model.dtype} {_files(model.path)}"
-        """Model, numbers, and the files as they were at the start."""
+        self.identity = identity(engines)
         self._handles = list(handles)
         self._asked = [0] * len(handles)
 
@@ -153,7 +151,8 @@ class EngineTransport:
         at = min(range(len(self._asked)), key=self._asked.__getitem__)
         self._asked[at] += 1
         try:
-            answer: Reply | JudgeRejected = await self._handles[at].send.remote(request)
+            asking: Any = self._handles[at].send.remote(request)
+            answer: Reply | JudgeRejected = await asking
         except RayError as error:
             first = str(error).strip().splitlines()
             raise JudgeUnavailable(f"its engine did not answer: {first[-1][:200]}") from error
@@ -165,6 +164,12 @@ class EngineTransport:
 
     async def close(self) -> None:
         """Do nothing: the engines are the cluster's."""
+
+
+def identity(engines: JudgeEnginesConfig) -> str:
+    """Return model, numbers, and the files as they are now."""
+    model = engines.model
+    return f"engines {model.path} {model.dtype} {_files(model.path)}"
 
 
 def _files(path: str) -> str:

@@ -8,7 +8,7 @@ module too.
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
@@ -110,7 +110,8 @@ class RewardModelLink:
         self._asked[at] += 1
         try:
             async with asyncio.timeout(self._cfg.timeout_s):
-                answer: float | str = await self._handles[at].score.remote(tuple(conversation))
+                asking: Any = self._handles[at].score.remote(tuple(conversation))
+                answer: float | str = await asking
         except TimeoutError:
             why = f"reward model {self._name}: no score within {self._cfg.timeout_s:g} s"
             raise GradeFailed(FailureKind.JUDGE_SERVER, why) from None

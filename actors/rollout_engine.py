@@ -22,7 +22,7 @@ from actors import processes
 from actors.errors import RunError
 from actors.rollout_args import INITIAL_VERSION, engine_args, set_environment, workers
 from actors.sync_plan import Manifest, SyncInit
-from configs.schema import RunConfig
+from configs.engines import EngineRun
 from environments.play import EngineDead
 from rollouts.types import Completion, FinishReason, Sampling, VersionSpan
 
@@ -58,7 +58,7 @@ class ReceiveReport:
 class RolloutEngine:
     """Wraps AsyncLLM. All methods run on one event loop, but for `progress`."""
 
-    def __init__(self, cfg: RunConfig, engine_index: int, *, role: str = "rollout"):
+    def __init__(self, cfg: EngineRun, engine_index: int, *, role: str = "rollout"):
         self.cfg, self.index = cfg, engine_index
         self.name = f"{role}[{engine_index}]"
         self.version = INITIAL_VERSION
@@ -324,7 +324,7 @@ def _completion(output: "CompletionOutput", version: int) -> Completion:
     )
 
 
-def _stop_ids(cfg: RunConfig) -> list[int]:
+def _stop_ids(cfg: EngineRun) -> list[int]:
     """Return the model's own end tokens; vLLM by itself knows the tokenizer's one alone."""
     from transformers import GenerationConfig
 

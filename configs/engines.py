@@ -1,12 +1,13 @@
 """What a model is, and what runs it: sections shared by the policy, its engines and the judges."""
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from configs.base import Config, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 class ModelConfig(Config):
-    """The policy at the start of the run."""
+    """A language model: the policy at the start of the run, or a judge."""
 
     path: str
     """Folder or hub name of a Hugging Face causal LM with tokenizer and chat template."""
@@ -54,3 +55,31 @@ class RolloutConfig(Config):
     """Times a failing engine start is tried."""
     no_progress_s: PositiveFloat = 120.0
     """Seconds without a new token, while requests wait, after which an engine is called dead."""
+
+
+class EngineRun(Protocol):
+    """What an engine needs to know of its run; a RunConfig is one."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """What it runs."""
+        ...
+
+    @property
+    def rollout(self) -> RolloutConfig:
+        """How."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything random."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """The same of an engine that is not the policy's."""
+
+    model: ModelConfig
+    rollout: RolloutConfig
+    seed: int

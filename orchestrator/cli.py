@@ -1,7 +1,7 @@
 """The `braid` command. Imports nothing heavy until a command needs it.
 
-Exit codes: 0 done, 1 the run failed, 2 bad input, 3 `baseline` found a source that is no-go,
-130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done, 1 the run failed, 2 bad input, 3 `baseline` found a source that is no-go or
+`judge calibrate` a judge below its threshold, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import json
@@ -20,6 +20,7 @@ from rich.console import Console
 from configs.errors import ConfigError, Problem
 from configs.load import load_recipe
 from orchestrator.import_cmd import import_app
+from orchestrator.judge_cmd import judge_app
 
 app = typer.Typer(
     name="braid",
@@ -30,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(import_app, name="import")
+app.add_typer(judge_app, name="judge")
 BAD_INPUT, FAILED = 2, 1
 
 
@@ -257,6 +259,7 @@ _NAMED_FAILURES = (
     ("orchestrator.checkpoints", "CheckpointError"),
     ("mixing.ledger", "LedgerError"),
     ("mixing.allocator", "MixExhausted"),
+    ("rewards.score", "GradeFailed"),
 )
 
 

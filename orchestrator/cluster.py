@@ -87,6 +87,8 @@ class SamplingCluster:
 
     rollout: RolloutFleet
     reward: RewardFleet
+    judges: Mapping[str, Sequence[ActorHandle]]
+    """Engines of each judge that has some."""
     trains: ClassVar[bool] = False
     """Whether trainer and reference are started too."""
 
@@ -148,6 +150,7 @@ class SamplingCluster:
             for name in cfg.reward_models
         }
         handles = [{n: [m.handle for m in own] for n, own in g.items()} for g in (judges, models)]
+        self.judges = handles[0]
         reward = self._create_all("reward", RewardActor, bundles, lambda i: (cfg, *handles))
         asked = [m for group in (judges, models) for own in group.values() for m in own]
         self.rollout = RolloutFleet(rollout, self.supervisor, cfg.health)

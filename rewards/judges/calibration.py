@@ -17,6 +17,8 @@ from configs.graders.judged import JudgedGrader
 from configs.graders.union import GraderConfig
 from rewards.evaluate import evaluate
 from rewards.judges.agreement import agreement, confusion, kappa, nearest, pearson, spearman
+from rewards.judges.client import Judge
+from rewards.judges.panel import NO_REWARD_MODELS, Panel
 from rewards.score import FailureKind, GradeFailed, Score
 from rewards.services import Services
 from rewards.subject import Subject
@@ -207,9 +209,7 @@ def subject_of(anchor: Anchor) -> Subject:
     return Subject(task=replace(subject.task, prompt=asked), rollout=subject.rollout)
 
 
-async def _grade(
-    grader: GraderConfig, anchor: Anchor, services: Services
-) -> Score | GradeFailed:
+async def _grade(grader: GraderConfig, anchor: Anchor, services: Services) -> Score | GradeFailed:
     try:
         return await evaluate(grader, subject_of(anchor), services, "calibration")
     except GradeFailed as failed:
@@ -245,9 +245,7 @@ def _position_bias(scores: Sequence[Score]) -> float | None:
     return statistics.fmean(gaps) if gaps else None
 
 
-def _repeatable(
-    rounds: Sequence[Sequence[Score | GradeFailed]], levels: Sequence[float]
-) -> float:
+def _repeatable(rounds: Sequence[Sequence[Score | GradeFailed]], levels: Sequence[float]) -> float:
     def same(given: Sequence[Score | GradeFailed]) -> bool:
         found = {nearest(s.value, levels) if isinstance(s, Score) else None for s in given}
         return len(found) == 1 and None not in found
@@ -263,5 +261,11 @@ def _hash(value: object) -> str:
 class JudgesAlone:
     """Services for graders that ask judges and nothing else."""
 
-    def __init__(self, judges: "Any"):
+    reward_models = NO_REWARD_MODELS
+
+    def __init__(self, judges: Panel[Judge]):
         self.judges = judges
+
+    async def compute(self, path: str, subject: Subject) -> Score:
+        """Refuse: a judge's calibration runs no code."""
+        raise GradeFailed(FailureKind.WORKER_LOST, f"{path} is no judge")
