@@ -62,7 +62,7 @@ class JudgeEngine(RolloutEngine):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        prompt = self._renderer.render(_plain(request.messages, self._renderer.break_up))
+        prompt = self._renderer.render(plain(request.messages, self._renderer.break_up))
         room = self._engines.model.max_model_len - len(prompt)
         if room <= 0:
             raise JudgeRejected(
@@ -181,7 +181,7 @@ def _files(path: str) -> str:
     return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
 
 
-def _plain(messages: Sequence[ChatMessage], break_up: Callable[[str], str]) -> list[Message]:
+def plain(messages: Sequence[ChatMessage], break_up: Callable[[str], str]) -> list[Message]:
     """Return the messages as chat templates take them: one system message in front, texts alone.
 
     Raises:
