@@ -161,7 +161,7 @@ async def calibrate(
         prompt_hash=prompt_hash,
         anchors_hash=_hash([a.model_dump(mode="json") for a in anchors]),
         anchors=len(anchors),
-        failed=Counter(f.kind for f in failures),
+        failed=dict(Counter(f.kind for f in failures)),
         levels=tuple(levels),
         confusion=tuple(map(tuple, table)),
         agreement=agreement(table),
