@@ -1,6 +1,6 @@
 """Graders that ask a model: a judge by its words, or a reward model by its number."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -79,6 +79,8 @@ class PairConfig(Config):
 class ScoreModelGrader(JudgedGrader):
     """A number from a judge, kept within a range."""
 
+    templates: ClassVar[tuple[str, ...]] = ("input", "pair")
+
     type: Literal["score_model"]
     """Kind of grader."""
     input: Annotated[tuple[InputMessage, ...], Field(min_length=1)]
@@ -94,6 +96,8 @@ class ScoreModelGrader(JudgedGrader):
 
 class LabelModelGrader(JudgedGrader):
     """A label from a judge: 1 for a passing one, else 0."""
+
+    templates: ClassVar[tuple[str, ...]] = ("input", "pair")
 
     type: Literal["label_model"]
     """Kind of grader."""
@@ -126,6 +130,8 @@ class Criterion(Config):
 
 class RubricGrader(JudgedGrader):
     """Weighted criteria, judged one by one."""
+
+    templates: ClassVar[tuple[str, ...]] = ("question", "reference")
 
     type: Literal["rubric"]
     """Kind of grader."""

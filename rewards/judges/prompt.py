@@ -1,7 +1,5 @@
 """What a judge is told: a grader's messages with the answer put into them, as data."""
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,12 +8,8 @@ from pydantic import JsonValue
 from configs.graders.judged import Content, InputMessage
 from rewards.judges.fence import RULE, fence
 from rewards.judges.request import ChatMessage
-from rewards.score import FailureKind, GradeFailed
 from rewards.subject import Subject
-
-_PLACEHOLDER = re.compile(r"\{\{\s*(\w+)((?:\.\w+|\[\d+\])*)\s*\}\}")
-_STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
-_WHOLE = re.compile(rf"\s*{_PLACEHOLDER.pattern}\s*")
+from rewards.templates import Template, Variable, parse_template
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,25 +19,17 @@ class Prompter:
     subject: Subject
     fenced: bool
     """Whether what the policy wrote is marked as data."""
-    extra: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Texts of `{{ pair.NAME }}`."""
+    pair: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Texts of `{{ pair.first }}` and `{{ pair.second }}`."""
 
     def text(self, template: str) -> str:
-        """Return the template with every placeholder filled in, the policy's text as data.
+        """Return the template filled in, all but the row's own values marked as data.
 
         Raises:
             GradeFailed: a variable is not there.
         """
-        return _PLACEHOLDER.sub(lambda found: self._fill(found[1], found[2]), template)
-
-    def plain(self, template: str) -> str:
-        """Return the template filled in with nothing marked."""
-        return _PLACEHOLDER.sub(lambda f: _as_text(self.value(f[1], f[2])), template)
-
-    def whole(self, template: str) -> JsonValue:
-        """Return the value of a template that is one placeholder; else its text."""
-        found = _WHOLE.fullmatch(template)
-        return self.value(found[1], found[2]) if found else self.plain(template)
+        parts = parse_template(template).parts
+        return "".join(p if isinstance(p, str) else self._fill(p) for p in parts)
 
     def messages(self, given: Sequence[InputMessage]) -> tuple[ChatMessage, ...]:
         """Return the grader's messages, filled in, with the rule on data where it is marked."""
@@ -54,33 +40,11 @@ class Prompter:
         """Return a text as data, where the grader wants that."""
         return fence(text) if self.fenced else text
 
-    def value(self, space: str, path: str) -> JsonValue:
-        """Return what `{{ space.path }}` names.
-
-        Raises:
-            GradeFailed: it is not there.
-        """
-        spaces: dict[str, JsonValue] = {
-            "item": dict(self.subject.item),
-            "sample": dict(self.subject.sample),
-            "pair": dict(self.extra),
-        }
-        at = spaces.get(space)
-        for step in _STEP.finditer(path):
-            key, index = step[1], step[2]
-            if index is not None and isinstance(at, list) and int(index) < len(at):
-                at = at[int(index)]
-            elif index is None and isinstance(at, dict) and key in at:
-                at = at[key]
-            else:
-                raise GradeFailed(
-                    FailureKind.INVALID_VARIABLE, f"there is no {space}{path} for this answer"
-                )
-        return at
-
-    def _fill(self, space: str, path: str) -> str:
-        text = _as_text(self.value(space, path))
-        return text if space == "item" else self.marked(text)
+    def _fill(self, variable: Variable) -> str:
+        if variable.space == "pair":
+            return self.marked(self.pair[str(variable.steps[1])])
+        text = Template((variable,)).render(self.subject)
+        return text if variable.space == "item" else self.marked(text)
 
 
 def with_rule(messages: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
@@ -90,11 +54,6 @@ def with_rule(messages: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
             ruled = ChatMessage(role=message.role, content=f"{message.content}\n{RULE}")
             return (*messages[:at], ruled, *messages[at + 1 :])
     return (ChatMessage(role="system", content=RULE), *messages)
-
-
-def placeholders(template: str) -> list[tuple[str, str]]:
-    """Return namespace and path of every placeholder."""
-    return [(found[1], found[2]) for found in _PLACEHOLDER.finditer(template)]
 
 
 def texts(content: Content) -> list[str]:
@@ -127,7 +86,3 @@ def _block(block: Mapping[str, JsonValue], change: Callable[[str], str]) -> Json
     if kind in ("input_text", "output_text", "text"):
         return {"type": "text", "text": change(str(block.get("text", "")))}
     return {k: change(v) if isinstance(v, str) and k != "type" else v for k, v in block.items()}
-
-
-def _as_text(value: JsonValue) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -20,6 +20,7 @@ from rewards.judges.schemas import Schema, criterion_schema, record
 from rewards.score import FailureKind, GradeFailed, Score
 from rewards.services import Services
 from rewards.subject import Subject
+from rewards.templates import parse_template
 
 _TASK = (
     "You check an answer against a criterion. criteria_met says whether what the criterion states "
@@ -77,7 +78,7 @@ def criteria_of(cfg: RubricGrader, subject: Subject) -> Sequence[Criterion]:
     """
     if not isinstance(cfg.criteria, str):
         return cfg.criteria
-    given = Prompter(subject=subject, fenced=False).whole(cfg.criteria)
+    given = parse_template(cfg.criteria).value(subject)
     try:
         if not isinstance(given, list) or not given:
             raise ValueError("it is no list of criteria")

@@ -17,6 +17,7 @@ from rewards.judges.schemas import Schema, label_schema, score_schema
 from rewards.score import Score
 from rewards.services import Services
 from rewards.subject import Subject
+from rewards.templates import parse_template
 
 T = TypeVar("T")
 _DISAGREE = 0.25
@@ -90,11 +91,11 @@ def _orders(
         yield Prompter(subject=subject, fenced=cfg.fence).messages(cfg.input)
         return
     answer = subject.rollout.last_text
-    reference = Prompter(subject=subject, fenced=False).text(pair.reference)
+    reference = parse_template(pair.reference).render(subject)
     orders = [(answer, reference), (reference, answer)]
     for first, second in orders[: 2 if pair.swap else 1]:
-        extra = {"first": first, "second": second}
-        yield Prompter(subject=subject, fenced=cfg.fence, extra=extra).messages(cfg.input)
+        shown = {"first": first, "second": second}
+        yield Prompter(subject=subject, fenced=cfg.fence, pair=shown).messages(cfg.input)
 
 
 def _score(

@@ -439,9 +439,26 @@ def test_what_nobody_declared_is_never_called():
         ({**SCORE, "input": [{"role": "user", "content": "hi"}]}, "g.input", "names the answer"),
         (
             {**SCORE, "input": [{"role": "user", "content": "{{ task.x }} {{ sample.y }}"}]},
-            "g.input.0",
-            "names none of item, sample",
+            "g.input.0.content",
+            "does not begin with `item`",
         ),
+        (
+            {**SCORE, "input": [{"role": "user", "content": "{{ pair.first }} {{ sample.x }}"}]},
+            "g.input.0.content",
+            "the grader has no `pair`",
+        ),
+        (
+            {**PAIR, "input": [{"role": "user", "content": "{{ pair.first }} {{ pair.third }}"}]},
+            "g.input.0.content",
+            "neither `pair.first` nor `pair.second`",
+        ),
+        (
+            {**PAIR, "pair": {"reference": "{{ sample.output_text }}"}},
+            "g.pair.reference",
+            "not of the row",
+        ),
+        ({**RUBRIC, "question": "{{ item.x"}, "g.question", "never closed"),
+        ({**RUBRIC, "criteria": "{{ sample.x }}"}, "g.criteria", "not of the row"),
         ({**SCORE, "pair": {"reference": "x"}}, "g.input", "pair.first"),
         ({**LABEL, "passing_labels": ["great"]}, "g.passing_labels", "`great` is none"),
         ({**LABEL, "passing_labels": ["good", "bad"]}, "g.passing_labels", "every answer"),
