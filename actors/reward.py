@@ -174,6 +174,7 @@ def _rollout_lines(group: RolloutGroup, step: int) -> list[str]:
                 "status": r.status,
                 "reward": r.reward,
                 "reward_parts": dict(r.reward_parts),
+                "reward_notes": dict(r.reward_notes),
                 "versions": list(r.versions),
                 "completion_tokens": r.num_completion_tokens,
                 "error": None if r.error is None else f"{r.error.boundary}: {r.error.message}",
