@@ -20,6 +20,7 @@ from configs.judges import JudgeConfig, Judges
 from configs.load import load_grader, load_judges
 from configs.schema import RunConfig
 from configs.validate_judges import check_asked
+from orchestrator.judge_file import local_engine
 from orchestrator.run_dir import append_line
 from rewards.judges.calibration import (
     Calibration,
@@ -61,7 +62,7 @@ def command(
     grader, judges = _read(grader_path, judges_path)
     kept = store or anchors_path.with_suffix(".calibrations.jsonl")
     began = time.monotonic()
-    found = asyncio.run(_calibrate(grader, judges, anchors_path, _local, repeats))
+    found = asyncio.run(_calibrate(grader, judges, anchors_path, local_engine, repeats))
     moved = drift_since(kept, found)
     _keep(kept, found, seconds=time.monotonic() - began)
     if as_json:
@@ -206,12 +207,6 @@ def _read(grader_path: Path, judges_path: Path | None) -> tuple[GraderConfig, Ju
     if problems:
         raise ConfigError(problems)
     return grader, judges
-
-
-def _local(name: str, cfg: JudgeConfig) -> Transport:
-    from actors.judge_local import LocalEngine  # loads Ray
-
-    return LocalEngine(name, cfg)
 
 
 def _keep(store: Path, found: Calibration, **more: float) -> None:

@@ -35,6 +35,7 @@ from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
 from orchestrator.hashes import run_hashes
 from orchestrator.loop import Parts, Stopped, StopRequest, train
+from orchestrator.plan_data import check_graded_rows
 from orchestrator.plan_mix import plan_mix
 from orchestrator.publisher import WeightPublisher
 from orchestrator.recorder import Recorder
@@ -65,6 +66,8 @@ def check(cfg: RunConfig) -> tuple[Mapping[str, Source], Contamination]:
     for validate in (validate_environments, validate_rewards, validate_advantages):
         problems += validate(cfg.sources)
     problems += check_clip(cfg)
+    if sources and not problems:
+        problems += check_graded_rows(cfg, sources)
     if problems:
         # Two checks may find the same fault (a missing file); the first one's words stand.
         raise ConfigError(list({p.where: p for p in reversed(problems)}.values())[::-1])

@@ -13,8 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 from configs.errors import ConfigError
+from configs.load import load_grader
 from configs.schema import RunConfig
 from orchestrator.calibration import check_calibrations
+from orchestrator.grade_cmd import grade_one
 from orchestrator.judge_cmd import judge_app
 
 KEY = "sk-thread-secret"
@@ -120,6 +122,25 @@ def test_a_grader_that_asks_nobody_or_a_stranger_is_bad_input(files: Path):
         (files / "grader.yaml").write_text(json.dumps(grader))
         done = calibrate(files, "http://127.0.0.1:1/v1")
         assert isinstance(done.exception, ConfigError) and what in str(done.exception)
+
+
+def test_braid_grade_asks_the_judges_of_a_file(files: Path):
+    grader = load_grader(files / "grader.yaml")
+    judges = files / "judges.yaml"
+    with server(lambda i: 0.25 if i < 9 else None) as url:
+        judges.write_text(json.dumps({"judges": {"strict": judge_of(url), "other": {}}}))
+        with pytest.raises(ConfigError, match="neither"):
+            grade_one(grader, {}, "anchor 3 x", judges)
+        judges.write_text(json.dumps({"judges": {"strict": judge_of(url)}}))
+        response = grade_one(grader, {}, "anchor 3 x", judges).response()
+        failed = grade_one(grader, {}, "anchor 9 x", judges).response()
+    metadata: Any = response["metadata"]
+    assert (response["reward"], metadata["sampled_model_name"]) == (0.25, "m-1")
+    errors: Any = failed["metadata"]
+    assert failed["reward"] == 0 and errors["errors"]["model_grader_server_error"] is True
+    assert KEY not in json.dumps(failed)
+    with pytest.raises(ConfigError, match="not declared"):
+        grade_one(grader, {}, "anchor 3 x")
 
 
 def run_config(folder: Path, url: str, min_kappa: float) -> RunConfig:
