@@ -57,6 +57,14 @@ class _Outcome:
     usage: Usage
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A question under way, and those who wait for it."""
+
+    task: asyncio.Task[_Outcome]
+    waiting: set[object]
+
+
 class Judge:
     """Asks one judge. Use from one event loop."""
 
@@ -77,7 +85,7 @@ class Judge:
         self._places = asyncio.Semaphore(limit)
         self._pause = pause
         self._jitter = random.Random(name)  # of waiting times alone
-        self._flights: dict[str, tuple[asyncio.Task[_Outcome], set[object]]] = {}
+        self._flights: dict[str, _Flight] = {}
 
     @property
     def identity(self) -> str:
@@ -122,7 +130,7 @@ class Judge:
 
     async def close(self) -> None:
         """Give up what is in flight, and free connections."""
-        tasks = [task for task, _ in self._flights.values()]
+        tasks = [flight.task for flight in self._flights.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -136,19 +144,20 @@ class Judge:
         caller. It is given up when nobody waits for it any more."""
         own = key not in self._flights
         if own:
-            task = asyncio.create_task(self._send(key, request, readable))
-            self._flights[key] = (task, set())
-            task.add_done_callback(lambda _: self._flights.pop(key, None))
-        task, waiting = self._flights[key]
+            self._flights[key] = _Flight(
+                asyncio.create_task(self._send(key, request, readable)), set()
+            )
+        flight = self._flights[key]
         me = object()
-        waiting.add(me)
+        flight.waiting.add(me)
         try:
-            return await asyncio.shield(task), own
+            return await asyncio.shield(flight.task), own
         finally:
-            waiting.discard(me)
-            if not waiting and not task.done():
-                task.cancel()
-                self._flights.pop(key, None)
+            flight.waiting.discard(me)
+            if not flight.waiting:
+                flight.task.cancel()
+                if self._flights.get(key) is flight:
+                    del self._flights[key]
 
     async def _send(
         self, key: str, request: JudgeRequest, readable: Callable[[str], object]

@@ -424,6 +424,28 @@ def test_reward_model_scores_prompt_and_answer(settings: dict[str, object], valu
     assert heard == [(Message(role="assistant", content="42"),)]
 
 
+def test_a_grader_may_have_a_time_limit_of_its_own(fake):
+    async def late(body, n):
+        await asyncio.sleep(30)
+
+    found, _ = grade(fake, {**SCORE, "timeout_s": 0.1}, late)
+    assert found.kind == FailureKind.TIMEOUT
+
+
+def test_judges_stand_in_formulas(fake):
+    parts = {"score": SCORE, "label": LABEL}
+    grader = {"type": "multi", "graders": parts, "calculate_output": "0.5 * score + 0.5 * label"}
+
+    def reply(body, n):
+        label = "enum" in json.dumps(body["response_format"])
+        return fake.verdict(steps=[], result="bad" if label else 0.5)
+
+    found, asked = grade(fake, grader, reply)
+    assert (found.value, found.usage["j"].prompt_tokens, len(asked)) == (0.25, 200, 2)
+    found, _ = grade(fake, grader, lambda b, n: fake.status(401))
+    assert found.kind == FailureKind.JUDGE_SERVER
+
+
 def test_what_nobody_declared_is_never_called():
     cfg = GRADER.validate_json(json.dumps({**SCORE, "model": "jj"}))
     services = JudgesAlone(Panel("judges", {"jjj": None}))  # type: ignore[dict-item]
