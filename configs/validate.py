@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from configs.errors import Problem
 from configs.evaluation import check_eval, warn_eval
 from configs.model_files import find_model_folder, read_model_shape
-from configs.schema import ActorsConfig, RunConfig, SourceConfig
+from configs.schema import ActorsConfig, RunConfig
 from configs.validate_data import HUB_NAME, check_data
 from configs.validate_difficulty import check_difficulty, warn_difficulty
 from configs.validate_engines import check_path, check_ranks
 from configs.validate_judges import check_judges, warn_judges
 from configs.validate_mix import check_mix, warn_mix
+from configs.validate_objective import check_objective, warn_objective, warn_source_objective
 
 
 def validate_run(cfg: RunConfig) -> list[Problem]:
@@ -27,6 +28,7 @@ def validate_run(cfg: RunConfig) -> list[Problem]:
         *_check_groups(cfg),
         *_check_trainer(cfg),
         *_check_sync(cfg),
+        *check_objective(cfg),
         *check_eval(cfg),
         *_check_model(cfg),
         *check_judges(cfg),
@@ -40,6 +42,7 @@ def find_warnings(cfg: RunConfig) -> list[Problem]:
         *warn_mix(cfg),
         *_warn_batch(cfg),
         *_warn_groups(cfg),
+        *warn_objective(cfg),
         *warn_eval(cfg),
         *_warn_model(cfg),
         *warn_judges(cfg),
@@ -352,31 +355,12 @@ def _warn_sources(cfg: RunConfig) -> Iterator[Problem]:
             )
         if source.loss_weight == 0:
             yield Problem(where=f"{at}.loss_weight", what="is 0: the source trains nothing")
-        yield from _warn_objective(cfg, source)
+        yield from warn_source_objective(cfg, source)
         if source.data.procedural and source.data.held_out > 10 * source.data.size:
             yield Problem(
                 where=f"{at}.data.held_out",
                 what=f"is {source.data.held_out}, over ten times the training items",
             )
-
-
-def _warn_objective(cfg: RunConfig, source: SourceConfig) -> Iterator[Problem]:
-    for field in ("clip_low", "clip_high"):
-        if getattr(source, field) is not None and cfg.batch.num_minibatches == 1:
-            yield Problem(
-                where=f"sources.{source.name}.{field}",
-                what="does nothing: with batch.num_minibatches=1 each step makes one update, "
-                "before which the ratio is 1",
-                fix="Raise batch.num_minibatches, or remove it.",
-            )
-    alone = [s.name for s in cfg.sources if s.advantage_scope == "batch"] == [source.name]
-    if alone and len(cfg.sources) > 1:
-        yield Problem(
-            where=f"sources.{source.name}.advantage_scope",
-            what="is batch, but no other source's is: its advantages are divided by its own "
-            "standard deviation, as with `source`",
-            fix="Give the others the same scope, or set it to source.",
-        )
 
 
 def _warn_batch(cfg: RunConfig) -> Iterator[Problem]:

@@ -21,6 +21,7 @@ from configs.errors import ConfigError, Problem
 from configs.load import load_recipe
 from orchestrator.import_cmd import import_app
 from orchestrator.judge_cmd import judge_app
+from orchestrator.render_cmd import render
 
 app = typer.Typer(
     name="braid",
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(import_app, name="import")
 app.add_typer(judge_app, name="judge")
+app.command()(render)
 BAD_INPUT, FAILED = 2, 1
 
 

@@ -21,7 +21,7 @@ from configs.validate import (
 from configs.versions import check_versions
 from environments.registry import validate_environments
 from mixing.opening import probe_sources, source_warnings
-from orchestrator.clip_check import check_clip
+from orchestrator.loss_check import check_loss
 from orchestrator.memory import MemoryEstimate, estimate_memory
 from orchestrator.plan_data import DataPlan, look_at_data
 from orchestrator.plan_mix import PlannedStep, SourcePlan, StagePlan, plan_mix
@@ -276,7 +276,7 @@ def _check_all(cfg: RunConfig, unsound: Sequence[Problem]) -> list[Problem]:
         *validate_environments(cfg.sources),
         *validate_rewards(cfg.sources),
         *validate_advantages(cfg.sources),
-        *check_clip(cfg),
+        *check_loss(cfg),
     ]
     return [*found, *(problem for problem in others if problem.where not in seen)]
 

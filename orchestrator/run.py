@@ -30,11 +30,11 @@ from mixing.opening import open_sources
 from mixing.search_cache import find_once
 from mixing.sources import Source
 from orchestrator.calibration import check_calibrations
-from orchestrator.clip_check import check_clip
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
 from orchestrator.hashes import run_hashes
 from orchestrator.loop import Parts, Stopped, StopRequest, train
+from orchestrator.loss_check import check_loss
 from orchestrator.plan_data import check_graded_rows
 from orchestrator.plan_mix import plan_mix
 from orchestrator.publisher import WeightPublisher
@@ -65,7 +65,7 @@ def check(cfg: RunConfig) -> tuple[Mapping[str, Source], Contamination]:
     problems += plan_mix(cfg, {name: source.size for name, source in sources.items()}).problems
     for validate in (validate_environments, validate_rewards, validate_advantages):
         problems += validate(cfg.sources)
-    problems += check_clip(cfg)
+    problems += check_loss(cfg)
     if sources and not problems:
         problems += check_graded_rows(cfg, sources)
     if problems:

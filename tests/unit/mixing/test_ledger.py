@@ -81,7 +81,9 @@ def graded(of: GroupRequest, valid: int = 3) -> GroupSummary:
 def batch_of(step: int, samples: Sequence[SampleHandle]) -> TrainBatch:
     """Deal the samples to two ranks."""
     grid = tuple((MicroBatchPlan(samples=tuple(samples[rank::2])),) for rank in range(2))
-    return TrainBatch(step=step, minibatches=(MinibatchPlan(grid=grid, num_loss_tokens=1),))
+    return TrainBatch(
+        step=step, minibatches=(MinibatchPlan(grid=grid, num_loss_tokens=1, num_samples=1),)
+    )
 
 
 def whole_batch(step: int, groups: Sequence[GroupSummary]) -> TrainBatch:

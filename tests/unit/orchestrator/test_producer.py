@@ -183,7 +183,9 @@ def plan(step: int, groups) -> TrainBatch:
     """Put all samples into one micro-batch."""
     samples = tuple(s for g in groups for s in g.samples)
     grid = ((MicroBatchPlan(samples=samples),),)
-    return TrainBatch(step=step, minibatches=(MinibatchPlan(grid=grid, num_loss_tokens=1),))
+    return TrainBatch(
+        step=step, minibatches=(MinibatchPlan(grid=grid, num_loss_tokens=1, num_samples=1),)
+    )
 
 
 def train(producer: RolloutProducer, step: int, groups) -> None:
