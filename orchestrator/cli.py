@@ -1,7 +1,7 @@
 """The `braid` command. Imports nothing heavy until a command needs it.
 
 Exit codes: 0 done, 1 the run or the grader failed, 2 bad input, 3 `baseline` found a source that is
-no-go, 130 Ctrl-C, 143 SIGTERM.
+no-go or `judge calibrate` a judge below its threshold, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import json
@@ -20,6 +20,7 @@ from rich.console import Console
 from configs.errors import ConfigError, Problem
 from configs.load import load_recipe
 from orchestrator.import_cmd import import_app
+from orchestrator.judge_cmd import judge_app
 from orchestrator.render_cmd import render
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(import_app, name="import")
+app.add_typer(judge_app, name="judge")
 app.command()(render)
 BAD_INPUT, FAILED = 2, 1
 
@@ -149,6 +151,9 @@ def grade(
     sample: Annotated[
         str | None, typer.Option("--sample", metavar="TEXT", help="The answer, or @FILE with it.")
     ] = None,
+    judges: Annotated[
+        Path | None, typer.Option("--judges", help="File of judges that it may ask.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the RFT `graders/run` response.")
     ] = False,
@@ -159,7 +164,7 @@ def grade(
     if sample is None:
         raise ConfigError(Problem(where="--sample", what="is missing", fix="Give an answer."))
     row = read_item(item)
-    graded = grade_one(read_grader(grader), row, read_sample(sample))
+    graded = grade_one(read_grader(grader), row, read_sample(sample), judges)
     if as_json:
         sys.stdout.write(json.dumps(graded.response(), indent=2, ensure_ascii=False) + "\n")
     else:
@@ -304,6 +309,7 @@ _NAMED_FAILURES = (
     ("orchestrator.checkpoints", "CheckpointError"),
     ("mixing.ledger", "LedgerError"),
     ("mixing.allocator", "MixExhausted"),
+    ("rewards.score", "GradeFailed"),
 )
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from configs.errors import ConfigError, Problem
 from configs.graders.union import GraderConfig
 from configs.load import load_grader, parse_grader
+from orchestrator.judge_file import judges_from
 from rewards.rows import check_item
 from rewards.score import FailureKind, GradeFailed, Score, Usage
 from rewards.standalone import ROOT, Grading
@@ -117,17 +118,28 @@ def read_sample(text: str) -> str:
     return _inline_or_file(text, "--sample")
 
 
-def grade_one(grader: GraderConfig, item: Mapping[str, JsonValue], sample: str) -> Graded:
+def grade_one(
+    grader: GraderConfig,
+    item: Mapping[str, JsonValue],
+    sample: str,
+    judges_file: Path | None = None,
+) -> Graded:
     """Grade one answer.
 
+    Args:
+        judges_file: file of the judges that it may ask.
+
     Raises:
-        ConfigError: what is wrong with the grader.
+        ConfigError: what is wrong with the grader, or it asks a judge that the file has not.
     """
-    return asyncio.run(_grade(grader, Subject.of_text(item, sample)))
+    return asyncio.run(_grade(grader, Subject.of_text(item, sample), judges_file))
 
 
-async def _grade(grader: GraderConfig, subject: Subject) -> Graded:
-    async with Grading(grader) as grading:
+async def _grade(grader: GraderConfig, subject: Subject, judges_file: Path | None) -> Graded:
+    async with (
+        judges_from(judges_file, grader, "grader") as judges,
+        Grading(grader, judges=judges) as grading,
+    ):
         started = time.monotonic()
         try:
             score, failed = await grading.score(subject), None

@@ -36,6 +36,10 @@ COMPUTE: Mapping[str, str] = {
 }
 ASYNC: Mapping[str, str] = {
     "multi": "rewards.multi:evaluate_multi",
+    "score_model": "rewards.judges.scoring:evaluate_score",
+    "label_model": "rewards.judges.scoring:evaluate_label",
+    "rubric": "rewards.judges.rubric:evaluate_rubric",
+    "reward_model": "rewards.judges.reward_model:evaluate_reward_model",
 }
 CHECKS: Mapping[str, str] = {
     "function": "rewards.graders:check_function",
@@ -47,10 +51,14 @@ CHECKS: Mapping[str, str] = {
     "math": "rewards.math_answers:check_math",
     "json_fields": "rewards.fields:check_json_fields",
     "multi": "rewards.multi:check_multi",
+    "score_model": "rewards.judges.checks:check_score",
+    "label_model": "rewards.judges.checks:check_label",
+    "rubric": "rewards.judges.checks:check_rubric",
 }
 """`(cfg, where) -> list[Problem]`: what is wrong with a grader beyond its fields' types."""
 ROW_CHECKS: Mapping[str, str] = {
     "json_fields": "rewards.fields:check_json_row",
+    "rubric": "rewards.judges.checks:check_rubric_row",
 }
 """`(cfg, item, where) -> list[Problem]`: what of a row a grader with sound templates cannot use."""
 
