@@ -14,6 +14,7 @@ from configs.schema import ActorsConfig, RunConfig
 from configs.validate_data import HUB_NAME, check_data
 from configs.validate_difficulty import check_difficulty, warn_difficulty
 from configs.validate_mix import check_mix, warn_mix
+from configs.validate_monitors import check_monitors, warn_monitors
 
 
 def validate_run(cfg: RunConfig) -> list[Problem]:
@@ -39,6 +40,7 @@ def find_warnings(cfg: RunConfig) -> list[Problem]:
         *_warn_batch(cfg),
         *_warn_groups(cfg),
         *warn_eval(cfg),
+        *warn_monitors(cfg),
         *_warn_model(cfg),
     ]
 
@@ -79,6 +81,7 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
     for source in cfg.sources:
         yield from check_data(source)
         yield from check_difficulty(source)
+        yield from check_monitors(source)
         leave_out = cfg.decontaminate.procedural and cfg.decontaminate.action == "drop"
         if leave_out and source.data.curriculum.start is not None:
             yield Problem(

@@ -28,6 +28,7 @@ _FREE = (
     "weight_sync",
     "eval",
     "checkpoint",
+    "monitors",
     "logging",
     "health",
 )
@@ -51,7 +52,8 @@ class FieldChange:
 def changed_fields(before: RunConfig, after: RunConfig) -> tuple[FieldChange, ...]:
     """List the fields that differ, in the recipe's order."""
     old, new = _flatten(dump(before), ""), _flatten(dump(after), "")
-    free = (*_FREE, *(f"sources.{s.name}.eval" for s in before.sources))
+    own = ("eval", "watch", "gold.fraction")
+    free = (*_FREE, *(f"sources.{s.name}.{field}" for s in before.sources for field in own))
     return tuple(
         FieldChange(
             field=field,
