@@ -58,7 +58,7 @@ class HeldOutMonitorConfig(GapMonitorConfig):
 class LengthMonitorConfig(MonitorConfig):
     """Alarm when longer answers earn more, and answers grow."""
 
-    correlation: Fraction = 0.3
+    correlation: Fraction = 0.2
     """Least mean correlation of reward and length within groups."""
     growth: PositiveFloat = 0.3
     """Least growth of the mean length, as a share of its start."""

@@ -32,7 +32,7 @@ class LengthMonitor(Monitor):
         if longer is None or better is None or not self._correlation.full:
             return None
         least, sigmas = self._cfg.growth * longer.before, self._run.sigmas
-        bound = max(self._cfg.correlation, sigmas * self._correlation.stderr)
+        bound = max(self._cfg.correlation, sigmas / 2 * self._correlation.stderr)
         earns = self._correlation.now > bound
         if not (earns and longer.exceeds(least, sigmas) and better.exceeds(0, sigmas)):
             return Looked()
