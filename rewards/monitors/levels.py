@@ -35,7 +35,7 @@ class KLMonitor(Monitor):
 
     def __init__(self, run: MonitorsConfig, cfg: KLMonitorConfig):
         self._cfg = cfg
-        self._recent: deque[float] = deque(maxlen=run.window)
+        self._recent: deque[float] = deque(maxlen=2 * run.window)
 
     def observe(self, figures: Figures) -> Looked | None:
         """Take a step's mean KL to the reference."""
