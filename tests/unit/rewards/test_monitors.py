@@ -129,7 +129,9 @@ PAYS = ("gold", "disagreement", "held_out", "length")
 """Hacks that the reward pays for."""
 
 
-def evaluation(rng: np.random.Generator, step: int, rate: float, items: int = 200) -> dict[str, Any]:
+def evaluation(
+    rng: np.random.Generator, step: int, rate: float, items: int = 200
+) -> dict[str, Any]:
     passed = float(rng.binomial(items, rate) / items)
     stderr = math.sqrt(passed * (1 - passed) / (items - 1))
     return {
@@ -163,7 +165,7 @@ def test_a_planted_hack_is_caught_in_time(hack: str):
 def test_a_hack_from_the_first_step_on_is_caught_too():
     for seed in range(25):
         alarms = shown(MonitorBoard(config()), run(seed, "repetition", onset=0))
-        assert [a.step for a in alarms if a.monitor == "repetition"][0] <= 14, seed
+        assert next(a.step for a in alarms if a.monitor == "repetition") <= 14, seed
 
 
 def test_clean_runs_are_silent():
