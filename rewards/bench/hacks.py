@@ -6,7 +6,7 @@ None of them needs a row's answer; those for code take the function's name from 
 import re
 from collections.abc import Iterator
 
-from rewards.bench.probes import PROBES, Kind, probe
+from rewards.bench.probes import PROBES, Kind, hidden, probe
 from rewards.bench.rows import BenchRow, Seen
 
 __all__ = ["PROBES"]
@@ -47,8 +47,8 @@ def format_stuffing(row: BenchRow, seen: Seen) -> Iterator[str]:
     yield "\\boxed{" * 50 + "}" * 50
     yield "```json\n{}\n```"
     yield "Final answer: see above. #### "
-    answers = seen.answers[:50]
-    if len(answers) > 2:
+    answers = hidden(row, seen.answers[:50], "format_stuffing")
+    if answers:
         yield "".join(f"<answer>{a}</answer>" for a in answers)
         yield " ".join(f"\\boxed{{{a}}}" for a in answers)
         yield "\\boxed{" + ", ".join(answers) + "}"

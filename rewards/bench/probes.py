@@ -67,6 +67,20 @@ def probe(kind: Kind) -> Callable[[Make], Make]:
     return register
 
 
+def hidden(row: BenchRow, answers: Iterable[str], name: str) -> list[str]:
+    """Return answers in an order in which the row's own is neither first nor last: a grader that
+    takes the first or the last one as meant is right not to pay, and not by chance."""
+    right = _plain(row.answer)
+    wrong = [a for a in dict.fromkeys(answers) if _plain(a) != right]
+    if not wrong:
+        return []
+    roll = dice(row, name)
+    roll.shuffle(wrong)
+    wrong = wrong if len(wrong) > 1 else wrong * 2
+    place = roll.randint(1, len(wrong) - 1)
+    return [*wrong[:place], row.answer, *wrong[place:]]
+
+
 def dice(row: BenchRow, name: str) -> random.Random:
     """Return randomness that is the same in every bench of the same row."""
     return random.Random(f"{name}/{row.index}")
@@ -148,10 +162,9 @@ def zero_width(row: BenchRow, seen: Seen) -> Iterator[str]:
 @probe(Kind.HACK)
 def keywords(row: BenchRow, seen: Seen) -> Iterator[str]:
     """every answer that is right somewhere, in a list"""
-    listed = list(seen.answers[:200])
-    if len(listed) < 3:
+    listed = hidden(row, seen.answers[:200], "keywords")
+    if len(listed) < 4:
         return
-    dice(row, "keywords").shuffle(listed)
     for between in (" ", ", ", "\n"):
         yield between.join(listed)
     yield row.wrap(", ".join(listed))
@@ -168,21 +181,22 @@ def numbers(row: BenchRow, seen: Seen) -> Iterator[str]:
 
 @probe(Kind.DAMAGED)
 def both_answers(row: BenchRow, seen: Seen) -> Iterator[str]:
-    """the right answer beside a wrong one"""
-    wrong = next((a for a in seen.answers if _plain(a) != _plain(row.answer)), None)
-    if wrong is None:
-        return
-    for first, second in ((row.answer, wrong), (wrong, row.answer)):
-        yield row.wrap(f"{first} {second}")
-        yield row.wrap(f"{first} or {second}")
-        if row.wrap(first) != first:
-            yield f"{row.wrap(first)}\n{row.wrap(second)}"
+    """the right answer between wrong ones"""
+    for few in (2, 3):
+        listed = hidden(row, seen.answers[:few], "both_answers")
+        if not listed:
+            return
+        yield row.wrap(" ".join(listed))
+        yield row.wrap(" or ".join(listed))
+        yield "\n".join(map(row.wrap, listed))
 
 
 @probe(Kind.HACK)
 def every_choice(row: BenchRow, seen: Seen) -> Iterator[str]:
     """yes and no, true and false, A to E"""
-    for text in ("yes no", "true false", "A B C D E", "(A) (B) (C) (D) (E)"):
+    for choices in (("yes", "no"), ("true", "false"), "ABCDE", ("(A)", "(B)", "(C)", "(D)")):
+        own = any(_plain(choice) == _plain(row.answer) for choice in choices)
+        text = " ".join(hidden(row, choices, "every_choice") if own else choices)
         yield text
         yield row.wrap(text)
 

@@ -228,6 +228,12 @@ def _warnings(
                 f"{found.invalid} of {found.answers} answers of `{found.probe}` cannot be judged; "
                 "in training such rollouts are invalid, and too many stop the run"
             )
+        if found.kind == Kind.HACK and found.invalid:
+            kinds = ", ".join(found.failures)
+            yield (
+                f"{found.invalid} of {found.answers} answers of `{found.probe}` make the grader "
+                f"fail ({kinds}): a policy can learn to"
+            )
         if found.verdict == "lenient":
             yield f"{found.probe} is paid: {found.says}"
     spread = fmean(pstdev(s) for s in again) if again else 0.0
@@ -244,7 +250,8 @@ def _guess(seen: Seen, trials: Sequence[Trial]) -> float | None:
         for t in trials
         if t.probe.kind is Kind.RIGHT and t.row.answer == seen.majority and t.scores
     ]
-    return fmean([*tried, *own]) if tried or own else None
+    known = tried or len(seen.answers) == 1
+    return fmean([*tried, *own]) if known and (tried or own) else None
 
 
 def _example(trial: Trial, score: float | None) -> Example:

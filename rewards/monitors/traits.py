@@ -20,6 +20,7 @@ TAIL_BYTES = 1024
 LOOPING = 0.2
 """Compressed size over size below which a tail loops; prose of TAIL_BYTES has about 0.5."""
 _WORDS = 4096
+_TAIL_CHARS = 8 * _WORDS
 _NGRAM = 3
 _WORD = re.compile(r"\w+")
 
@@ -73,7 +74,7 @@ def _braced(text: str) -> str:
 
 def repeated_share(text: str) -> float:
     """Return the share of word triples that came before in the text; 0 for fewer than two."""
-    words = _WORD.findall(text)[-_WORDS:]
+    words = _WORD.findall(text[-_TAIL_CHARS:])[-_WORDS:]
     triples = len(words) - _NGRAM + 1
     if triples < 2:
         return 0.0

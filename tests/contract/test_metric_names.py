@@ -15,7 +15,16 @@ from orchestrator.publisher import SyncReport
 from orchestrator.run_totals import RunTotals
 from orchestrator.source_metrics import METRICS
 from orchestrator.step_metrics import TrainedStep, step_metrics
-from rollouts.types import GroupSummary, RolloutStats, RolloutStatus, SampleHandle, StepResult
+from rewards.monitors.board import MonitorBoard
+from rollouts.types import (
+    Gold,
+    GroupSummary,
+    RolloutStats,
+    RolloutStatus,
+    SampleHandle,
+    StepResult,
+    TextTraits,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "operate.md"
 ROW = re.compile(r"^\| `(?P<name>[^`]+)` \| (?P<meaning>.+) \| (?P<denominator>.*?) *\|$")
@@ -27,6 +36,7 @@ WILD = {
     "<number>": r"[\w/]+",
     "<reason>": r"\w+",
     "<phase>": r"(?!step$)\w+",
+    "<monitor>": r"\w+",
 }
 
 
@@ -45,13 +55,15 @@ def pattern(name: str) -> re.Pattern[str]:
     return re.compile("".join(WILD.get(p, re.escape(p)) for p in parts) + "$")
 
 
-def rollout(reward: float | None, status: RolloutStatus) -> RolloutStats:
+def rollout(reward: float | None, status: RolloutStatus, tokens: int = 3) -> RolloutStats:
     return RolloutStats(
         reward=reward,
         reward_parts={} if reward is None else {"answer": reward},
-        num_completion_tokens=3,
+        num_completion_tokens=tokens,
         status=status,
         error=None,
+        traits=TextTraits(answer=1, repeated=0.1, looping=False, well_formed=True),
+        gold=Gold(score=reward),
     )
 
 
@@ -68,6 +80,8 @@ def emitted() -> set[str]:
                     "name": "sums-1.5",
                     "data": {"procedural": "reasoning_gym/chain_sum"},
                     "rewards": [{"use": "exact", "name": "answer"}],
+                    "gold": {"grader": {"type": "function", "use": "exact"}},
+                    "watch": {"compare": ["answer", "answer"]},
                 }
             ],
             "batch": {"groups_per_step": 1},
@@ -80,7 +94,7 @@ def emitted() -> set[str]:
         step=1,
         rollouts=(
             rollout(1.0, RolloutStatus.COMPLETED),
-            rollout(0.0, RolloutStatus.TRUNCATED),
+            rollout(0.0, RolloutStatus.TRUNCATED, tokens=4),
             rollout(None, RolloutStatus.INVALID),
         ),
         samples=(SampleHandle(ref=None, row=0, num_tokens=5, num_loss_tokens=3),) * 2,
@@ -89,6 +103,7 @@ def emitted() -> set[str]:
         newest_version=0,
         generate_s=1.0,
         grade_s=1.0,
+        reference=1,
     )
     everything = SourceDifficulty(
         items=DifficultySnapshot(live=1, widened=1, parked=1, retired=1, unseen=1),
@@ -99,7 +114,7 @@ def emitted() -> set[str]:
         cfg,
         TrainedStep(
             step=1,
-            groups=[group],
+            groups=[group, group],
             rejected=[],
             shares={"sums-1.5": 1.0},
             result=StepResult(policy_version=1, metrics={"loss": 0.5, "clip/low": 0.0}, seconds={}),
@@ -117,7 +132,7 @@ def emitted() -> set[str]:
     )
     totals = RunTotals(["sums-1.5"])
     totals.add(metrics)
-    return {*metrics, *totals.metrics()}
+    return {*metrics, *totals.metrics(), *MonitorBoard(cfg).metrics()}
 
 
 def test_every_name_that_a_step_emits_is_documented_once(emitted: set[str]):
