@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails, to_json
 
 from configs.data_files import find_files
 from configs.errors import ConfigError, Problem
+from configs.graders.shorthand import write_out
 from configs.graders.union import GRADER, GraderConfig
 from configs.messages import explain
 from configs.schema import RunConfig, dump
@@ -185,7 +186,8 @@ def _mappings(items: JsonValue) -> list[dict[str, JsonValue]]:
 
 
 def _inline_graders(data: dict[str, JsonValue], folder: Path) -> list[Problem]:
-    """Put the content of grader files in place of their paths; return what is wrong with them."""
+    """Put the content of grader files in place of their paths, and write out what is written
+    short; return what is wrong with them."""
     problems: list[Problem] = []
     for source in _mappings(data.get("sources")):
         for holder in _mappings([*_mappings(source.get("rewards")), source.get("gold")]):
@@ -198,6 +200,13 @@ def _inline_graders(data: dict[str, JsonValue], folder: Path) -> list[Problem]:
                     holder["grader"] = {"type": "function", "use": "exact"}  # not looked at again
                 else:
                     holder["grader"] = GRADER.dump_python(grader, mode="json")
+            elif given is not None:
+                try:
+                    holder["grader"] = write_out(given)
+                except ValueError as error:
+                    at = f"rewards.{holder['name']}" if "name" in holder else "gold"
+                    where = f"sources.{source.get('name')}.{at}.grader"
+                    problems.append(Problem(where=where, what=str(error)))
     return problems
 
 
@@ -208,12 +217,23 @@ def load_grader(path: Path | str) -> GraderConfig:
         ConfigError: all problems of the file.
     """
     path = Path(path)
-    document = read_document(_read(path), path.name)
+    return parse_grader(_read(path), path.name)
+
+
+def parse_grader(text: str, name: str) -> GraderConfig:
+    """Read a grader object from YAML or JSON text that messages call `name`.
+
+    Raises:
+        ConfigError: all problems of the text.
+    """
+    document = read_document(text, name)
     if document.problems:
         raise ConfigError(document.problems)
     try:
-        return GRADER.validate_json(to_json(document.data), strict=True)
-    except ValidationError as error:
+        return GRADER.validate_json(to_json(write_out(document.data)), strict=True)
+    except ValueError as error:
+        if not isinstance(error, ValidationError):
+            raise ConfigError(Problem(where=name, what=str(error))) from None
         details = error.errors(include_url=False)
     raise ConfigError(
         [explain(d, document=document, set_by={}, root=GraderConfig) for d in details]

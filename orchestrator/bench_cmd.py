@@ -19,12 +19,13 @@ from rich.progress import Progress
 from configs.errors import ConfigError, Problem
 from configs.evaluation import eval_settings
 from configs.graders.union import GraderConfig
-from configs.load import load_grader, load_recipe
+from configs.load import load_recipe
 from configs.schema import RewardGroupConfig, RunConfig, SourceConfig
 from mixing.jsonl import JsonlTable
 from mixing.opening import open_source
 from mixing.row_filter import RowFilter
 from orchestrator.bench_table import render_report
+from orchestrator.grade_cmd import read_grader
 from rewards.bench.hacks import PROBES
 from rewards.bench.probes import Probe
 from rewards.bench.report import BenchReport, Bounds, report
@@ -61,18 +62,20 @@ class BenchOptions:
     """Of one grading."""
 
 
-def bench_grader(path: Path, data: Path, options: BenchOptions) -> BenchReport:
-    """Try a grader of a file on rows of a JSONL file.
+def bench_grader(text: str, data: Path, options: BenchOptions) -> BenchReport:
+    """Try a grader on rows of a JSONL file.
+
+    Args:
+        text: the grader's file, or the grader itself as `{...}`.
 
     Raises:
         ConfigError: grader, rows or probes cannot be used.
     """
-    grader = load_grader(path)
-    probes = find_probes(options.modules)
+    grader, probes = read_grader(text), find_probes(options.modules)
     seen = _seen(_tasks(_read(data), options), options, _passing(grader))
     reward = RewardGroupConfig(workers=options.workers, timeout_s=options.timeout_s, retries=0)
     trials = asyncio.run(_with_grading(Grading(grader, reward), seen, probes, options))
-    return _report(grader.name or path.name, seen, trials, options, right=1.0)
+    return _report(grader.name or grader.type, seen, trials, options, right=1.0)
 
 
 def bench_source(path: Path, sets: Sequence[str], name: str, options: BenchOptions) -> BenchReport:

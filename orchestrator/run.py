@@ -30,6 +30,7 @@ from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
 from orchestrator.hashes import run_hashes
 from orchestrator.loop import Parts, Stopped, StopRequest, train
+from orchestrator.plan_data import check_graded_rows
 from orchestrator.plan_mix import plan_mix
 from orchestrator.publisher import WeightPublisher
 from orchestrator.recorder import Recorder
@@ -58,6 +59,8 @@ def check(cfg: RunConfig) -> tuple[Mapping[str, Source], Contamination]:
     problems += plan_mix(cfg, {name: source.size for name, source in sources.items()}).problems
     for validate in (validate_environments, validate_rewards, validate_advantages):
         problems += validate(cfg.sources)
+    if sources and not problems:
+        problems += check_graded_rows(cfg, sources)
     if problems:
         # Two checks may find the same fault (a missing file); the first one's words stand.
         raise ConfigError(list({p.where: p for p in reversed(problems)}.values())[::-1])

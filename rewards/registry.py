@@ -10,6 +10,8 @@ import importlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, cast
 
+from pydantic import JsonValue
+
 from configs.errors import Problem
 from configs.graders.union import GraderConfig
 from rewards.score import Score
@@ -17,6 +19,7 @@ from rewards.services import Services
 from rewards.subject import Subject
 
 Prepare = Callable[[Any, str], Callable[[Subject], object]]
+RowCheck = Callable[[Any, Mapping[str, JsonValue], str], list[Problem]]
 Evaluator = Callable[[Any, Subject, Services, str], Awaitable[Score]]
 
 COMPUTE: Mapping[str, str] = {
@@ -42,6 +45,10 @@ CHECKS: Mapping[str, str] = {
     "multi": "rewards.multi:check_multi",
 }
 """`(cfg, where) -> list[Problem]`: what is wrong with a grader beyond its fields' types."""
+ROW_CHECKS: Mapping[str, str] = {
+    "json_fields": "rewards.fields:check_json_row",
+}
+"""`(cfg, item, where) -> list[Problem]`: what of a row a grader with sound templates cannot use."""
 
 
 def load_prepare(kind: str) -> Prepare:
@@ -52,6 +59,11 @@ def load_prepare(kind: str) -> Prepare:
 def load_evaluator(kind: str) -> Evaluator:
     """Return what evaluates an ASYNC grader of this type."""
     return cast(Evaluator, _attribute(ASYNC[kind]))
+
+
+def load_row_check(kind: str) -> RowCheck | None:
+    """Return what checks a row for a grader of this type, if anything does."""
+    return cast(RowCheck, _attribute(ROW_CHECKS[kind])) if kind in ROW_CHECKS else None
 
 
 def _attribute(name: str) -> object:

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from configs.errors import ConfigError, Problem
-from rewards.subject import Subject
+from rewards.subject import Subject, item_of
 from rewards.templates import parse_template
 from rollouts.types import (
     Completion,
@@ -133,7 +133,7 @@ def bench_rows(tasks: Sequence[Task], template: str | None) -> list[BenchRow]:
 
 
 def _row(index: int, task: Task, template: str | None) -> BenchRow:
-    item = Subject(task=task, rollout=_NO_ROLLOUT).item
+    item = item_of(task)
     answer = _text(item.get("answer"))
     given = item.get("reference")
     if template is not None:
@@ -168,6 +168,3 @@ def _text(value: JsonValue) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)
-
-
-_NO_ROLLOUT = Rollout(index=0, turns=(), status=RolloutStatus.COMPLETED, reward_parts={})
