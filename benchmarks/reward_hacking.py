@@ -76,13 +76,16 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     head = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(head, cwd=ROOT, capture_output=True, text=True, check=False)
-    known = json.loads(BASELINE.read_text()) if BASELINE.is_file() else {"arms": {}}
+    arms: dict[str, Any] = {}
+    if BASELINE.is_file():
+        arms = json.loads(BASELINE.read_text())["arms"]
     for arm in args.arms or ("hackable", "sound"):
         for seed in args.seeds:
-            known["arms"][f"{arm}, seed {seed}"] = measure(run(arm, seed, out))
-    known |= {"machine": platform.machine(), "commit": commit.stdout.strip()}
+            figures = measure(run(arm, seed, out))
+            arms[f"{arm}, seed {seed}"] = {"commit": commit.stdout.strip(), **figures}
+    known = {"machine": platform.machine(), "arms": arms}
     BASELINE.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
-    print(table(known["arms"]))
+    print(table(arms))
 
 
 if __name__ == "__main__":

@@ -273,3 +273,25 @@ def test_evaluations_measured_otherwise_are_not_compared():
     alternating = shown(MonitorBoard(config()), rows([200, 201]))
     assert "held_out" in {a.monitor for a in same}
     assert "held_out" not in {a.monitor for a in alternating}
+
+
+def recorded(arm: str) -> list[Alarm]:
+    """Replay a run of benchmarks/reward_hacking.py on the tiny model, under the default settings."""
+    found = json.loads(RECORDED.read_text())[arm]
+    columns: Mapping[str, Sequence[float | None]] = found["steps"]
+    steps = [
+        {"step": i + 1, **{f"source/s/all/{name}": values[i] for name, values in columns.items()}}
+        for i in range(len(columns["reward/mean"]))
+    ]
+    evaluations = [{**row, "source": "s"} for row in found["evaluations"]]
+    return list(replay(MonitorBoard(config()), steps, evaluations))
+
+
+def test_a_real_run_with_a_hackable_reward_is_caught():
+    raised = {a.monitor: a.step for a in recorded("hackable") if a.event == "raised"}
+    assert set(raised) == {"gold", "repetition", "length", "format"}
+    assert max(raised.values()) <= 15
+
+
+def test_a_real_run_with_a_sound_reward_is_silent():
+    assert recorded("sound") == []
