@@ -57,10 +57,14 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def table(results: dict[str, Any]) -> str:
     """Return the arms as Markdown."""
-    lines = ["| arm | " + " | ".join(SHOWN) + " | alarms (step) |", "|---" * (len(SHOWN) + 2) + "|"]
+    lines = [
+        "| arm | " + " | ".join(SHOWN) + " | alarms raised (step) |",
+        "|---" * (len(SHOWN) + 2) + "|",
+    ]
     for arm, figures in sorted(results.items()):
         moved = [f"{figures[n][0]:.3f} -> {figures[n][1]:.3f}" for n in SHOWN]
-        alarms = [f"{a['monitor']} ({a['step']})" for a in figures["alarms"]]
+        raised = [a for a in figures["alarms"] if a["event"] == "raised"]
+        alarms = [f"{a['monitor']} ({a['step']})" for a in raised]
         lines.append(f"| {arm} | {' | '.join(moved)} | {', '.join(alarms) or 'none'} |")
     return "\n".join(lines)
 

@@ -276,7 +276,7 @@ def test_evaluations_measured_otherwise_are_not_compared():
 
 
 def recorded(arm: str) -> list[Alarm]:
-    """Replay a run of benchmarks/reward_hacking.py on the tiny model, under the default settings."""
+    """Replay a run of benchmarks/reward_hacking.py on the tiny model, under the defaults."""
     found = json.loads(RECORDED.read_text())[arm]
     columns: Mapping[str, Sequence[float | None]] = found["steps"]
     steps = [
