@@ -19,6 +19,7 @@ from rewards.monitors.traits import answer_hash, in_slice, text_traits
 from rewards.pool import GraderPool
 from rollouts.advantages import resolve_advantage
 from rollouts.samples import chunk_for_store, to_training_samples
+from rollouts.scopes import estimator_plug, mean_advantage
 from rollouts.types import (
     GeneratedGroup,
     GroupRequest,
@@ -41,7 +42,7 @@ class RewardActor:
     def __init__(self, cfg: RunConfig):
         self._cfg = cfg
         self._pool = GraderPool(cfg.reward, cfg.sources)
-        self._estimators = {s.name: resolve_advantage(s.advantage) for s in cfg.sources}
+        self._estimators = {s.name: resolve_advantage(estimator_plug(s)) for s in cfg.sources}
         self._graded = 0
 
     async def start(self) -> Heartbeat:
@@ -102,6 +103,7 @@ class RewardActor:
                     row=row,
                     num_tokens=len(sample.token_ids),
                     num_loss_tokens=int(sample.loss_mask.sum()),
+                    advantage=mean_advantage(sample),
                 )
                 for row, sample in enumerate(chunk)
             )

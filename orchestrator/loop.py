@@ -26,6 +26,7 @@ from orchestrator.recorder import Recorder
 from orchestrator.resume import Checkpointer, Restored
 from orchestrator.step_metrics import TrainedStep
 from rollouts.packing import plan_minibatches
+from rollouts.scopes import scale_advantages
 from rollouts.types import GroupSummary, StepResult, TrainBatch
 
 log = logging.getLogger("braid.loop")
@@ -156,6 +157,7 @@ async def _step(
     parts: Parts, producer: RolloutProducer, step: int, groups: Sequence[GroupSummary]
 ) -> tuple[StepResult, SyncReport]:
     """Train one step, give the engines its weights, and tell all who follow the policy."""
+    groups = scale_advantages(parts.cfg, groups)
     batch = await _score(parts, _plan(parts, step, groups))
     with parts.clock.phase("train"):
         result = await parts.cluster.trainer.train_step(batch)

@@ -25,7 +25,9 @@ from mixing.feedback import open_pools
 from mixing.ledger import Ledger
 from mixing.mixer import Mixer
 from mixing.opening import open_sources
+from mixing.search_cache import find_once
 from mixing.sources import Source
+from orchestrator.clip_check import check_clip
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
 from orchestrator.hashes import run_hashes
@@ -52,13 +54,14 @@ def check(cfg: RunConfig) -> tuple[Mapping[str, Source], Contamination]:
     sources: Mapping[str, Source] = {}
     found = NOT_SEARCHED
     try:
-        sources, found = decontaminate(cfg, open_sources(cfg))
+        sources, found = decontaminate(cfg, open_sources(cfg), find_once)
         open_pools(cfg, sources)
     except ConfigError as error:
         problems += error.problems
     problems += plan_mix(cfg, {name: source.size for name, source in sources.items()}).problems
     for validate in (validate_environments, validate_rewards, validate_advantages):
         problems += validate(cfg.sources)
+    problems += check_clip(cfg)
     if sources and not problems:
         problems += check_graded_rows(cfg, sources)
     if problems:

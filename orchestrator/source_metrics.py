@@ -19,7 +19,13 @@ from mixing.mixer import parse_group_id
 from rollouts.advantages import all_same
 from rollouts.pass_rates import pass_at_k
 from rollouts.staleness import staleness
-from rollouts.types import GroupSummary, RolloutStats, RolloutStatus, TextTraits
+from rollouts.types import (
+    GroupSummary,
+    RolloutStats,
+    RolloutStatus,
+    SampleHandle,
+    TextTraits,
+)
 
 T = TypeVar("T")
 Reduce = Callable[[Sequence[float]], float]
@@ -93,6 +99,11 @@ class Pool:
         """Groups with a valid rollout."""
         return [g for g in self.groups if g.rewards]
 
+    @cached_property
+    def samples(self) -> Sequence[SampleHandle]:
+        """What was trained on."""
+        return [s for g in self.groups for s in g.samples]
+
     def passed(self, group: GroupSummary) -> int:
         """Return how many rollouts of the group passed."""
         return sum(reward >= self._threshold for reward in group.rewards)
@@ -117,6 +128,7 @@ VALID: Over[RolloutStats] = Over("valid rollouts", lambda pool: pool.valid)
 RIGHT: Over[RolloutStats] = Over("right rollouts", lambda pool: pool.right)
 WRONG: Over[RolloutStats] = Over("wrong rollouts", lambda pool: pool.wrong)
 GROUPS: Over[GroupSummary] = Over("groups", lambda pool: pool.groups)
+SAMPLES: Over[SampleHandle] = Over("samples", lambda pool: pool.samples)
 TEXTS: Over[TextTraits] = Over("valid rollouts", lambda pool: pool.texts)
 ASKED: Over[RolloutStats] = Over("rollouts that gold was asked about", lambda pool: pool.asked)
 GOLD: Over[RolloutStats] = Over("rollouts with a gold score", lambda pool: pool.gold)
@@ -196,6 +208,7 @@ METRICS: tuple[Metric[Any], ...] = (
     Metric("reward/std", VALID, _reward, np.std),
     Metric("reward/p10", VALID, _reward, _quantile(0.1)),
     Metric("reward/p90", VALID, _reward, _quantile(0.9)),
+    Metric("advantage/std", SAMPLES, lambda _, s: s.advantage, np.std, kinds=(TRAINED,)),
     Metric("solved_all", JUDGED, lambda pool, g: pool.passed(g) == len(g.rewards)),
     Metric("solved_none", JUDGED, lambda pool, g: pool.passed(g) == 0),
     Metric("zero_variance", JUDGED, _no_contrast),

@@ -8,6 +8,7 @@ import numpy as np
 from configs.schema import SourceConfig
 from rollouts.advantages import Estimator, group_advantages
 from rollouts.types import (
+    F32,
     Rollout,
     RolloutGroup,
     RolloutStatus,
@@ -32,7 +33,7 @@ def to_training_samples(
     rewards = [_reward(rollout) for rollout in group.rollouts]
     advantages = group_advantages(rewards, estimator)
     return tuple(
-        _sample(group, rollout, float(advantages[place]), source.loss_weight, kl_coef)
+        _sample(group, rollout, float(advantages[place]), source, kl_coef)
         for place, rollout in enumerate(group.rollouts)
         if rewards[place] is not None
     )
@@ -43,7 +44,7 @@ def _reward(rollout: Rollout) -> float | None:
 
 
 def _sample(
-    group: RolloutGroup, rollout: Rollout, advantage: float, loss_weight: float, kl_coef: float
+    group: RolloutGroup, rollout: Rollout, advantage: float, source: SourceConfig, kl_coef: float
 ) -> TrainingSample:
     """Lay the turns end to end. Sampled tokens (a sampled end-of-sequence included) are in the
     loss; prompts, the environment's words and the template's tokens are not. Nothing is added."""
@@ -59,6 +60,10 @@ def _sample(
     mask = np.concatenate([np.full(len(p), s) for p, s in zip(pieces, sampled, strict=True)])
     logprobs = np.zeros(len(mask), np.float32)
     logprobs[mask] = np.concatenate([turn.completion.logprobs for turn in rollout.turns])
+
+    def stream(value: float | None) -> F32:
+        return np.full(len(mask), np.nan if value is None else value, np.float32)
+
     return TrainingSample(
         group_id=group.request.group_id,
         index=rollout.index,
@@ -66,9 +71,11 @@ def _sample(
         loss_mask=mask,
         rollout_logprobs=logprobs,
         advantages=np.where(mask, np.float32(advantage), np.float32(0)),
-        loss_weight=np.full(len(mask), loss_weight, np.float32),
-        kl_coef=np.full(len(mask), kl_coef, np.float32),
-        temperature=np.full(len(mask), group.request.sampling.temperature, np.float32),
+        loss_weight=stream(source.loss_weight),
+        kl_coef=stream(kl_coef),
+        clip_low=stream(source.clip_low),
+        clip_high=stream(source.clip_high),
+        temperature=stream(group.request.sampling.temperature),
     )
 
 

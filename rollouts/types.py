@@ -232,6 +232,10 @@ class SampleHandle:
     """Its place in that tuple."""
     num_tokens: int
     num_loss_tokens: int
+    advantage: float = 0.0
+    """By the estimator, over the sample's loss tokens on average."""
+    advantage_scale: float = 1.0
+    """Factor on the advantages when the sample is fetched; set when the step is planned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,6 +314,10 @@ class TrainingSample:
     """[L]"""
     kl_coef: F32
     """[L]"""
+    clip_low: F32
+    """[L], NaN where the source leaves it to the loss; so is `clip_high`."""
+    clip_high: F32
+    """[L]"""
     temperature: F32
     """[L]"""
 
@@ -334,6 +342,10 @@ class MicroBatch:
     loss_weight: F32
     """[T]"""
     kl_coef: F32
+    """[T]"""
+    clip_low: F32
+    """[T], NaN where the source leaves it to the loss; so is `clip_high`."""
+    clip_high: F32
     """[T]"""
     temperature: F32
     """[T]"""

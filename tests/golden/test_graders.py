@@ -16,12 +16,20 @@ from configs.schema import RewardGroupConfig
 from orchestrator.grade_cmd import Graded
 from rewards.compute import ComputePool
 from rewards.evaluate import evaluate
-from rewards.registry import ASYNC, COMPUTE, check_grader, leaves
+from rewards.registry import ASYNC, COMPUTE, check_grader, children, leaves
 from rewards.score import GradeFailed
 from rewards.subject import Subject
 
 TABLE = yaml.safe_load(Path(__file__).with_name("graders.yaml").read_text(encoding="utf-8"))
-ELSEWHERE: set[str] = set()
+ELSEWHERE = {
+    "score_model",
+    "label_model",
+    "rubric",
+    "reward_model",
+    "python",
+    "code_tests",
+    "steps",
+}
 """Types whose cases stand with those who ask judges or start sandboxes."""
 MODULE = """
 def number(rollout, task, *, factor: float = 1.0):
@@ -38,6 +46,10 @@ def cases() -> Iterator[tuple[int, str, float | str, dict[str, Any]]]:
     for i, group in enumerate(TABLE["groups"]):
         for sample, result, *own in group["cases"]:
             yield i, sample, result, own[0] if own else group.get("item", {})
+
+
+def kinds_of(grader: GraderConfig) -> set[str]:
+    return {grader.type}.union(*(kinds_of(child) for _, child in children(grader)))
 
 
 async def grade_all(graders: list[GraderConfig]) -> list[Graded]:
@@ -98,5 +110,5 @@ def test_a_bad_grader_is_refused_with_the_reason():
 def test_the_table_is_whole():
     count = sum(1 for _ in cases()) + len(TABLE["refused"])
     assert count >= 250
-    kinds = {leaf.type for g in TABLE["groups"] for _, leaf in leaves(read(g["grader"]), "g")}
-    assert {*COMPUTE, *ASYNC} - ELSEWHERE <= {*kinds, "multi"}
+    kinds = {kind for group in TABLE["groups"] for kind in kinds_of(read(group["grader"]))}
+    assert {*COMPUTE, *ASYNC} - ELSEWHERE == kinds
