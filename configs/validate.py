@@ -15,6 +15,7 @@ from configs.validate_difficulty import check_difficulty, warn_difficulty
 from configs.validate_engines import check_path, check_ranks
 from configs.validate_judges import check_judges, warn_judges
 from configs.validate_mix import check_mix, warn_mix
+from configs.validate_monitors import check_monitors, warn_monitors
 from configs.validate_objective import check_objective, warn_objective, warn_source_objective
 
 
@@ -44,6 +45,7 @@ def find_warnings(cfg: RunConfig) -> list[Problem]:
         *_warn_groups(cfg),
         *warn_objective(cfg),
         *warn_eval(cfg),
+        *warn_monitors(cfg),
         *_warn_model(cfg),
         *warn_judges(cfg),
     ]
@@ -112,6 +114,7 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
     for source in cfg.sources:
         yield from check_data(source)
         yield from check_difficulty(cfg, source)
+        yield from check_monitors(source)
         leave_out = cfg.decontaminate.procedural and cfg.decontaminate.action == "drop"
         if leave_out and source.data.curriculum.start is not None:
             yield Problem(

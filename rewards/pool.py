@@ -17,10 +17,11 @@ from rewards.compute import ComputePool, GraderStartError
 from rewards.evaluate import evaluate
 from rewards.judges.client import Judge
 from rewards.judges.panel import NO_JUDGES, NO_REWARD_MODELS, Panel, RewardModel
+from rewards.monitors.traits import count_tampering
 from rewards.registry import leaves
 from rewards.score import FailureKind, GradeFailed, Score
 from rewards.subject import Subject
-from rollouts.types import Boundary, Rollout, RolloutError, RolloutStatus, Task
+from rollouts.types import Boundary, Gold, Rollout, RolloutError, RolloutStatus, Task
 
 __all__ = ["GraderPool", "GraderStartError"]
 
@@ -38,6 +39,7 @@ class GraderPool:
     ):
         self.judges, self.reward_models = judges, reward_models
         self._rewards = {source.name: source.rewards for source in sources}
+        self._golds = {source.name: source.gold for source in sources if source.gold}
         self._compute = ComputePool(cfg, _leaves(sources))
 
     @property
@@ -73,6 +75,16 @@ class GraderPool:
             scores[part.name] = score
         return replace(_sum(rollout, parts, scores), reward_notes=_notes(scores))
 
+    async def gold(self, rollout: Rollout, task: Task) -> Gold:
+        """Return what the source's gold grader says of a rollout; the source has one."""
+        cfg = self._golds[task.source]
+        subject = Subject(task=task, rollout=rollout)
+        try:
+            score = await evaluate(cfg.grader, subject, self, _gold_path(task.source))
+        except GradeFailed as failed:
+            return Gold(score=None, failure=str(failed))
+        return Gold(score=cfg.weight * score.value)
+
     async def close(self) -> None:
         """Kill all workers and reap them. Gradings under way become INVALID."""
         await self._compute.close()
@@ -90,12 +102,13 @@ class GraderPool:
 
 
 def _leaves(sources: Sequence[SourceConfig]) -> dict[str, GraderConfig]:
-    return {
-        path: leaf
-        for source in sources
-        for part in source.rewards
-        for path, leaf in leaves(part.definition, f"{source.name}/{part.name}")
-    }
+    roots = [(f"{s.name}/{p.name}", p.definition) for s in sources for p in s.rewards]
+    roots += [(_gold_path(s.name), s.gold.grader) for s in sources if s.gold]
+    return {path: leaf for at, root in roots for path, leaf in leaves(root, at)}
+
+
+def _gold_path(source: str) -> str:
+    return f"{source}/:gold"  # no part of the reward can be called so
 
 
 def _sum(rollout: Rollout, parts: Sequence[RewardConfig], scores: dict[str, Score]) -> Rollout:
@@ -104,7 +117,8 @@ def _sum(rollout: Rollout, parts: Sequence[RewardConfig], scores: dict[str, Scor
     if not math.isfinite(total):
         why = f"the weighted sum of {values} is {total}"
         return _invalid(rollout, FailureKind.NOT_A_NUMBER, why)
-    return replace(rollout, reward=total, reward_parts=values)
+    tampering = sum(count_tampering(score.notes) for score in scores.values())
+    return replace(rollout, reward=total, reward_parts=values, tampering=tampering)
 
 
 def _notes(scores: Mapping[str, Score]) -> dict[str, JsonValue]:
