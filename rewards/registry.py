@@ -24,6 +24,8 @@ Evaluator = Callable[[Any, Subject, Services, str], Awaitable[Score]]
 
 COMPUTE: Mapping[str, str] = {
     "function": "rewards.graders:prepare_function",
+    "python": "rewards.python_grader:prepare_python",
+    "code_tests": "rewards.code_tests:prepare_code_tests",
     "reasoning_gym": "rewards.graders:prepare_reasoning_gym",
     "format": "rewards.shape:prepare_format",
     "length": "rewards.shape:prepare_length",
@@ -38,6 +40,8 @@ ASYNC: Mapping[str, str] = {
 CHECKS: Mapping[str, str] = {
     "function": "rewards.graders:check_function",
     "format": "rewards.shape:check_format",
+    "python": "rewards.python_grader:check_python",
+    "code_tests": "rewards.code_tests:check_code_tests",
     "string_check": "rewards.text:check_texts",
     "text_similarity": "rewards.text:check_texts",
     "math": "rewards.math_answers:check_math",

@@ -12,6 +12,7 @@ from configs.graders.answers import (
     MathGrader,
     ReasoningGymGrader,
 )
+from configs.graders.code import CodeTestsGrader, PythonGrader
 from configs.graders.rft import MultiGrader, StringCheckGrader, TextSimilarityGrader
 
 GraderConfig = Annotated[
@@ -23,7 +24,9 @@ GraderConfig = Annotated[
     | MathGrader
     | JsonFieldsGrader
     | LengthGrader
-    | ReasoningGymGrader,
+    | ReasoningGymGrader
+    | PythonGrader
+    | CodeTestsGrader,
     Field(discriminator="type"),
 ]
 """A grader object of a recipe, or of a file of its own."""
