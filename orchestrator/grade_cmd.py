@@ -78,7 +78,8 @@ class Graded:
     def _errors(self) -> dict[str, JsonValue]:
         said = dict(self.faults)
         if self.failed is not None:
-            said[_flag(self.failed.kind, self.grader.type)] = str(self.failed)
+            flag = _flag(self.failed.kind, self.grader.type)
+            said[flag] = self.failed.message if flag == self.failed.kind else str(self.failed)
         errors: dict[str, JsonValue] = {flag: flag in said for flag in _FLAGS}
         return errors | {detail: said.get(flag) for flag, detail in _DETAILS.items()}
 
