@@ -1,6 +1,7 @@
 """The code_tests grader: what it extracts, how it compares, what it pays, what it refuses."""
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,14 @@ def test_near_survives_hostile_texts():
 def test_a_command_calls_no_functions():
     cfg = CodeTestsGrader(type="code_tests", command="cat", function="f", filename="a/b")
     assert [p.where for p in check_code_tests(cfg, "g")] == ["g", "g.filename"]
+
+
+def test_the_recipe_of_code_pays_its_own_solutions_and_nothing_else():
+    recipes = Path(__file__).parents[3] / "configs" / "recipes"
+    lines = (recipes / "data" / "functions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 20
+    for row, other in zip(rows, [*rows[1:], rows[0]], strict=True):
+        assert grade(f"```python\n{row['answer']}```", row["tests"]).value == 1.0, row
+        assert grade(f"```python\n{other['answer']}```", row["tests"]).value < 1.0, row
+        assert grade("I cannot.", row["tests"]).value == 0.0
