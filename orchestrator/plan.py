@@ -11,7 +11,13 @@ from typing import Any
 from configs.errors import Problem
 from configs.model_files import ModelShape, find_model_folder, read_model_shape
 from configs.schema import ActorsConfig, RunConfig
-from configs.validate import active_groups, find_warnings, validate_run
+from configs.validate import (
+    active_groups,
+    find_warnings,
+    group_path,
+    judge_role,
+    validate_run,
+)
 from configs.versions import check_versions
 from environments.registry import validate_environments
 from mixing.opening import probe_sources, source_warnings
@@ -83,7 +89,7 @@ class BatchPlan:
     micro_batches_at_most: int
     """Per rank and training step, were every sample model.max_model_len long."""
     groups_in_flight: int
-    """At most, with sampling max_staleness steps ahead."""
+    """At most, with sampling as far ahead as each source may, and every group trained on."""
     sequences_in_flight: int
     engine_slots: int
     """Sequences that all engines decode at once."""
@@ -161,7 +167,7 @@ def make_plan(cfg: RunConfig, *, gpu_gib: float | None = None) -> RunPlan:
         stages=mix.stages,
         difficulty=plan_difficulty(cfg, items),
         evaluation=plan_evaluation(cfg, {d.name: d.held_out for d in look.data}),
-        batch=_plan_batch(cfg, mix.steps),
+        batch=_plan_batch(cfg, mix.steps, mix.sources),
         memory=memory,
         fullest_gpu_gib=fullest,
         problems=(*problems, *mix.problems, *look.problems),
@@ -222,7 +228,9 @@ def _round(resource: float) -> float:
 
 
 def _plan_groups(cfg: RunConfig) -> tuple[GroupPlan, ...]:
-    per_actor = {"rollout": cfg.rollout.tensor_parallel * cfg.rollout.pipeline_parallel}
+    engines = {"rollout": cfg.rollout}
+    engines |= {judge_role(n): j.engines for n, j in cfg.judges.items() if j.engines is not None}
+    per_actor = {r: e.tensor_parallel * e.pipeline_parallel for r, e in engines.items()}
     return tuple(
         GroupPlan(
             role=role,
@@ -236,12 +244,16 @@ def _plan_groups(cfg: RunConfig) -> tuple[GroupPlan, ...]:
     )
 
 
-def _plan_batch(cfg: RunConfig, steps: Sequence[PlannedStep]) -> BatchPlan:
+def _plan_batch(
+    cfg: RunConfig, steps: Sequence[PlannedStep], sources: Sequence[SourcePlan]
+) -> BatchPlan:
     batch, longest = cfg.batch, cfg.model.max_model_len
     samples = max((step.samples for step in steps), default=0)
     completion = max((step.completion_tokens for step in steps), default=0)
     per_rank = math.ceil(math.ceil(samples / batch.num_minibatches) / cfg.trainer.actors.count)
     fit = max(1, batch.max_tokens_per_microbatch // longest)
+    least = min(cfg.max_staleness(s) for s in cfg.sources)
+    further = {s.name: (s.max_staleness - least) * s.groups_most for s in sources}
     return BatchPlan(
         groups_per_step=batch.groups_per_step,
         samples_per_step=samples,
@@ -249,8 +261,9 @@ def _plan_batch(cfg: RunConfig, steps: Sequence[PlannedStep]) -> BatchPlan:
         tokens_at_most=samples * longest,
         optimizer_steps=batch.num_minibatches,
         micro_batches_at_most=batch.num_minibatches * math.ceil(per_rank / fit),
-        groups_in_flight=max_groups_in_flight(batch.groups_per_step, batch.max_staleness),
-        sequences_in_flight=samples * (1 + batch.max_staleness),
+        groups_in_flight=max_groups_in_flight(batch.groups_per_step, least) + sum(further.values()),
+        sequences_in_flight=samples * (1 + least)
+        + sum(further[s.name] * s.group_size for s in cfg.sources if s.name in further),
         engine_slots=cfg.rollout.actors.count * cfg.rollout.max_num_seqs,
     )
 
@@ -295,15 +308,18 @@ def _check_fit(
     gpu_gib: float | None,
 ) -> list[Problem]:
     problems: list[Problem] = []
+    engines = {judge_role(n): j.engines for n, j in cfg.judges.items()}
     for m in memory:
-        if m.kv and m.kv.tokens is not None and m.kv.tokens < cfg.model.max_model_len:
+        own = engines.get(m.role)
+        model, at = (own.model, f"{m.role}.engines.model") if own else (cfg.model, "model")
+        if m.kv and m.kv.tokens is not None and m.kv.tokens < model.max_model_len:
             knob = "kv_cache_gib" if m.device == "cpu" else "gpu_memory_utilization"
             problems.append(
                 Problem(
-                    where=f"rollout.{knob}",
+                    where=f"{group_path(m.role)}.{knob}",
                     what=f"leaves room for {m.kv.tokens} tokens of KV cache, less than one "
-                    f"sequence of model.max_model_len={cfg.model.max_model_len}",
-                    fix=f"Raise rollout.{knob}, or lower model.max_model_len.",
+                    f"sequence of {at}.max_model_len={model.max_model_len}",
+                    fix=f"Raise {group_path(m.role)}.{knob}, or lower {at}.max_model_len.",
                 )
             )
     if gpu_gib is not None and fullest is not None and fullest > gpu_gib:

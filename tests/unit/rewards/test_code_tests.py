@@ -11,6 +11,7 @@ from pydantic import JsonValue
 
 from configs.graders.code import CodeTestsGrader
 from rewards.code_tests import (
+    check_code_row,
     check_code_tests,
     extract_code,
     near,
@@ -148,6 +149,10 @@ def test_tests_that_are_none_are_invalid_never_zero(tests: JsonValue, what: str)
     with pytest.raises(GradeFailed, match=what) as failed:
         grade(DOUBLE, tests)
     assert failed.value.kind == "invalid_variable_error"
+    cfg = CodeTestsGrader(type="code_tests")
+    (problem,) = check_code_row(cfg, {"tests": tests}, "rows:1")
+    assert problem.where == "rows:1"
+    assert check_code_row(cfg, {"tests": ASSERTS}, "rows:1") == []
 
 
 def test_what_does_not_split_runs_where_the_recipe_says_so():
