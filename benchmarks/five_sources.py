@@ -48,7 +48,7 @@ SHARE_BOUND = 0.005
 WAITING_STEPS = 20
 SKIP = 20
 """Steps at the start that timings leave out: caches are cold and nothing is sampled ahead."""
-ATTEMPT_S, GONE_S = 380.0, 60.0
+ATTEMPT_S, GONE_S = 380.0, 10.0
 
 Tasks = Sequence[tuple[int, tuple[str, ...]]]
 """Step -> group ids it trained on, in order."""
@@ -159,7 +159,8 @@ def _wait_until_trained(
 
 
 def _wait_until_gone(family: Sequence[ProcessId]) -> None:
-    """Wait for what a killed driver leaves to end by itself; kill it after a while."""
+    """Wait for what a killed driver leaves to end by itself; kill the rest, which is Ray's agents:
+    they wait a minute for a head that is gone."""
     deadline = time.monotonic() + GONE_S
     while any(identify(p.pid) == p for p in family) and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -244,21 +244,22 @@ def _row(model: str, seeds: Sequence[Mapping[str, Any]]) -> Row:
 
 def render(rows: Sequence[Row], seeds: Sequence[int]) -> Table:
     """Return the table as shown."""
-    title = f"Held-out pass rate, mean of seeds {', '.join(map(str, seeds))}"
+    title = f"Held-out pass rate in %, mean of seeds {', '.join(map(str, seeds))}"
     table = Table(title=title, caption="± is the standard error over held-out items")
     table.add_column("model", no_wrap=True)
-    for heading in (*SOURCES, "mean", "worst source", "mean, worst seed", "worst, any seed"):
+    for heading in (*SOURCES, "mean", "worst source", "mean of\nworst seed", "worst of\nany seed"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("trained tokens", justify="right", no_wrap=True)
+    table.add_column("trained\ntokens", justify="right", no_wrap=True)
     for row in rows:
-        cells = [f"{r.value:.1%} ± {r.stderr:.1%}" for r in row.rates.values()]
+        figures = (row.mean, row.mean_of_worst_seed, row.worst_of_worst_seed)
+        mean, low, lowest = (f"{100 * figure:.1f}" for figure in figures)
         table.add_row(
             row.model,
-            *cells,
-            f"{row.mean:.1%}",
-            f"{row.worst:.1%} {row.worst_source}",
-            f"{row.mean_of_worst_seed:.1%}",
-            f"{row.worst_of_worst_seed:.1%}",
+            *(f"{100 * r.value:.1f} ± {100 * r.stderr:.1f}" for r in row.rates.values()),
+            mean,
+            f"{100 * row.worst:.1f} {row.worst_source}",
+            low,
+            lowest,
             "" if row.tokens is None else f"{row.tokens:,}",
         )
     return table
@@ -319,7 +320,7 @@ def main() -> None:
         console.print("no seed is complete yet")
         return
     rows, seeds = summarise(found), [r["seed"] for r in found]
-    (console if console.is_terminal else Console(width=160)).print(render(rows, seeds))
+    (console if console.is_terminal else Console(width=140)).print(render(rows, seeds))
     command = f"python benchmarks/specialists.py --steps {args.steps}"
     figures = {"command": command, **made_on(), "steps": args.steps, "seeds": found}
     args.json.write_text(json.dumps(figures, indent=1) + "\n")
