@@ -107,6 +107,8 @@ class SourceConfig(Config):
     """Factor on this source's loss tokens."""
     kl_coef: NonNegativeFloat | None = None
     """Coefficient of the KL to the reference; empty takes `algorithm.kl.coef`."""
+    max_staleness: NonNegativeInt | None = None
+    """Steps that its sampling may run ahead of training; empty takes `batch.max_staleness`."""
     instruction: str = ""
     """Text put before every prompt of the source, as a system message; empty for none."""
     eval: SourceEvalConfig = SourceEvalConfig()
@@ -417,6 +419,16 @@ class RunConfig(Config):
     def kl_coef(self, source: SourceConfig) -> float:
         """Return the source's KL coefficient, its own or the algorithm's."""
         return self.algorithm.kl.coef if source.kl_coef is None else source.kl_coef
+
+    def max_staleness(self, source: SourceConfig) -> int:
+        """Return how many steps the source's sampling may run ahead of training."""
+        own = source.max_staleness
+        return self.batch.max_staleness if own is None else own
+
+    @property
+    def most_ahead(self) -> int:
+        """How many steps sampling may run ahead of training, for any source."""
+        return max(self.max_staleness(s) for s in self.sources)
 
     @property
     def needs_reference(self) -> bool:

@@ -13,6 +13,7 @@ from configs.load import load_recipe
 from configs.schema import RunConfig
 from mixing.account import Account, SourceAccount, Tally, shares
 from mixing.allocator import Allocator
+from mixing.group_ids import parse_group_id
 from mixing.ledger import Row, read_account, rows
 from mixing.ledger_events import (
     Accepted,
@@ -24,7 +25,6 @@ from mixing.ledger_events import (
     Trained,
     from_row,
 )
-from mixing.mixer import parse_group_id
 from orchestrator.run_dir import read_last_metrics
 
 _UNITS = ("groups", "samples", "tokens")

@@ -17,7 +17,8 @@ from rich.console import Console
 from configs.schema import RunConfig
 from mixing.ledger import Ledger, rows
 from mixing.ledger_events import Trained, from_row
-from mixing.mixer import Mixer, parse_group_id
+from mixing.group_ids import parse_group_id
+from mixing.mixer import Mixer
 from orchestrator.clock import PhaseClock
 from orchestrator.ledger_cmd import read_life, read_report
 from orchestrator.loop import Parts, Stopped, StopRequest, train
