@@ -9,6 +9,7 @@ Invariants:
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import TypedDict
 
 from configs.schema import RunConfig
@@ -61,6 +62,21 @@ class Casting:
         self.survival = Survival(self._bounds, cfg.mix.over_dispatch)
         self._late: dict[str, list[int]] = {}
         """Steps that lately went without groups of a source."""
+
+    def more(self, step: int, name: str) -> int:
+        """Return how many groups of a source to order for `step` at once, besides those that have
+        a place: so many that enough should survive, together with what earlier steps leave over.
+        """
+        slate, survival = self.slates.at(step, name), self.survival
+        earlier = [
+            self.slates.at(s, name)
+            for s in range(step - self._bounds[name], step)
+            if name in self.slates.of(s)
+        ]
+        ordered = sum(not c.refill for s in earlier for c in s.candidates)
+        left_over = ordered - sum(s.needed for s in earlier) / survival.rate(name)
+        most = survival.candidates(name, slate.ordered) - slate.ordered
+        return max(0, min(most, ceil(most - left_over)))
 
     def give_up(self, group_id: str) -> None:
         """Tell that a task never had a valid rollout: another one may take its place."""

@@ -315,7 +315,7 @@ class Mixer:
     def _open(self, step: int, name: str, slate: Slate, *, version: int) -> Iterator[GroupRequest]:
         """Let spares be ordered from now on: at first so many that enough should survive."""
         slate.opened, slate.spare_version = True, version
-        more = self.casting.survival.candidates(name, slate.ordered) - slate.ordered
+        more = self.casting.more(step, name)
         self._set_aside(step, name, slate, more)
         for _ in range(min(more, len(slate.spares))):
             yield self._order_spare(step, name, slate)

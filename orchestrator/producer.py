@@ -42,6 +42,8 @@ from rollouts.staleness import staleness
 from rollouts.types import GroupRequest, GroupSummary, TrainBatch
 
 log = logging.getLogger("braid.producer")
+_TICK_S = 1e-3
+"""A wait that has less than this left is over."""
 _REQUESTS = TypeAdapter(tuple[GroupRequest, ...])
 
 
@@ -107,10 +109,12 @@ class RolloutProducer:
         ends = None if most is None else loop.time() + most
         self._buffer.raise_failure()
         while (lineup := self._mixer.casting.lineup(step)) is None:
-            left = None if ends is None else max(0.0, ends - loop.time())
-            if left == 0 and self._defer(step):
-                continue
-            await self._buffer.news(left or None)
+            left = None if ends is None else ends - loop.time()
+            if left is not None and left < _TICK_S:
+                if self._defer(step):
+                    continue
+                left = None  # until something comes, which the step can be made of
+            await self._buffer.news(left)
         groups = tuple(replace(g, step=step) for g in self._buffer.take(lineup))
         for group in groups:
             age, bound = staleness(group, step - 1), self._bounds[group.source]

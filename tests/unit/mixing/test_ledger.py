@@ -455,6 +455,10 @@ def test_figures_are_sums_by_reason(tmp_path: Path) -> None:
         "ledger/rejected/failed": 0,
         "ledger/rejected/given_up": 1,
         "ledger/rejected/zero_variance": 0,
+        "ledger/rejected/surplus": 0,
+        "ledger/rejected/stale": 0,
+        "ledger/moved/late": 0,
+        "ledger/moved/surplus": 0,
     }
     assert book.ledger.failed_groups == 1
 
