@@ -7,7 +7,7 @@ thirty rows, of one half the groups are rejected. The runs:
 - whole: the recipe as it is;
 - again: the same, same seed;
 - without: the slow source's weight is 0, to compare the time of a step;
-- waiting: 20 steps with every `max_staleness` at 0, for what a step takes that waits;
+- waiting: 20 steps in which the slow source may not start earlier, for what a step takes that waits;
 - killed: `kill -9` at five random moments of the run, resumed each time.
 
 Asserted, from what the runs left (`braid ledger --json`, ledger.jsonl, metrics.jsonl): realised
@@ -71,13 +71,13 @@ class Variant:
 
 def variants(steps: int) -> list[Variant]:
     """Return all runs."""
-    waiting = {"batch.max_staleness": 0}
+    waiting = {f"sources.{SLOW}.max_staleness": 0}
     return [
         Variant("whole", steps, {}),
         Variant("killed", steps, {}, kill_steps(steps)),
         Variant("without", steps, {f"sources.{SLOW}.weight": 0}),
-        Variant("again", steps, {}),
         Variant("waiting", min(steps, WAITING_STEPS), waiting),
+        Variant("again", steps, {}),
     ]
 
 
