@@ -7,7 +7,7 @@ thirty rows, of one half the groups are rejected. The runs:
 - whole: the recipe as it is;
 - again: the same, same seed;
 - without: the slow source's weight is 0, to compare the time of a step;
-- waiting: 20 steps in which the slow source may not start earlier, for what a step takes that waits;
+- waiting: 20 steps in which the slow source may not start earlier, to see what waiting takes;
 - killed: `kill -9` at five random moments of the run, resumed each time.
 
 Asserted, from what the runs left (`braid ledger --json`, ledger.jsonl, metrics.jsonl): realised
@@ -183,7 +183,7 @@ def times_slower(done: Sequence[Mapping[str, Any]]) -> float:
     return means.pop(SLOW) / max(means.values())
 
 
-def source_figures(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def source_figures(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return each source's share against its target, in the run's unit, and its survival."""
     return {
         name: {
@@ -191,7 +191,7 @@ def source_figures(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
             "trained": round(account["trained"]["share"][report["unit"]], 6),
             "groups": account["trained"]["groups"],
             "samples": account["trained"]["samples"],
-            "rejected": sum(account["rejected"].values()),
+            "rejected": account["rejected"],
             "survival": round(account["survival"], 4),
         }
         for name, account in report["sources"].items()
@@ -199,7 +199,7 @@ def source_figures(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-def share_error(figures: Mapping[str, Mapping[str, float]]) -> float:
+def share_error(figures: Mapping[str, Mapping[str, Any]]) -> float:
     """Return the largest distance of a share from its target."""
     return max(abs(f["trained"] - f["target"]) for f in figures.values())
 
@@ -252,7 +252,9 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> Table:
                 source,
                 f"{f['target']:.2%}",
                 f"{f['trained']:.2%}",
-                *(f"{f[key]:,}" for key in ("samples", "groups", "rejected")),
+                f"{f['samples']:,}",
+                f"{f['groups']:,}",
+                f"{sum(f['rejected'].values()):,}",
                 f"{f['survival']:.1%}",
             )
         table.add_section()
@@ -263,7 +265,7 @@ def report(steps: int, out: Path) -> dict[str, Any]:
     """Return the figures of the runs that ended."""
     done = [v for v in variants(steps) if ended(v, out)]
     found = {v.name: variant_figures(v, out) for v in done}
-    figures: dict[str, Any] = {"runs": found}
+    figures: dict[str, Any] = {"killed_after": kill_steps(steps), "runs": found}
     if "whole" not in found:
         return figures
     tasks = {v.name: trained_tasks(v.run_dir(out) / "ledger.jsonl") for v in done}

@@ -142,7 +142,8 @@ def test_figures_are_of_the_unit_and_leave_out_sources_that_are_off():
     }
     figures = five_sources.source_figures(report)
     assert list(figures) == ["a", "b"]
-    assert figures["a"]["rejected"] == 10
+    assert figures["a"]["rejected"] == {"zero_variance": 9, "failed": 1}
+    assert five_sources.render({"whole": {"sources": figures}}).row_count == 2
     assert five_sources.share_error(figures) == pytest.approx(0.003)
 
 
