@@ -374,10 +374,11 @@ def _warn_batch(cfg: RunConfig) -> Iterator[Problem]:
             what="lasts the whole run: the learning rate never reaches `lr`",
         )
     colocated = colocation_root(cfg, "rollout") == colocation_root(cfg, "trainer")
-    if cfg.batch.max_staleness > 0 and colocated and cfg.trainer.actors.gpus > 0:
+    if cfg.most_ahead > 0 and colocated and cfg.trainer.actors.gpus > 0:
+        own = next((s.name for s in cfg.sources if s.max_staleness == cfg.most_ahead), None)
         yield Problem(
-            where="batch.max_staleness",
-            what=f"is {cfg.batch.max_staleness}, but engines and trainer share a GPU, so sampling "
+            where=f"sources.{own}.max_staleness" if own else "batch.max_staleness",
+            what=f"is {cfg.most_ahead}, but engines and trainer share a GPU, so sampling "
             "ahead slows training down as much as it helps",
             fix="Set it to 0, or give the rollout group GPUs of its own.",
         )

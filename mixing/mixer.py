@@ -24,6 +24,7 @@ from mixing.slates import Candidate, Slate
 from mixing.sources import Source
 from mixing.step_plan import StepPlan
 from mixing.tokens import Trained
+from rollouts.staleness import may_dispatch
 from rollouts.types import GroupRequest, Sampling, Task
 
 
@@ -96,7 +97,7 @@ class Mixer:
             self._ordered_at, self.exhausted = version, None
             for step in range(version + 1, last + 1):
                 try:
-                    made += self._advance(step, lead=step - 1 - version)
+                    made += self._advance(step, version)
                 except MixExhausted as end:
                     self.exhausted = end
                     break
@@ -113,7 +114,7 @@ class Mixer:
         """
         if self._last_step is not None and step <= self._last_step:
             raise ValueError(f"step {step} is planned already; the last one was {self._last_step}")
-        return tuple(self._advance(step, lead=0))
+        return tuple(self._advance(step, step - 1))
 
     def refill(self, step: int, *, fresh: bool) -> list[GroupRequest]:
         """Return requests in place of a step's candidates that came to nothing, as far as there
@@ -259,8 +260,8 @@ class Mixer:
             self._edits.append(replace(edit, taken=step, refused=refused))
             self._allocator.events.append(_edit_event(step, edit, refused))
 
-    def _advance(self, step: int, *, lead: int) -> list[GroupRequest]:
-        """Plan a step, unless it is; draw and order for it what may be, `lead` steps ahead.
+    def _advance(self, step: int, version: int) -> list[GroupRequest]:
+        """Plan a step, unless it is; draw and order for it what may be sampled at `version`.
 
         Raises:
             MixExhausted: limits leave too little for the step; nothing was planned.
@@ -271,12 +272,13 @@ class Mixer:
                 return []
             plan = self._plan(step)
         made: list[GroupRequest] = []
-        names = [n for n, bound in self._bounds.items() if bound >= lead and n not in plan.drawn]
-        if names:
-            made += self._draw_places(plan, step, lead, set(names))
+        ready = {n for n, bound in self._bounds.items() if may_dispatch(step, version, bound)}
+        if names := ready - plan.drawn:
+            made += self._draw_places(plan, step, version, names)
         for name, slate in list(self.casting.slates.of(step).items()):
-            if name in plan.drawn and not slate.opened and lead <= _spare_lead(self._bounds[name]):
-                made += self._open(step, name, slate, version=step - 1 - lead)
+            lead = _spare_lead(self._bounds[name])
+            if name in plan.drawn and not slate.opened and may_dispatch(step, version, lead):
+                made += self._open(step, name, slate, version)
         return made
 
     def _plan(self, step: int) -> StepPlan:
@@ -290,7 +292,7 @@ class Mixer:
         return plan
 
     def _draw_places(
-        self, plan: StepPlan, step: int, lead: int, names: set[str]
+        self, plan: StepPlan, step: int, version: int, names: set[str]
     ) -> list[GroupRequest]:
         """Draw and order an item for each place of some sources, then their spares."""
         counts = plan.undrawn()
@@ -301,7 +303,7 @@ class Mixer:
             request
             for place, name in enumerate(plan.places)
             if name in names
-            and (request := self._draw(plan, step, place, names, lead=lead)) is not None
+            and (request := self._draw(plan, step, place, names, version=version)) is not None
         ]
         plan.drawn |= names
         for name in self._bounds:
@@ -312,7 +314,7 @@ class Mixer:
                 slate.allow_replacements(len(slate.spares))
         return made
 
-    def _open(self, step: int, name: str, slate: Slate, *, version: int) -> Iterator[GroupRequest]:
+    def _open(self, step: int, name: str, slate: Slate, version: int) -> Iterator[GroupRequest]:
         """Let spares be ordered from now on: at first so many that enough should survive."""
         slate.opened, slate.spare_version = True, version
         more = self.casting.more(step, name)
@@ -332,11 +334,11 @@ class Mixer:
         return self._make(name, step, drawn, version=slate.spare_version, refill=refill)
 
     def _draw(
-        self, plan: StepPlan, step: int, place: int, names: set[str], *, lead: int
+        self, plan: StepPlan, step: int, place: int, names: set[str], *, version: int
     ) -> GroupRequest | None:
         """Order an item that is not in the step yet for a place: of the place's source, else of
         another one; None where one has it that is not drawn yet."""
-        name, version = plan.places[place], step - 1 - lead
+        name = plan.places[place]
         if (drawn := self._take(name, step)) is not None:
             return self._make(name, step, drawn, version=version, places=1)
         others = self._allocator.substitutes(name)
@@ -415,11 +417,10 @@ class Mixer:
         """Make the request for an item, as a candidate for the step and for more `places` of it."""
         task = self._feedback.task(self._sources[name], name, drawn.item, step)
         group_id = format_id(task.task_id, drawn.epoch, 0, drawn.again)
-        self.casting.slates.at(step, name).needed += places
         candidate = Candidate(
             group_id=group_id, task_id=task.task_id, drawn=drawn, version=version, refill=refill
         )
-        self.casting.slates.order(step, name, candidate)
+        self.casting.slates.order(step, name, candidate, places=places)
         return GroupRequest(
             group_id=group_id,
             task=task,

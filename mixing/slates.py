@@ -142,7 +142,10 @@ class Slates:
 
     def at(self, step: int, source: str) -> Slate:
         """Return one slate; an empty one that is kept, where there was none."""
-        return self._slates.setdefault(step, {}).setdefault(source, Slate())
+        slates = self._slates.setdefault(step, {})
+        if (slate := slates.get(source)) is None:
+            slate = slates[source] = Slate()
+        return slate
 
     def place(self, group_id: str) -> Place | None:
         """Return where a candidate is; None for one that is no more."""
@@ -154,9 +157,11 @@ class Slates:
         slate = self._slates[place.step][place.source]
         return place, next(c for c in slate.candidates if c.group_id == group_id)
 
-    def order(self, step: int, source: str, candidate: Candidate) -> None:
-        """Add a candidate behind the others of its slate."""
-        self.at(step, source).order(candidate)
+    def order(self, step: int, source: str, candidate: Candidate, *, places: int) -> None:
+        """Add a candidate behind the others of its slate, and places to it."""
+        slate = self.at(step, source)
+        slate.needed += places
+        slate.order(candidate)
         self._places[candidate.group_id] = Place(step, source)
 
     def rename(self, before: str, after: str) -> None:

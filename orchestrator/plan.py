@@ -76,7 +76,7 @@ class BatchPlan:
     micro_batches_at_most: int
     """Per rank and training step, were every sample model.max_model_len long."""
     groups_in_flight: int
-    """At most, with sampling max_staleness steps ahead."""
+    """At most, with sampling as far ahead as each source may, and every group trained on."""
     sequences_in_flight: int
     engine_slots: int
     """Sequences that all engines decode at once."""
@@ -149,7 +149,7 @@ def make_plan(cfg: RunConfig, *, gpu_gib: float | None = None) -> RunPlan:
         sources=mix.sources,
         data=look.data,
         stages=mix.stages,
-        batch=_plan_batch(cfg, mix.steps),
+        batch=_plan_batch(cfg, mix.steps, mix.sources),
         memory=memory,
         fullest_gpu_gib=fullest,
         problems=(*problems, *mix.problems, *look.problems),
@@ -224,12 +224,16 @@ def _plan_groups(cfg: RunConfig) -> tuple[GroupPlan, ...]:
     )
 
 
-def _plan_batch(cfg: RunConfig, steps: Sequence[PlannedStep]) -> BatchPlan:
+def _plan_batch(
+    cfg: RunConfig, steps: Sequence[PlannedStep], sources: Sequence[SourcePlan]
+) -> BatchPlan:
     batch, longest = cfg.batch, cfg.model.max_model_len
     samples = max((step.samples for step in steps), default=0)
     completion = max((step.completion_tokens for step in steps), default=0)
     per_rank = math.ceil(math.ceil(samples / batch.num_minibatches) / cfg.trainer.actors.count)
     fit = max(1, batch.max_tokens_per_microbatch // longest)
+    least = min(cfg.max_staleness(s) for s in cfg.sources)
+    further = {s.name: (s.max_staleness - least) * s.groups_most for s in sources}
     return BatchPlan(
         groups_per_step=batch.groups_per_step,
         samples_per_step=samples,
@@ -237,8 +241,9 @@ def _plan_batch(cfg: RunConfig, steps: Sequence[PlannedStep]) -> BatchPlan:
         tokens_at_most=samples * longest,
         optimizer_steps=batch.num_minibatches,
         micro_batches_at_most=batch.num_minibatches * math.ceil(per_rank / fit),
-        groups_in_flight=max_groups_in_flight(batch.groups_per_step, batch.max_staleness),
-        sequences_in_flight=samples * (1 + batch.max_staleness),
+        groups_in_flight=max_groups_in_flight(batch.groups_per_step, least) + sum(further.values()),
+        sequences_in_flight=samples * (1 + least)
+        + sum(further[s.name] * s.group_size for s in cfg.sources if s.name in further),
         engine_slots=cfg.rollout.actors.count * cfg.rollout.max_num_seqs,
     )
 

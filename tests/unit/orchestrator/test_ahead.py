@@ -76,10 +76,10 @@ class MadeSource:
     def __init__(self, name: str, size: int):
         self._name, self.size = name, size
 
-    def task(self, index: int) -> Task:
+    def task(self, item: int) -> Task:
         prompt = (Message(role="user", content="?"),)
         return Task(
-            task_id=f"{self._name}/train/{index}",
+            task_id=f"{self._name}/train/{item}",
             source=self._name,
             prompt=prompt,
             answer="!",
@@ -475,7 +475,6 @@ def test_a_moved_group_is_trained_on_in_addition_if_it_is_young_enough(make_run:
     account = run.account
     assert account.sources["held"].moved == {"late": 1} and account.balanced
     assert shares(run.trained, {"quick": 1, "held": 1}) == {"quick": 0.5, "held": 0.5}
-    (moved,) = (
-        e for e in map(lambda r: from_row(r.text), rows(run.ledger)) if isinstance(e, Moved)
-    )
+    events = (from_row(row.text) for row in rows(run.ledger))
+    (moved,) = (e for e in events if isinstance(e, Moved))
     assert (moved.before, moved.step) == (5, 6) and moved.group in run.trained[5]

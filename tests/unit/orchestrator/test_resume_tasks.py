@@ -41,8 +41,8 @@ from rollouts.types import (
 
 STEPS = 14
 FATES = ("fine", "fine", "fine", "flaky", "hopeless")
-"""Of tasks: `flaky` fails at its first attempt, `hopeless` at each; those of `c` may be `flat`, with
-equal rewards, besides."""
+"""Of tasks: `flaky` fails at its first attempt, `hopeless` at each. Besides, tasks of `c` may be
+flat: all their rewards are equal."""
 
 
 Bounds = tuple[int | None, int | None, int | None]
