@@ -36,7 +36,17 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from actors.processes import ProcessId, descendants, identify, kill
-from benchmarks.stack import ROOT, braid, ledger, made_on, overrides, records, start
+from benchmarks.stack import (
+    ROOT,
+    braid,
+    ledger,
+    made_on,
+    markdown,
+    overrides,
+    records,
+    start,
+    write_section,
+)
 from mixing.ledger import rows
 from mixing.ledger_events import Attempt, Trained, from_row
 
@@ -46,6 +56,12 @@ SLOW = "slow"
 KILLS, KILL_SEED = 5, 1
 SHARE_BOUND = 0.005
 WAITING_STEPS = 20
+STEPS_OF = {
+    "whole": "with all five sources",
+    "without": "without the slow one",
+    "waiting": "if the slow one may not start earlier",
+}
+SAME = {"again": "made again", "killed": f"killed {KILLS} times and resumed"}
 SKIP = 20
 """Steps at the start that timings leave out: caches are cold and nothing is sampled ahead."""
 ATTEMPT_S, GONE_S = 380.0, 10.0
@@ -238,27 +254,55 @@ def failures(found: Mapping[str, Mapping[str, Any]], differences: Mapping[str, s
     return wrong
 
 
+HEADER = ("source", "target", "share", "samples", "groups", "rejected", "survival")
+
+
+def cells(name: str, figures: Mapping[str, Any]) -> list[str]:
+    """Return a source's account as shown."""
+    return [
+        name,
+        f"{figures['target']:.2%}",
+        f"{figures['trained']:.2%}",
+        f"{figures['samples']:,}",
+        f"{figures['groups']:,}",
+        f"{sum(figures['rejected'].values()):,}",
+        f"{figures['survival']:.1%}",
+    ]
+
+
 def render(found: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Return the account of every run as a table."""
+    """Return the account of every run for a terminal."""
     table = Table(title="Five sources", caption="share: of samples trained on")
-    for heading in ("run", "source"):
-        table.add_column(heading)
-    for heading in ("target", "share", "samples", "groups", "rejected", "survival"):
-        table.add_column(heading, justify="right")
+    for heading in ("run", *HEADER):
+        table.add_column(heading, justify="left" if heading in ("run", "source") else "right")
     for name, run in found.items():
-        for source, f in run["sources"].items():
-            table.add_row(
-                name,
-                source,
-                f"{f['target']:.2%}",
-                f"{f['trained']:.2%}",
-                f"{f['samples']:,}",
-                f"{f['groups']:,}",
-                f"{sum(f['rejected'].values()):,}",
-                f"{f['survival']:.1%}",
-            )
+        for source, figures in run["sources"].items():
+            table.add_row(name, *cells(source, figures))
         table.add_section()
     return table
+
+
+def page_section(figures: Mapping[str, Any]) -> str:
+    """Return what docs/benchmarks.md says of the figures."""
+    runs = figures["runs"]
+    whole = runs["whole"]
+    lines = [
+        f"- A group of `{SLOW}` takes {figures['times_slower']:.1f} times as long as one of the "
+        "slowest other source.",
+        f"- Largest distance of a share from its target, in all runs of {whole['steps']} steps: "
+        f"{max(r['worst_share_error'] for r in runs.values() if r['steps'] > WAITING_STEPS):.3%}.",
+        *(
+            f"- A step takes {run['step_s']:.2f} s {STEPS_OF[name]}."
+            for name, run in runs.items()
+            if name in STEPS_OF
+        ),
+        *(
+            f"- Tasks of the run {SAME[name]}: {'the same' if same else 'OTHERS'}, step by step."
+            for name, same in figures["same_tasks"].items()
+        ),
+    ]
+    table = markdown(HEADER, [cells(name, f) for name, f in whole["sources"].items()])
+    return table + "\n" + "\n".join(lines) + "\n"
 
 
 def report(steps: int, out: Path) -> dict[str, Any]:
@@ -305,6 +349,8 @@ def main() -> None:
     console.print_json(json.dumps(summary))
     made = {"command": f"python benchmarks/five_sources.py --steps {args.steps}", **made_on()}
     args.json.write_text(json.dumps({**made, **figures}, indent=1) + "\n")
+    if args.json == BASELINE and "whole" in figures["runs"]:
+        write_section("five sources", page_section(figures))
     wrong = failures(figures["runs"], figures.get("differences", {}))
     if wrong:
         raise SystemExit("\n".join(wrong))

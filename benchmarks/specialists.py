@@ -34,7 +34,16 @@ from safetensors.numpy import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.stack import ROOT, braid, ledger, made_on, overrides, records
+from benchmarks.stack import (
+    ROOT,
+    braid,
+    ledger,
+    made_on,
+    markdown,
+    overrides,
+    records,
+    write_section,
+)
 
 RECIPE = ROOT / "configs/recipes/quickstart.yaml"
 SOURCES = ("sums", "spelling", "filtering")
@@ -205,7 +214,7 @@ class Row:
     worst_of_worst_seed: float
     """The lowest pass rate of any source in any seed."""
     tokens: int | None
-    """Trained on, mean over the seeds; None for the start."""
+    """Trained on, mean over the seeds; None for the start, which was trained on none."""
 
 
 def summarise(seeds: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -242,27 +251,43 @@ def _row(model: str, seeds: Sequence[Mapping[str, Any]]) -> Row:
     )
 
 
+HEADER = (
+    "model",
+    *SOURCES,
+    "mean",
+    "worst source",
+    "mean, worst seed",
+    "worst source, any seed",
+    "trained tokens",
+)
+
+
+def cells(row: Row) -> list[str]:
+    """Return a row as shown, pass rates in %."""
+    figures = (row.mean, row.mean_of_worst_seed, row.worst_of_worst_seed)
+    mean, low, lowest = (f"{100 * figure:.1f}" for figure in figures)
+    rates = (f"{100 * r.value:.1f} ± {100 * r.stderr:.1f}" for r in row.rates.values())
+    worst = f"{100 * row.worst:.1f} {row.worst_source}"
+    return [row.model, *rates, mean, worst, low, lowest, f"{row.tokens or 0:,}"]
+
+
 def render(rows: Sequence[Row], seeds: Sequence[int]) -> Table:
-    """Return the table as shown."""
+    """Return the table for a terminal."""
     title = f"Held-out pass rate in %, mean of seeds {', '.join(map(str, seeds))}"
     table = Table(title=title, caption="± is the standard error over held-out items")
-    table.add_column("model", no_wrap=True)
-    for heading in (*SOURCES, "mean", "worst source", "mean of\nworst seed", "worst of\nany seed"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("trained\ntokens", justify="right", no_wrap=True)
+    for heading in HEADER:
+        table.add_column(heading, justify="left" if heading == "model" else "right")
     for row in rows:
-        figures = (row.mean, row.mean_of_worst_seed, row.worst_of_worst_seed)
-        mean, low, lowest = (f"{100 * figure:.1f}" for figure in figures)
-        table.add_row(
-            row.model,
-            *(f"{100 * r.value:.1f} ± {100 * r.stderr:.1f}" for r in row.rates.values()),
-            mean,
-            f"{100 * row.worst:.1f} {row.worst_source}",
-            low,
-            lowest,
-            "" if row.tokens is None else f"{row.tokens:,}",
-        )
+        table.add_row(*cells(row))
     return table
+
+
+def page_section(seeds: Sequence[Mapping[str, Any]]) -> str:
+    """Return what docs/benchmarks.md says of these seeds."""
+    names = [str(record["seed"]) for record in seeds]
+    listed = f"seed {names[0]}" if len(names) == 1 else f"mean of seeds {', '.join(names)}"
+    table = markdown(HEADER, [cells(row) for row in summarise(seeds)])
+    return f"Held-out pass rate in %, {listed}; ± is the standard error over items:\n\n{table}"
 
 
 def draw(rows: Sequence[Row], seeds: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -325,6 +350,8 @@ def main() -> None:
     figures = {"command": command, **made_on(), "steps": args.steps, "seeds": found}
     args.json.write_text(json.dumps(figures, indent=1) + "\n")
     draw(rows, found, args.plot)
+    if args.json == BASELINE:
+        write_section("specialists", page_section(found))
     console.print(f"written: {args.json}, {args.plot}")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/benchmarks.md"
 BRAID = Path(sys.executable).with_name("braid")
 
 
@@ -48,6 +49,29 @@ def ledger(run_dir: Path) -> dict[str, Any]:
     if asked.returncode not in (0, 1) or not asked.stdout:
         raise SystemExit(f"braid ledger {run_dir}: {asked.stderr}")
     return json.loads(asked.stdout)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table, its first column to the left and the others to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def section(page: str, name: str) -> str:
+    """Return what stands between a page's marks of `name`; ValueError if it has none."""
+    _, _, rest = page.partition(f"<!-- {name} -->\n\n")
+    inside, mark, _ = rest.partition(f"\n<!-- end of {name} -->")
+    if not mark:
+        raise ValueError(f"the page has no marks of {name}")
+    return inside
+
+
+def write_section(name: str, text: str, page: Path = PAGE) -> None:
+    """Put text between the page's marks of `name`."""
+    before = page.read_text()
+    old = section(before, name)
+    marks = "<!-- {} -->\n\n{}\n<!-- end of {} -->"
+    page.write_text(before.replace(marks.format(name, old, name), marks.format(name, text, name)))
 
 
 def made_on() -> dict[str, str]:

@@ -1,4 +1,5 @@
 import asyncio
+import json
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 from benchmarks import five_sources
 from benchmarks.five_sources import RECIPE, Variant
-from benchmarks.stack import overrides
+from benchmarks.stack import PAGE, overrides, section, write_section
 from benchmarks.worlds import SlowTurn, half_telling
 from configs.load import load_recipe
 from configs.validate import validate_run
@@ -160,3 +161,21 @@ def test_everything_that_fails_is_named():
     assert five_sources.failures({"whole": good}, {}) == []
     bad = {"balanced": False, "lost": 1, "trained_twice": 2, "worst_share_error": 0.006}
     assert len(five_sources.failures({"whole": bad}, {"again": "step 3 / 3: x / y"})) == 5
+
+
+def test_the_page_shows_the_recorded_figures():
+    figures = json.loads(five_sources.BASELINE.read_text())
+    assert section(PAGE.read_text(), "five sources") == five_sources.page_section(figures)
+
+
+def test_a_section_of_a_page_is_replaced_and_nothing_else(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "a\n<!-- x -->\n\nold\n\n<!-- end of x -->\nb\n<!-- y -->\n\n1\n\n<!-- end of y -->\n"
+    )
+    write_section("x", "new\nlines\n", page)
+    assert section(page.read_text(), "x") == "new\nlines\n"
+    assert section(page.read_text(), "y") == "1\n"
+    assert page.read_text().startswith("a\n<!-- x -->\n\nnew\nlines\n\n<!-- end of x -->\nb\n")
+    with pytest.raises(ValueError, match="no marks of z"):
+        section(page.read_text(), "z")

@@ -7,7 +7,7 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks import specialists
 from benchmarks.specialists import AVERAGE, MIX, OWN, RECIPE, SOURCES, START, Job
-from benchmarks.stack import overrides
+from benchmarks.stack import PAGE, overrides, section
 from configs.load import load_recipe
 from configs.validate import validate_run
 
@@ -177,3 +177,9 @@ def test_table_and_plot_show_every_model(tmp_path):
     specialists.draw(rows, SEEDS, tmp_path / "plot.png")
     image = (tmp_path / "plot.png").read_bytes()
     assert image.startswith(b"\x89PNG") and len(image) < 300_000
+
+
+def test_the_page_shows_the_recorded_figures():
+    seeds = json.loads(specialists.BASELINE.read_text())["seeds"]
+    assert section(PAGE.read_text(), "specialists") == specialists.page_section(seeds)
+    assert specialists.PLOT.stat().st_size < 300_000
