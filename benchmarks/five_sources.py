@@ -347,8 +347,9 @@ def main() -> None:
     console.print(render(figures["runs"]))
     summary = {key: value for key, value in figures.items() if key != "runs"}
     console.print_json(json.dumps(summary))
-    made = {"command": f"python benchmarks/five_sources.py --steps {args.steps}", **made_on()}
-    args.json.write_text(json.dumps({**made, **figures}, indent=1) + "\n")
+    command = f"python benchmarks/five_sources.py --steps {args.steps}"
+    made = made_on(v.run_dir(out) for v in variants(args.steps))
+    args.json.write_text(json.dumps({"command": command, **made, **figures}, indent=1) + "\n")
     if args.json == BASELINE and "whole" in figures["runs"]:
         write_section("five sources", page_section(figures))
     wrong = failures(figures["runs"], figures.get("differences", {}))

@@ -347,7 +347,8 @@ def main() -> None:
     rows, seeds = summarise(found), [r["seed"] for r in found]
     (console if console.is_terminal else Console(width=140)).print(render(rows, seeds))
     command = f"python benchmarks/specialists.py --steps {args.steps}"
-    figures = {"command": command, **made_on(), "steps": args.steps, "seeds": found}
+    made = made_on(job.run_dir(out) for job in plan(seeds))
+    figures = {"command": command, **made, "steps": args.steps, "seeds": found}
     args.json.write_text(json.dumps(figures, indent=1) + "\n")
     draw(rows, found, args.plot)
     if args.json == BASELINE:

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,10 @@ def write_section(name: str, text: str, page: Path = PAGE) -> None:
     page.write_text(before.replace(marks.format(name, old, name), marks.format(name, text, name)))
 
 
-def made_on() -> dict[str, str]:
-    """Return the device and the commit that figures are of."""
-    head = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(head, cwd=ROOT, capture_output=True, text=True, check=False)
+def made_on(run_dirs: Iterable[Path]) -> dict[str, object]:
+    """Return the device, and the commits that the attempts at these runs were of."""
+    paths = [path for run_dir in run_dirs if (path := run_dir / "run.json").exists()]
+    attempts = [a for path in paths for a in json.loads(path.read_text())["attempts"]]
+    commits = dict.fromkeys(str(attempt["git_commit"])[:7] for attempt in attempts)
     device = f"{os.cpu_count()} CPU cores ({platform.machine()})"
-    return {"device": device, "commit": commit.stdout.strip()}
+    return {"device": device, "commits": list(commits)}

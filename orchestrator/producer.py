@@ -260,7 +260,7 @@ class RolloutProducer:
         """Let `step` go without what is not there; return whether it can."""
         moved = self._mixer.casting.defer(step)
         for group_id, to in (moved or {}).items():
-            log.warning("group %s is late: step %d goes without it", group_id, step)
+            log.info("group %s is late: step %d goes without it", group_id, step)
             self._move(group_id, to, MoveReason.LATE)
         return moved is not None
 
