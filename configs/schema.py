@@ -22,6 +22,7 @@ from configs.difficulty import DifficultyConfig
 from configs.graders.answers import FunctionGrader
 from configs.graders.union import GraderConfig
 from configs.mix import LimitsConfig, MixConfig, StageConfig
+from configs.objective import CreditConfig, ObjectiveConfig
 
 
 class PlugConfig(Config):
@@ -69,6 +70,8 @@ class RewardConfig(Config):
     """A grader object, or the path of a YAML or JSON file that holds one."""
     weight: float = 1.0
     """Factor in the weighted sum."""
+    credit: CreditConfig | None = None
+    """How scores of steps reach the tokens; empty credits the rollout as a whole."""
 
     @model_validator(mode="after")
     def _either(self) -> Self:
@@ -115,7 +118,9 @@ class SourceConfig(Config):
     environment: PlugConfig = PlugConfig(use="single_turn")
     """The world a task is played in: `single_turn`, or `module:Class`."""
     rewards: tuple[RewardConfig, ...]
-    """Parts of the reward, summed by weight."""
+    """Parts of the reward."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """How the parts are combined; empty sums them by weight."""
     weight: NonNegativeFloat = 1.0
     """Share of each step in `mix.unit`, relative to the other sources; 0 for none yet."""
     limits: LimitsConfig = LimitsConfig()
@@ -125,7 +130,8 @@ class SourceConfig(Config):
     sampling: SamplingConfig = SamplingConfig()
     """How training completions are drawn."""
     advantage: PlugConfig = PlugConfig(use="grpo")
-    """Advantage estimator: `grpo`, `mean_baseline`, or `module:function` of rewards [G]."""
+    """Advantage estimator: `grpo`, `mean_baseline`, `grpo_process`, or `module:function` of rewards
+    [G] or of the group."""
     loss_weight: NonNegativeFloat = 1.0
     """Factor on this source's loss tokens."""
     kl_coef: NonNegativeFloat | None = None
@@ -136,6 +142,11 @@ class SourceConfig(Config):
     """How its held-out evaluation differs from the run's."""
     difficulty: DifficultyConfig = DifficultyConfig()
     """Which of its items are worth training on."""
+
+    @property
+    def credits_tokens(self) -> bool:
+        """Whether some part's scores of steps reach the tokens that wrote them."""
+        return any(r.credit is not None and r.credit.to == "tokens" for r in self.rewards)
 
 
 class BatchConfig(Config):

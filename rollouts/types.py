@@ -11,9 +11,9 @@ The driver holds `GroupSummary` and references alone, never tokens.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,6 +127,8 @@ class Turn:
     completion: Completion
     text: str
     """The completion decoded, special tokens left out."""
+    token_ends: I32 | None = None
+    """[C], characters of `text` that stand once a token is there; None where nobody asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +149,12 @@ class SpanScore:
     """Index into the rollout's turns."""
     start: int
     end: int
-    """Characters [start, end) of that turn's text."""
+    """[start, end) of that turn, in `unit`."""
     score: float
+    unit: Literal["characters", "tokens"] = "characters"
+    """Characters of the turn's text, or tokens of its completion."""
+    part: str = ""
+    """Reward part that gave it; set when the rollout is graded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +224,8 @@ class SampleHandle:
     """Its place in that tuple."""
     num_tokens: int
     num_loss_tokens: int
+    advantage_scale: float = 1.0
+    """Factor on its advantages, known once the step's groups are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +237,12 @@ class RolloutStats:
     num_completion_tokens: int
     status: RolloutStatus
     error: RolloutError | None
+    advantage: float | None = None
+    """Of the rollout as a whole; None where it is invalid or was not to be trained on."""
+    part_advantages: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What each part adds to the advantage; empty where the objective does not tell them apart."""
+    closed_parts: tuple[str, ...] = ()
+    """Parts behind a gate that was closed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,6 +263,8 @@ class GroupSummary:
     newest_version: int
     generate_s: float
     grade_s: float
+    has_signal: bool | None = None
+    """Whether any token has an advantage; None where none was computed."""
 
     @property
     def rewards(self) -> tuple[float, ...]:
