@@ -1,11 +1,16 @@
 """What every grader written as data has."""
 
+from typing import ClassVar
+
 from configs.base import Config, PositiveFloat
 
 
 class Grader(Config):
     """Base of the graders. Field `type` tells them apart; texts may hold templates
     (`{{ item.answer }}`, `{{ sample.output_text }}`)."""
+
+    templates: ClassVar[tuple[str, ...]] = ()
+    """Fields whose texts, at any depth, are templates."""
 
     name: str = ""
     """Name in metrics and in the RFT response."""
