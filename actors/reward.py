@@ -17,13 +17,18 @@ from actors.heartbeat import Heartbeat, beat
 from configs.schema import RunConfig
 from rewards.pool import GraderPool
 from rollouts.advantages import resolve_advantage
-from rollouts.samples import chunk_for_store, to_training_samples
+from rollouts.samples import (
+    GroupCredits,
+    chunk_for_store,
+    credit_group,
+    rollout_stats,
+    to_training_samples,
+)
 from rollouts.types import (
     GeneratedGroup,
     GroupSummary,
     Ref,
     RolloutGroup,
-    RolloutStats,
     SampleHandle,
 )
 
@@ -57,7 +62,8 @@ class RewardActor:
         task = group.request.task
         graded = await asyncio.gather(*(self._pool.grade(r, task) for r in group.rollouts))
         group = replace(group, rollouts=tuple(graded))
-        samples = self._store_samples(group) if group.request.step >= 0 else ()
+        credits = self._credit(group) if group.request.step >= 0 else None
+        samples = () if credits is None else self._store_samples(group, credits)
         self._graded += len(graded)
         versions = [v for r in graded for v in r.versions] or [-1]
         return GroupSummary(
@@ -65,29 +71,25 @@ class RewardActor:
             task_id=task.task_id,
             source=task.source,
             step=group.request.step,
-            rollouts=tuple(
-                RolloutStats(
-                    reward=r.reward,
-                    reward_parts=r.reward_parts,
-                    num_completion_tokens=r.num_completion_tokens,
-                    status=r.status,
-                    error=r.error,
-                )
-                for r in graded
-            ),
+            rollouts=rollout_stats(graded, credits),
             samples=samples,
             group_ref=ray.put(group),
             oldest_version=min(versions),
             newest_version=max(versions),
             generate_s=group.generate_s,
             grade_s=time.monotonic() - began,
+            has_signal=None if credits is None else credits.advantages.has_signal,
         )
 
-    def _store_samples(self, group: RolloutGroup) -> tuple[SampleHandle, ...]:
+    def _credit(self, group: RolloutGroup) -> GroupCredits:
         source = self._cfg.source(group.request.task.source)
-        samples = to_training_samples(
-            group, source, self._cfg.kl_coef(source), self._estimators[source.name]
-        )
+        return credit_group(group, source, self._estimators[source.name])
+
+    def _store_samples(
+        self, group: RolloutGroup, credits: GroupCredits
+    ) -> tuple[SampleHandle, ...]:
+        source = self._cfg.source(group.request.task.source)
+        samples = to_training_samples(group, source, self._cfg.kl_coef(source), credits)
         handles: list[SampleHandle] = []
         for chunk in chunk_for_store(samples, STORE_CHUNK_BYTES):
             ref = ray.put(chunk)
@@ -134,6 +136,7 @@ def _rollout_lines(group: RolloutGroup, step: int) -> list[str]:
                 "status": r.status,
                 "reward": r.reward,
                 "reward_parts": dict(r.reward_parts),
+                "spans": [[s.part, s.turn, s.start, s.end, s.score] for s in r.spans],
                 "versions": list(r.versions),
                 "completion_tokens": r.num_completion_tokens,
                 "error": None if r.error is None else f"{r.error.boundary}: {r.error.message}",

@@ -14,6 +14,7 @@ from configs.schema import ActorsConfig, RunConfig
 from configs.validate_data import HUB_NAME, check_data
 from configs.validate_difficulty import check_difficulty, warn_difficulty
 from configs.validate_mix import check_mix, warn_mix
+from configs.validate_objective import check_objective
 
 
 def validate_run(cfg: RunConfig) -> list[Problem]:
@@ -79,6 +80,7 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
     for source in cfg.sources:
         yield from check_data(source)
         yield from check_difficulty(source)
+        yield from check_objective(source)
         leave_out = cfg.decontaminate.procedural and cfg.decontaminate.action == "drop"
         if leave_out and source.data.curriculum.start is not None:
             yield Problem(
@@ -92,7 +94,8 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
         for part, count in Counter(r.name for r in source.rewards).items():
             if count > 1:
                 yield Problem(where=at, what=f"{count} parts are called `{part}`")
-        if source.rewards and all(r.weight == 0 for r in source.rewards):
+        by_weight = source.objective.combine != "formula"
+        if by_weight and source.rewards and all(r.weight == 0 for r in source.rewards):
             yield Problem(where=at, what="all weights are 0, so every reward would be 0")
 
 

@@ -25,6 +25,7 @@ from orchestrator.publisher import SyncReport, WeightPublisher
 from orchestrator.recorder import Recorder
 from orchestrator.resume import Checkpointer, Restored
 from orchestrator.step_metrics import TrainedStep
+from rollouts.objective import scale_step
 from rollouts.packing import plan_minibatches
 from rollouts.types import GroupSummary, StepResult, TrainBatch
 
@@ -127,6 +128,7 @@ async def train(parts: Parts, restored: Restored) -> None:
                         timeout_s=cfg.health.generate_s,
                     )
                 )
+                groups = scale_step(groups, cfg.sources)
                 result, sync = await _step(parts, producer, step, groups)
                 done = step
                 await _log(parts, producer, step, groups, result, sync)

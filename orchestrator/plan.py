@@ -19,6 +19,7 @@ from orchestrator.memory import MemoryEstimate, estimate_memory
 from orchestrator.plan_data import DataPlan, look_at_data
 from orchestrator.plan_mix import PlannedStep, SourcePlan, StagePlan, plan_mix
 from rewards.graders import validate_rewards
+from rewards.objective import validate_objectives
 from rollouts.advantages import validate_advantages
 from rollouts.staleness import max_groups_in_flight
 
@@ -255,6 +256,7 @@ def _check_all(cfg: RunConfig, unsound: Sequence[Problem]) -> list[Problem]:
         *unsound,
         *validate_environments(cfg.sources),
         *validate_rewards(cfg.sources),
+        *validate_objectives(cfg.sources),
         *validate_advantages(cfg.sources),
     ]
     return [*found, *(problem for problem in others if problem.where not in seen)]

@@ -36,6 +36,7 @@ from orchestrator.recorder import Recorder
 from orchestrator.resume import Checkpointer
 from orchestrator.run_dir import RunDir
 from rewards.graders import validate_rewards
+from rewards.objective import validate_objectives
 from rollouts.advantages import validate_advantages
 
 log = logging.getLogger("braid.run")
@@ -56,7 +57,12 @@ def check(cfg: RunConfig) -> tuple[Mapping[str, Source], Contamination]:
     except ConfigError as error:
         problems += error.problems
     problems += plan_mix(cfg, {name: source.size for name, source in sources.items()}).problems
-    for validate in (validate_environments, validate_rewards, validate_advantages):
+    for validate in (
+        validate_environments,
+        validate_rewards,
+        validate_objectives,
+        validate_advantages,
+    ):
         problems += validate(cfg.sources)
     if problems:
         # Two checks may find the same fault (a missing file); the first one's words stand.

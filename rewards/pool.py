@@ -1,4 +1,4 @@
-"""Grades rollouts: every part of a source's reward, then their sum.
+"""Grades rollouts: every part of a source's reward, then what they come to.
 
 A rollout leaves with a finite reward or as INVALID with the reason; never with a 0 in place of a
 failure.
@@ -13,10 +13,12 @@ from configs.graders.union import GraderConfig
 from configs.schema import RewardConfig, RewardGroupConfig, SourceConfig
 from rewards.compute import ComputePool, GraderStartError
 from rewards.evaluate import evaluate
+from rewards.objective import Total, prepare_total
 from rewards.registry import leaves
 from rewards.score import FailureKind, GradeFailed, Score
 from rewards.subject import Subject
-from rollouts.types import Boundary, Rollout, RolloutError, RolloutStatus, Task
+from rollouts.credit import aggregate, check_spans
+from rollouts.types import Boundary, Rollout, RolloutError, RolloutStatus, SpanScore, Task
 
 __all__ = ["GraderPool", "GraderStartError"]
 
@@ -26,6 +28,7 @@ class GraderPool:
 
     def __init__(self, cfg: RewardGroupConfig, sources: Sequence[SourceConfig]):
         self._rewards = {source.name: source.rewards for source in sources}
+        self._totals = {source.name: prepare_total(source) for source in sources}
         self._compute = ComputePool(cfg, _leaves(sources))
 
     @property
@@ -59,7 +62,10 @@ class GraderPool:
             if isinstance(score, GradeFailed):
                 return _invalid(rollout, score.kind, f"{part.name}: {score.message}")
             scores[part.name] = score
-        return _sum(rollout, parts, scores)
+        try:
+            return _graded(rollout, parts, scores, self._totals[task.source])
+        except GradeFailed as failed:
+            return _invalid(rollout, failed.kind, failed.message)
 
     async def close(self) -> None:
         """Kill all workers and reap them. Gradings under way become INVALID."""
@@ -86,13 +92,28 @@ def _leaves(sources: Sequence[SourceConfig]) -> dict[str, GraderConfig]:
     }
 
 
-def _sum(rollout: Rollout, parts: Sequence[RewardConfig], scores: dict[str, Score]) -> Rollout:
-    values = {name: score.value for name, score in scores.items()}
-    total = sum(part.weight * values[part.name] for part in parts)
-    if not math.isfinite(total):
-        why = f"the weighted sum of {values} is {total}"
-        return _invalid(rollout, FailureKind.NOT_A_NUMBER, why)
-    return replace(rollout, reward=total, reward_parts=values)
+def _graded(
+    rollout: Rollout, parts: Sequence[RewardConfig], scores: dict[str, Score], total: Total
+) -> Rollout:
+    """Return the rollout with its reward, the parts as they were graded, and their spans.
+
+    Raises:
+        GradeFailed: a span lies nowhere in the text, or the parts come to no finite number.
+    """
+    values: dict[str, float] = {}
+    spans: list[SpanScore] = []
+    for part in parts:
+        score = scores[part.name]
+        if (wrong := check_spans(score.spans, rollout)) is not None:
+            raise GradeFailed(FailureKind.BAD_SPAN, f"{part.name}: {wrong}")
+        spans.extend(replace(span, part=part.name) for span in score.spans)
+        values[part.name] = score.value
+        if score.spans and part.credit is not None and part.credit.aggregate is not None:
+            values[part.name] = aggregate(score.spans, part.credit)
+    reward = total(values)
+    if not math.isfinite(reward):
+        raise GradeFailed(FailureKind.NOT_A_NUMBER, f"{values} come to {reward}")
+    return replace(rollout, reward=reward, reward_parts=values, spans=tuple(spans))
 
 
 def _invalid(rollout: Rollout, kind: str, message: str) -> Rollout:

@@ -169,6 +169,7 @@ def _pack_turn(turn: Turn) -> JsonValue:
         "finish_reason": done.finish_reason.value,
         "versions": [[s.version, s.start, s.end] for s in done.versions],
         "text": turn.text,
+        "token_ends": None if turn.token_ends is None else _pack(turn.token_ends, np.int32),
     }
 
 
@@ -183,6 +184,7 @@ def _unpack_turn(data: Mapping[str, JsonValue]) -> Turn:
             versions=tuple(VersionSpan(version=v, start=s, end=e) for v, s, e in spans),
         ),
         text=str(data["text"]),
+        token_ends=None if data["token_ends"] is None else _unpack(data["token_ends"], np.int32),
     )
 
 

@@ -5,19 +5,19 @@ estimator of tokens instead: it gets a `GroupCredit` and returns [C] for each ro
 
 Under an estimator f of rewards, a token t of rollout i gets
 
-    A_it = f(r)_i - k * sum over parts p of w_p * sum over steps j done before t of u_ij (s_ij - m_p)
+    A_it = f(r)_i - k * sum over parts p of w_p * sum over steps j done before t of u_ij (s_ij - m)
 
-where s_ij is the score of step j, u_ij what it counts for in the part's value, m_p the mean of the
-part's scores over the group, weighted by u, and k = std(f(r)) / std(r), the factor by which f scales
-rewards. So a rollout's first tokens have the advantage of its whole reward, as without steps, and
-those after a step no longer answer for it: the reward to go, less a baseline that knows the past
-alone. What is optimised is still the expected reward; credit only takes noise out of it.
+where s_ij is the score of step j, u_ij what it counts for in the part's value, m the mean of the
+part's scores over the group, weighted by u, and k = std(f(r)) / std(r), the factor by which f
+scales rewards. So a rollout's first tokens have the advantage of its whole reward, as without
+steps, and those after a step no longer answer for it: the reward to go, less a baseline that knows
+the past alone. What is optimised is still the expected reward; credit takes noise out of it.
 """
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,6 +166,7 @@ def estimate(group: GroupCredit, estimator: AnyEstimator, combine: str) -> Group
     """
     if estimates_tokens(estimator):
         return _from_tokens(group, estimator)
+    estimator = cast(Estimator, estimator)
     if combine == "normalize_then_sum":
         return _decoupled(group, estimator)
     whole = _estimate(group.rewards, estimator)
@@ -247,9 +248,7 @@ def _passed(part: PartCredit, factor: float, group: GroupCredit) -> list[F64] | 
     return passed
 
 
-def _tokens(
-    whole: NDArray[Any], passed: Sequence[list[F64] | None]
-) -> tuple[F32 | None, ...]:
+def _tokens(whole: NDArray[Any], passed: Sequence[list[F64] | None]) -> tuple[F32 | None, ...]:
     """Take the credit of what is done from each rollout's advantage."""
     found = [p for p in passed if p is not None]
     if not found:

@@ -1,7 +1,7 @@
 """A graded group becomes training samples: turns merged, per-source settings made streams."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from rollouts.types import (
     F32,
     Rollout,
     RolloutGroup,
+    RolloutStats,
     RolloutStatus,
     TrainingSample,
 )
@@ -53,6 +54,36 @@ def credit_group(
         advantages=estimate(credit, estimator, source.objective.combine),
         closed=tuple(closed for _, closed in gated),
     )
+
+
+def rollout_stats(
+    rollouts: Sequence[Rollout], credits: GroupCredits | None
+) -> tuple[RolloutStats, ...]:
+    """Return the numbers of graded rollouts that the driver keeps.
+
+    Args:
+        credits: None where the group is not to be trained on.
+    """
+    places = {} if credits is None else {r.index: i for i, r in enumerate(credits.valid)}
+
+    def stats(rollout: Rollout) -> RolloutStats:
+        known = RolloutStats(
+            reward=rollout.reward,
+            reward_parts=rollout.reward_parts,
+            num_completion_tokens=rollout.num_completion_tokens,
+            status=rollout.status,
+            error=rollout.error,
+        )
+        if credits is None or (place := places.get(rollout.index)) is None:
+            return known
+        return replace(
+            known,
+            advantage=float(credits.advantages.whole[place]),
+            part_advantages={n: float(a[place]) for n, a in credits.advantages.parts.items()},
+            closed_parts=credits.closed[place],
+        )
+
+    return tuple(stats(rollout) for rollout in rollouts)
 
 
 def token_credit(part: RewardConfig) -> CreditConfig | None:

@@ -60,9 +60,7 @@ def _by_windows(
     return ends if written == len(text) else None
 
 
-def _by_prefixes(
-    ids: Sequence[int], text: str, decode: Callable[[Sequence[int]], str]
-) -> I32:
+def _by_prefixes(ids: Sequence[int], text: str, decode: Callable[[Sequence[int]], str]) -> I32:
     """Compare `text` with each prefix decoded: exact for any decoder, and quadratic."""
     ends = np.zeros(len(ids), np.int32)
     for i in range(len(ids)):

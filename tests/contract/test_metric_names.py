@@ -13,7 +13,7 @@ from mixing.feedback import SourceDifficulty
 from mixing.ledger_events import Reason
 from orchestrator.publisher import SyncReport
 from orchestrator.run_totals import RunTotals
-from orchestrator.source_metrics import METRICS
+from orchestrator.source_metrics import METRICS, PART_METRICS
 from orchestrator.step_metrics import TrainedStep, step_metrics
 from rollouts.types import GroupSummary, RolloutStats, RolloutStatus, SampleHandle, StepResult
 
@@ -48,10 +48,11 @@ def pattern(name: str) -> re.Pattern[str]:
 def rollout(reward: float | None, status: RolloutStatus) -> RolloutStats:
     return RolloutStats(
         reward=reward,
-        reward_parts={} if reward is None else {"answer": reward},
+        reward_parts={} if reward is None else {"answer": reward, "style": 1.0},
         num_completion_tokens=3,
         status=status,
         error=None,
+        part_advantages={} if reward is None else {"answer": 0.5, "style": 0.0},
     )
 
 
@@ -67,7 +68,11 @@ def emitted() -> set[str]:
                 {
                     "name": "sums-1.5",
                     "data": {"procedural": "reasoning_gym/chain_sum"},
-                    "rewards": [{"use": "exact", "name": "answer"}],
+                    "rewards": [
+                        {"use": "exact", "name": "answer"},
+                        {"use": "exact", "name": "style"},
+                    ],
+                    "objective": {"gates": [{"part": "style", "needs": "answer"}]},
                 }
             ],
             "batch": {"groups_per_step": 1},
@@ -136,3 +141,5 @@ def test_denominators_are_those_of_the_code():
     for metric in METRICS:
         pool = "<pool>" if len(metric.kinds) == 2 else metric.kinds[0]
         assert page[f"source/<name>/{pool}/{metric.name}"] == metric.denominator
+    for suffix, denominator in PART_METRICS.items():
+        assert page[f"source/<name>/<pool>/reward_part/<part>{suffix}"] == denominator
