@@ -183,10 +183,12 @@ def all_knobs(
     model: type[BaseModel] = RunConfig, prefix: str = "", above: Sections = ()
 ) -> Iterator[str]:
     """Yield the path of every knob, lists of sections written as `sources[]`, members of a union
-    as `grader<math>`; a section inside itself is not entered again."""
+    as `grader<math>`; a section inside itself, or a union inside one of its members, is not
+    entered again."""
     for name, field in model.model_fields.items():
         sections = sections_of(field.annotation)
-        if not sections:
+        again = len(sections) > 1 and not {*above, model}.isdisjoint(sections)
+        if again or not sections:
             yield prefix + name
             continue
         tags = {s: tag for tag, s in _by_tag(sections).items()} if len(sections) > 1 else {}

@@ -22,11 +22,15 @@ Evaluator = Callable[[Any, Subject, Services, str], Awaitable[Score]]
 COMPUTE: Mapping[str, str] = {
     "function": "rewards.graders:prepare_function",
     "format": "rewards.graders:prepare_format",
+    "split_steps": "rewards.steps:prepare_split",
 }
-ASYNC: Mapping[str, str] = {}
+ASYNC: Mapping[str, str] = {
+    "steps": "rewards.steps:evaluate_steps",
+}
 CHECKS: Mapping[str, str] = {
     "function": "rewards.graders:check_function",
     "format": "rewards.graders:check_format",
+    "split_steps": "rewards.steps:check_split",
 }
 """`(cfg, where) -> list[Problem]`: what is wrong with a grader beyond its fields' types."""
 
@@ -68,5 +72,6 @@ def check_grader(cfg: GraderConfig, where: str) -> list[Problem]:
         check = cast("Callable[[GraderConfig, str], list[Problem]]", _attribute(CHECKS[cfg.type]))
         problems.extend(check(cfg, where))
     for name, child in children(cfg):
-        problems.extend(check_grader(child, f"{where}.graders.{name}"))
+        at = name if name in type(cfg).model_fields else f"graders.{name}"
+        problems.extend(check_grader(child, f"{where}.{at}"))
     return problems

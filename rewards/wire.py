@@ -90,13 +90,21 @@ def _arm(sock: socket.socket, deadline: float | None) -> None:
 
 def pack_subject(subject: Subject) -> JsonValue:
     """Return what is graded as JSON."""
-    return {"task": pack_task(subject.task), "rollout": pack_rollout(subject.rollout)}
+    return {
+        "task": pack_task(subject.task),
+        "rollout": pack_rollout(subject.rollout),
+        "more": dict(subject.more),
+    }
 
 
 def unpack_subject(data: JsonValue) -> Subject:
     """Return the subject that `pack_subject` wrote."""
     fields = cast("dict[str, JsonValue]", data)
-    return Subject(task=unpack_task(fields["task"]), rollout=unpack_rollout(fields["rollout"]))
+    return Subject(
+        task=unpack_task(fields["task"]),
+        rollout=unpack_rollout(fields["rollout"]),
+        more=cast("dict[str, JsonValue]", fields["more"]),
+    )
 
 
 def pack_result(result: Score | GradeFailed) -> JsonValue:
