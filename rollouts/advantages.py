@@ -11,7 +11,8 @@ where s_ij is the score of step j, u_ij what it counts for in the part's value, 
 part's scores over the group, weighted by u, and k = std(f(r)) / std(r), the factor by which f
 scales rewards. So a rollout's first tokens have the advantage of its whole reward, as without
 steps, and those after a step no longer answer for it: the reward to go, less a baseline that knows
-the past alone. What is optimised is still the expected reward; credit takes noise out of it.
+the past alone. What is optimised is still the expected reward; credit takes noise out of it. Where
+rewards are equal and only their steps differ, k is what f makes of the steps' own contributions.
 """
 
 import inspect
@@ -27,7 +28,7 @@ from configs.errors import ConfigError, Problem
 from configs.plugs import bind, resolve
 from configs.schema import PlugConfig, SourceConfig
 from rollouts.credit import F64, GroupCredit, PartCredit, Steps
-from rollouts.types import F32
+from rollouts.types import F32, I32
 
 Estimator: TypeAlias = Callable[[F64], NDArray[Any]]
 TokenEstimator: TypeAlias = Callable[[GroupCredit], Sequence[NDArray[Any]]]
@@ -70,6 +71,8 @@ def grpo_process(group: GroupCredit) -> list[F64]:
     whole = [p for p in group.parts if not any(p.steps)]
     scale = sum(abs(p.weight) for p in whole)
     advantages = [np.zeros(n) for n in group.num_tokens]
+    if len(advantages) < 2:  # nobody to compare with
+        return advantages
     if scale:
         outcome = scale * grpo(sum((p.weight / scale * p.values for p in whole), np.zeros(1)))
         advantages = [a + o for a, o in zip(advantages, outcome, strict=True)]
@@ -172,7 +175,8 @@ def estimate(group: GroupCredit, estimator: AnyEstimator, combine: str) -> Group
     whole = _estimate(group.rewards, estimator)
     slope = _slope(group.rewards, whole)
     parts = {p.name: slope * p.weight * _centred(p.values) for p in group.parts}
-    passed = [_passed(p, slope * p.weight, group) for p in group.parts]
+    given = [_contributions(p, p.weight) for p in group.parts]
+    passed = _passed(group, given, slope or _slope_of_steps(group, given, estimator))
     return GroupAdvantages(
         whole=whole.astype(np.float32),
         tokens=_tokens(whole, passed),
@@ -184,11 +188,15 @@ def _decoupled(group: GroupCredit, estimator: Estimator) -> GroupAdvantages:
     """GDPO: each part is estimated by itself, then they are summed by weight (arXiv:2601.05242). A
     part that tells nothing apart adds 0; `rollouts.objective.scale_step` does the rest."""
     parts: dict[str, F64] = {}
-    passed: list[list[F64] | None] = []
+    passed: list[F64] | None = None
     for part in group.parts:
         own = _estimate(part.values, estimator).astype(np.float64)
         parts[part.name] = part.weight * own
-        passed.append(_passed(part, part.weight * _slope(part.values, own), group))
+        given = [_contributions(part, 1.0)]
+        slope = _slope(part.values, own) or _slope_of_steps(group, given, estimator)
+        done = _passed(group, given, part.weight * slope)
+        if done is not None:
+            passed = done if passed is None else _sums(passed, done)
     whole = sum(parts.values(), np.zeros(len(group.rewards)))
     return GroupAdvantages(
         whole=whole.astype(np.float32), tokens=_tokens(whole, passed), parts=parts
@@ -231,29 +239,55 @@ def _centred(values: F64) -> F64:
     return np.zeros_like(values) if all_same(values) else values - values.mean()
 
 
-def _passed(part: PartCredit, factor: float, group: GroupCredit) -> list[F64] | None:
-    """Return, for each token of each rollout, the centred credit of the steps that were done before
-    it; None where the part gave no steps."""
+Contributions: TypeAlias = Sequence[tuple[I32, F64] | None]
+"""[G], for each rollout: the tokens at which its steps are due, and what each adds, centred."""
+
+
+def _contributions(part: PartCredit, factor: float) -> Contributions:
     given = [s for s in part.steps if s is not None]
     weight = sum(float(s.weights.sum()) for s in given)
-    if not given or weight == 0:
+    mean = sum(float(s.weights @ s.scores) for s in given) / weight if given else 0.0
+    return [
+        None if s is None else (s.ends, factor * s.weights * (s.scores - mean)) for s in part.steps
+    ]
+
+
+def _slope_of_steps(
+    group: GroupCredit, given: Sequence[Contributions], estimator: Estimator
+) -> float:
+    """Return by what factor the estimator scales what single steps add. A group of one has nobody
+    to compare with: 0."""
+    found = [own[1] for part in given for own in part if own is not None]
+    if len(group.rewards) < 2 or not found:
+        return 0.0
+    pooled = np.concatenate(found)
+    return _slope(pooled, _estimate(pooled, estimator))
+
+
+def _passed(group: GroupCredit, given: Sequence[Contributions], factor: float) -> list[F64] | None:
+    """Return, for each token of each rollout, the credit of the steps that were done before it;
+    None where no part gave steps."""
+    if not any(own is not None for part in given for own in part):
         return None
-    mean = sum(float(s.weights @ s.scores) for s in given) / weight
     passed: list[F64] = []
-    for steps, tokens in zip(part.steps, group.num_tokens, strict=True):
+    for i, tokens in enumerate(group.num_tokens):
         due = np.zeros(tokens + 1)
-        if steps is not None:
-            np.add.at(due, steps.ends + 1, factor * steps.weights * (steps.scores - mean))
+        for part in given:
+            if (own := part[i]) is not None:
+                np.add.at(due, own[0] + 1, factor * own[1])
         passed.append(np.cumsum(due)[:tokens])
     return passed
 
 
-def _tokens(whole: NDArray[Any], passed: Sequence[list[F64] | None]) -> tuple[F32 | None, ...]:
+def _sums(a: Sequence[F64], b: Sequence[F64]) -> list[F64]:
+    return [x + y for x, y in zip(a, b, strict=True)]
+
+
+def _tokens(whole: NDArray[Any], passed: Sequence[F64] | None) -> tuple[F32 | None, ...]:
     """Take the credit of what is done from each rollout's advantage."""
-    found = [p for p in passed if p is not None]
-    if not found:
+    if passed is None:
         return (None,) * len(whole)
     return tuple(
-        (float(advantage) - np.sum([p[i] for p in found], axis=0)).astype(np.float32)
-        for i, advantage in enumerate(whole)
+        (float(advantage) - done).astype(np.float32)
+        for advantage, done in zip(whole, passed, strict=True)
     )
