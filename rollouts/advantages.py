@@ -197,7 +197,7 @@ def _decoupled(group: GroupCredit, estimator: Estimator) -> GroupAdvantages:
         done = _passed(group, given, part.weight * slope)
         if done is not None:
             passed = done if passed is None else _sums(passed, done)
-    whole = sum(parts.values(), np.zeros(len(group.rewards)))
+    whole = _centred(sum(parts.values(), np.zeros(len(group.rewards))))
     return GroupAdvantages(
         whole=whole.astype(np.float32), tokens=_tokens(whole, passed), parts=parts
     )

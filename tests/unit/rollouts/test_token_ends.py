@@ -64,9 +64,11 @@ def check(ids: Sequence[int], decode: Decode) -> np.ndarray:
     pieces = [text[a:b] for a, b in pairwise([0, *ends.tolist()])]
     assert "".join(pieces) == text
     for place, end in enumerate(ends.tolist()):
-        prefix = decode(ids[: place + 1])
-        if LOST not in text and decode is not bert:
-            assert prefix.rstrip(LOST) == text[:end]  # exactly what a reader had seen by then
+        seen = decode(ids[: place + 1]).rstrip(LOST)
+        if LOST not in text and decode is tiny:
+            assert text[:end] == seen  # exactly what a reader had seen by then
+        elif LOST not in text and decode is llama:
+            assert text[:end].startswith(seen)  # one broken byte hides the run that it ends
     return ends
 
 
