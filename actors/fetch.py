@@ -1,12 +1,11 @@
 """Fetch the samples of a micro-batch plan out of Ray's object store."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import ray
 
+from rollouts.objective import scale_sample
 from rollouts.packing import assemble
 from rollouts.types import MicroBatch, MicroBatchPlan, Ref, SampleHandle, TrainingSample
 
@@ -26,17 +25,11 @@ def fetch_micro_batches(plans: Sequence[MicroBatchPlan], *, timeout_s: float) ->
     objects = _get_all(refs, timeout_s=timeout_s)
     return [
         assemble(
-            [_scaled(objects[h.ref][h.row], h.advantage_scale) for h in p.samples],
+            [scale_sample(objects[h.ref][h.row], h.advantage_scale) for h in p.samples],
             None if p.ref_logprobs is None else objects[p.ref_logprobs],
         )
         for p in plans
     ]
-
-
-def _scaled(sample: TrainingSample, scale: float) -> TrainingSample:
-    if scale == 1.0:
-        return sample
-    return replace(sample, advantages=sample.advantages * np.float32(scale))
 
 
 def _get_all(refs: Sequence[Ref], *, timeout_s: float) -> dict[Ref, Any]:

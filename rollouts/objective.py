@@ -7,7 +7,7 @@ import numpy as np
 
 from configs.objective import GateConfig
 from configs.schema import SourceConfig
-from rollouts.types import GroupSummary
+from rollouts.types import GroupSummary, TrainingSample
 
 SCALE_EPS = 1e-6
 """Added to the deviation of a step's advantages."""
@@ -59,3 +59,10 @@ def _scale(groups: Sequence[GroupSummary]) -> float:
 def _scaled(group: GroupSummary, scale: float) -> GroupSummary:
     handles = tuple(replace(s, advantage_scale=scale) for s in group.samples)
     return replace(group, samples=handles)
+
+
+def scale_sample(sample: TrainingSample, scale: float) -> TrainingSample:
+    """Return the sample with its advantages scaled: done before anything is taken from them."""
+    if scale == 1.0:
+        return sample
+    return replace(sample, advantages=sample.advantages * np.float32(scale))

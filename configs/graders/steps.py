@@ -54,7 +54,8 @@ class StepsGrader(Grader):
 
     @model_validator(mode="after")
     def _used(self) -> Self:
-        if self.outcome is None and "outcome_share" in self.model_fields_set:
+        default: object = type(self).model_fields["outcome_share"].default
+        if self.outcome is None and self.outcome_share != default:
             raise ValueError("`outcome_share` belongs to `outcome`, which is empty")
         return self
 

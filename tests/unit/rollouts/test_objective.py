@@ -14,8 +14,9 @@ from configs.objective import GateConfig, ObjectiveConfig
 from configs.schema import RewardConfig, SourceConfig
 from rollouts.advantages import grpo
 from rollouts.filters import Verdict, is_zero_variance, judge
-from rollouts.objective import SCALE_EPS, gate, scale_step
-from rollouts.samples import credit_group, rollout_stats
+from rollouts.objective import SCALE_EPS, gate, scale_sample, scale_step
+from rollouts.packing import apply_kl_to_advantages, assemble
+from rollouts.samples import credit_group, rollout_stats, to_training_samples
 from rollouts.types import (
     Completion,
     FinishReason,
@@ -205,3 +206,20 @@ def test_the_parts_add_up_to_the_advantage_of_a_weighted_sum(seed: int) -> None:
     parts = [(random.random(), random.random()) for _ in range(6)]
     found = credit_group(group(*parts), source("weighted_sum"), grpo).advantages
     np.testing.assert_allclose(sum(found.parts.values()), found.whole, atol=1e-6)
+
+
+def test_a_sample_is_scaled_before_a_penalty_is_taken() -> None:
+    (sample, _) = to_training_samples(
+        graded := group((1.0, 1.0), (0.0, 0.0)), source(), 0.1, credit_group(graded, source(), grpo)
+    )
+    assert scale_sample(sample, 1.0) is sample
+    halved = scale_sample(sample, 0.5)
+    assert halved.advantages.dtype == np.float32
+    np.testing.assert_allclose(halved.advantages, sample.advantages / 2)
+    refs = [np.full(3, -0.5, np.float32)]
+    taken = [
+        apply_kl_to_advantages(assemble([s], refs), estimator="k2").advantages - s.advantages
+        for s in (sample, halved)
+    ]
+    np.testing.assert_allclose(taken[0], taken[1], atol=1e-6)
+    assert taken[0].any()
