@@ -180,23 +180,25 @@ def _by_tag(sections: Sections) -> dict[str, type[BaseModel]]:
 
 
 def all_knobs(
-    model: type[BaseModel] = RunConfig, prefix: str = "", above: Sections = ()
+    model: type[BaseModel] = RunConfig, prefix: str = "", seen: set[type[BaseModel]] | None = None
 ) -> Iterator[str]:
     """Yield the path of every knob, lists of sections written as `sources[]`, members of a union
-    as `grader<math>`; a section inside itself, or a union inside one of its members, is not
-    entered again."""
+    as `grader<math>`; those are entered once, as graders are made of graders."""
+    seen = set() if seen is None else seen
     for name, field in model.model_fields.items():
         sections = sections_of(field.annotation)
-        again = len(sections) > 1 and not {*above, model}.isdisjoint(sections)
-        if again or not sections:
+        if not sections:
             yield prefix + name
             continue
         tags = {s: tag for tag, s in _by_tag(sections).items()} if len(sections) > 1 else {}
         many = "" if field.annotation in sections else "[]"
-        for section in sections:
-            if section not in above:
-                of = f"<{tags[section]}>" if tags else many
-                yield from all_knobs(section, f"{prefix}{name}{of}.", (*above, model))
+        new = [s for s in sections if s not in seen]
+        if not new:
+            yield prefix + name
+        seen.update(s for s in new if tags)
+        for section in new:
+            of = f"<{tags[section]}>" if tags else many
+            yield from all_knobs(section, f"{prefix}{name}{of}.", seen)
 
 
 def _hint(path: KeyPath, sections: Sections, given: JsonValue) -> str:

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from configs.base import Config
 from configs.schema import RunConfig
 
 _HEAD = """# Recipe reference
@@ -42,6 +43,9 @@ def _type(annotation: Any) -> str:
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type(parts[0])
+    if len(members := [p for p in parts if isinstance(p, type) and issubclass(p, Config)]) > 3:
+        kind = f"{members[0].__bases__[0].__name__} by type"
+        return kind + (" or empty" if NoneType in parts else "")
     if origin in (Union, UnionType):
         return " or ".join(_type(p) for p in parts)
     if origin is Literal:

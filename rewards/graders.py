@@ -15,10 +15,11 @@ from typing import Literal, Protocol, cast
 from pydantic import JsonValue
 
 from configs.errors import ConfigError, Problem
-from configs.graders.answers import FormatGrader, FunctionGrader
+from configs.graders.answers import FunctionGrader, ReasoningGymGrader
 from configs.plugs import bind, resolve
 from configs.schema import SourceConfig
 from rewards.registry import check_grader
+from rewards.shape import check_pattern
 from rewards.subject import Subject
 from rollouts.types import Rollout, Task
 
@@ -108,9 +109,12 @@ def prepare_function(cfg: FunctionGrader, where: str) -> Callable[[Subject], obj
     return lambda subject: function(subject.rollout, subject.task)
 
 
-def prepare_format(cfg: FormatGrader, where: str) -> Callable[[Subject], float]:
-    """Return a grader that pays 1 if the whole answer matches the pattern."""
-    return lambda subject: format_matches(subject.rollout, subject.task, pattern=cfg.pattern)
+def prepare_reasoning_gym(cfg: ReasoningGymGrader, where: str) -> Callable[[Subject], float]:
+    """Return the scoring by the dataset that made the task; the library is imported."""
+    importlib.import_module("reasoning_gym")
+    return lambda subject: reasoning_gym(
+        subject.rollout, subject.task, binary=cfg.binary, extract=cfg.extract
+    )
 
 
 def resolve_function(cfg: FunctionGrader, *, where: str = "") -> Grader:
@@ -125,31 +129,16 @@ def resolve_function(cfg: FunctionGrader, *, where: str = "") -> Grader:
         raise ConfigError(Problem(where=where, what=what, fix="Write it as `def`."))
     grader = bind(found, cfg.args, parameters=("rollout", "task"), use=cfg.use, where=where)
     if cfg.use == "format":
-        _check_pattern(str(cfg.args["pattern"]), f"{where}.args.pattern")
+        bad = check_pattern(str(cfg.args["pattern"]), f"{where}.args.pattern")
+        if bad:
+            raise ConfigError(bad)
     return grader
-
-
-def _check_pattern(pattern: str, where: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        what = f"{pattern!r} is not a regular expression: {error}"
-        raise ConfigError(Problem(where=where, what=what)) from error
 
 
 def check_function(cfg: FunctionGrader, where: str) -> list[Problem]:
     """Return what is wrong with the function and its arguments."""
-    return _problems(lambda: resolve_function(cfg, where=where))
-
-
-def check_format(cfg: FormatGrader, where: str) -> list[Problem]:
-    """Return what is wrong with the pattern."""
-    return _problems(lambda: _check_pattern(cfg.pattern, f"{where}.pattern"))
-
-
-def _problems(check: Callable[[], object]) -> list[Problem]:
     try:
-        check()
+        resolve_function(cfg, where=where)
     except ConfigError as error:
         return list(error.problems)
     return []

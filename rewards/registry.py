@@ -21,15 +21,27 @@ Evaluator = Callable[[Any, Subject, Services, str], Awaitable[Score]]
 
 COMPUTE: Mapping[str, str] = {
     "function": "rewards.graders:prepare_function",
-    "format": "rewards.graders:prepare_format",
+    "reasoning_gym": "rewards.graders:prepare_reasoning_gym",
+    "format": "rewards.shape:prepare_format",
+    "length": "rewards.shape:prepare_length",
+    "string_check": "rewards.text:prepare_string_check",
+    "text_similarity": "rewards.text:prepare_text_similarity",
+    "math": "rewards.math_answers:prepare_math",
+    "json_fields": "rewards.fields:prepare_json_fields",
     "split_steps": "rewards.steps:prepare_split",
 }
 ASYNC: Mapping[str, str] = {
+    "multi": "rewards.multi:evaluate_multi",
     "steps": "rewards.steps:evaluate_steps",
 }
 CHECKS: Mapping[str, str] = {
     "function": "rewards.graders:check_function",
-    "format": "rewards.graders:check_format",
+    "format": "rewards.shape:check_format",
+    "string_check": "rewards.text:check_texts",
+    "text_similarity": "rewards.text:check_texts",
+    "math": "rewards.math_answers:check_math",
+    "json_fields": "rewards.fields:check_json_fields",
+    "multi": "rewards.multi:check_multi",
     "split_steps": "rewards.steps:check_split",
 }
 """`(cfg, where) -> list[Problem]`: what is wrong with a grader beyond its fields' types."""

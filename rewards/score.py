@@ -48,6 +48,7 @@ class FailureKind(StrEnum):
     JUDGE_SERVER = "model_grader_server_error"
     JUDGE_REFUSAL = "model_grader_refusal_error"
     JUDGE_PARSE = "model_grader_parse_error"
+    OTHER = "other_error"
 
 
 class GradeFailed(Exception):
@@ -56,3 +57,8 @@ class GradeFailed(Exception):
     def __init__(self, kind: str, message: str):
         self.kind, self.message = str(kind), message
         super().__init__(f"{kind}: {message}")
+
+
+def policy_fault(fault: GradeFailed) -> Score:
+    """Return the score of an answer that cannot be read as the grader asks: 0, and why."""
+    return Score(value=0.0, notes={"policy_fault": fault.kind, "why": fault.message})

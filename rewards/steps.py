@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from configs.errors import Problem
 from configs.graders.steps import SplitStepsGrader, StepsGrader, StepSplit
 from rewards.evaluate import evaluate
+from rewards.multi import add_usage
 from rewards.score import GradeFailed, Score, Usage
 from rewards.services import Services
 from rewards.subject import Subject
@@ -85,15 +86,19 @@ async def evaluate_steps(
     ]
     if cfg.outcome is not None:
         asked.append(evaluate(cfg.outcome, subject, services, f"{path}.outcome"))
-    scores = await asyncio.gather(*asked)
-    for score in scores:
+    graded = await asyncio.gather(*asked, return_exceptions=True)
+    scores: list[Score] = []
+    for score in graded:
+        if isinstance(score, BaseException):
+            raise score
+        scores.append(score)
         if not 0 <= score.value <= 1:
             why = f"a step or outcome scored {score.value:g}; scale its grader to [0, 1]"
             raise GradeFailed("OutOfRange", f"{path}: {why}")
     steps = [s.value for s in scores[: len(verified)]]
     steps += [0.0] * (len(found.spans) - len(verified))
     outcome = scores[-1] if cfg.outcome is not None else None
-    return _together(cfg, found.spans, steps, outcome, _usage(scores))
+    return _together(cfg, found.spans, steps, outcome, add_usage(scores))
 
 
 def credited(cfg: StepsGrader, steps: Sequence[float]) -> list[float]:
@@ -164,20 +169,6 @@ def _subjects(subject: Subject, spans: Sequence[SpanScore]) -> list[Subject]:
         )
         for i, step in enumerate(texts)
     ]
-
-
-def _usage(scores: Sequence[Score]) -> dict[str, Usage]:
-    """Add up what judges were asked."""
-    total: dict[str, Usage] = {}
-    for score in scores:
-        for model, used in score.usage.items():
-            so_far = total.get(model, Usage())
-            total[model] = Usage(
-                prompt_tokens=so_far.prompt_tokens + used.prompt_tokens,
-                completion_tokens=so_far.completion_tokens + used.completion_tokens,
-                cached_tokens=so_far.cached_tokens + used.cached_tokens,
-            )
-    return total
 
 
 def _compile(cfg: StepSplit) -> re.Pattern[str]:

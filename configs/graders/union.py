@@ -4,15 +4,34 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from configs.graders.answers import FormatGrader, FunctionGrader
+from configs.graders.answers import (
+    FormatGrader,
+    FunctionGrader,
+    JsonFieldsGrader,
+    LengthGrader,
+    MathGrader,
+    ReasoningGymGrader,
+)
+from configs.graders.rft import MultiGrader, StringCheckGrader, TextSimilarityGrader
 from configs.graders.steps import SplitStepsGrader, StepsGrader
 
 GraderConfig = Annotated[
-    FunctionGrader | FormatGrader | SplitStepsGrader | StepsGrader,
+    FunctionGrader
+    | FormatGrader
+    | StringCheckGrader
+    | TextSimilarityGrader
+    | MultiGrader
+    | MathGrader
+    | JsonFieldsGrader
+    | LengthGrader
+    | ReasoningGymGrader
+    | SplitStepsGrader
+    | StepsGrader,
     Field(discriminator="type"),
 ]
 """A grader object of a recipe, or of a file of its own."""
 
+MultiGrader.model_rebuild(_types_namespace={"GraderConfig": GraderConfig})
 StepsGrader.model_rebuild(_types_namespace={"GraderConfig": GraderConfig})
 
 GRADER: TypeAdapter[GraderConfig] = TypeAdapter(GraderConfig)

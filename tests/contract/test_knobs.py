@@ -26,14 +26,16 @@ def test_the_knobs_are_the_frozen_ones():
 
 
 def sections(
-    model: type[BaseModel], above: tuple[type[BaseModel], ...] = ()
+    model: type[BaseModel], seen: set[type[BaseModel]] | None = None
 ) -> Iterator[type[BaseModel]]:
-    """Yield a section and all below it."""
+    """Yield a section and all below it, each once."""
+    seen = {model} if seen is None else seen
     yield model
     for field in model.model_fields.values():
         for below in sections_of(field.annotation):
-            if below not in above:
-                yield from sections(below, (*above, model))
+            if below not in seen:
+                seen.add(below)
+                yield from sections(below, seen)
 
 
 def test_every_knob_has_a_sentence():

@@ -65,9 +65,31 @@ def test_a_function_is_short_for_a_grader(tmp_path: Path):
             "Did you mean `pattern`?",
         ),
         (
+            {"name": "r", "grader": {"type": "function"}},
+            "rewards.r.grader.use",
+            "is missing: Built-in name",
+        ),
+        (
             {"name": "r", "grader": {"type": "format"}},
-            "rewards.r.grader.pattern",
-            "is missing: Regular expression",
+            "rewards.r.grader",
+            "give `pattern`, `tags` or `json_schema`",
+        ),
+        (
+            {"name": "r", "grader": {"type": "json_fields", "fields": {"total": "numbr"}}},
+            "rewards.r.grader.fields.total",
+            "Did you mean `number`?",
+        ),
+        (
+            {
+                "name": "r",
+                "grader": {
+                    "type": "multi",
+                    "graders": [{"type": "format", "pattern": "a", "name": "A b", "tagz": []}],
+                    "calculate_output": "a_b",
+                },
+            },
+            "rewards.r.grader.graders.a_b.tagz",
+            "Did you mean `tags`?",
         ),
         ({"name": "r", "grader": "none.yaml"}, "none.yaml", "no such file"),
     ],
