@@ -5,8 +5,8 @@ from typing import Any
 
 import ray
 
-from rollouts.objective import scale_sample
 from rollouts.packing import assemble
+from rollouts.scopes import scaled
 from rollouts.types import MicroBatch, MicroBatchPlan, Ref, SampleHandle, TrainingSample
 
 
@@ -19,13 +19,13 @@ def fetch_samples(
 
 
 def fetch_micro_batches(plans: Sequence[MicroBatchPlan], *, timeout_s: float) -> list[MicroBatch]:
-    """Fetch and lay out one rank's micro-batches."""
+    """Fetch and lay out one rank's micro-batches, advantages scaled as planned."""
     refs = [h.ref for p in plans for h in p.samples]
     refs += [p.ref_logprobs for p in plans if p.ref_logprobs is not None]
     objects = _get_all(refs, timeout_s=timeout_s)
     return [
         assemble(
-            [scale_sample(objects[h.ref][h.row], h.advantage_scale) for h in p.samples],
+            [scaled(objects[h.ref][h.row], h.advantage_scale) for h in p.samples],
             None if p.ref_logprobs is None else objects[p.ref_logprobs],
         )
         for p in plans

@@ -35,7 +35,7 @@ class ReferenceActor:
         self._model = ReferenceModel(
             model, packing=cfg.batch.packing, logprob_chunk=cfg.trainer.logprob_chunk
         )
-        return self.heartbeat()
+        return beat(self._scored)
 
     def score(self, plans: tuple[MicroBatchPlan, ...]) -> tuple[Ref, ...]:
         """Score micro-batches.

@@ -24,6 +24,7 @@ from rollouts.samples import (
     rollout_stats,
     to_training_samples,
 )
+from rollouts.scopes import estimator_plug, mean_advantage
 from rollouts.types import (
     GeneratedGroup,
     GroupSummary,
@@ -43,7 +44,7 @@ class RewardActor:
     def __init__(self, cfg: RunConfig):
         self._cfg = cfg
         self._pool = GraderPool(cfg.reward, cfg.sources)
-        self._estimators = {s.name: resolve_advantage(s.advantage) for s in cfg.sources}
+        self._estimators = {s.name: resolve_advantage(estimator_plug(s)) for s in cfg.sources}
         self._graded = 0
 
     async def start(self) -> Heartbeat:
@@ -99,6 +100,7 @@ class RewardActor:
                     row=row,
                     num_tokens=len(sample.token_ids),
                     num_loss_tokens=int(sample.loss_mask.sum()),
+                    advantage=mean_advantage(sample),
                 )
                 for row, sample in enumerate(chunk)
             )

@@ -139,6 +139,8 @@ def _probe_sample(
         advantages=np.zeros(size, np.float32),
         loss_weight=np.ones(size, np.float32),
         kl_coef=np.zeros(size, np.float32),
+        clip_low=np.full(size, np.nan, np.float32),
+        clip_high=np.full(size, np.nan, np.float32),
         temperature=np.full(size, request.sampling.temperature, np.float32),
     )
 

@@ -282,11 +282,11 @@ def _completion(output: "CompletionOutput", version: int) -> Completion:
         version: taken for all tokens where vLLM does not label them.
     """
     tokens = np.asarray(output.token_ids, dtype=np.int32)
-    if output.logprobs is None or len(output.logprobs) != len(tokens):
-        raise RuntimeError(f"vLLM returned no logprobs for {len(tokens)} sampled tokens")
+    rows = [row for row in output.logprobs or () if row is not None]
+    if len(rows) != len(tokens):
+        raise RuntimeError(f"vLLM returned {len(rows)} logprobs for {len(tokens)} sampled tokens")
     logprobs = np.asarray(
-        [row[int(t)].logprob for row, t in zip(output.logprobs, tokens, strict=True)],
-        dtype=np.float32,
+        [row[int(t)].logprob for row, t in zip(rows, tokens, strict=True)], dtype=np.float32
     )
     labelled = getattr(output, "weight_versions", None)
     spans = tuple(

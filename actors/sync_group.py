@@ -22,9 +22,17 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any, Protocol, cast
 
 import torch
-from torch.distributed import PrefixStore, Store, TCPStore, Work
+
+# Public and documented, but not all in the package's own list of names.
+from torch.distributed import (
+    PrefixStore,  # pyright: ignore[reportPrivateImportUsage]
+    Store,  # pyright: ignore[reportPrivateImportUsage]
+    TCPStore,  # pyright: ignore[reportPrivateImportUsage]
+    Work,
+)
 from torch.distributed import distributed_c10d as c10d
 
 from actors.sync_plan import Manifest, SyncInit, WeightSyncError, stamp_key
@@ -32,6 +40,14 @@ from actors.sync_plan import Manifest, SyncInit, WeightSyncError, stamp_key
 log = logging.getLogger("braid.sync")
 STAMP_S = 0.25
 """Seconds between stamps, and between looks at whether a peer has failed."""
+
+
+class Collectives(Protocol):
+    """What we use of a torch backend; torch's stubs leave it out of theirs."""
+
+    def broadcast(self, tensors: list[torch.Tensor], options: c10d.BroadcastOptions) -> Work: ...
+
+    def allreduce(self, tensors: list[torch.Tensor]) -> Work: ...
 
 
 class Pending:
@@ -58,7 +74,7 @@ class SyncGroup:
         self.init = init
         self.device = device
         self.broken = False
-        self._collectives: c10d.Backend | None = None
+        self._collectives: Collectives | None = None
         self._pending: set[Pending] = set()
         self._deadline = time.monotonic() + init.timeout_s
         self._timeout = timedelta(seconds=init.timeout_s)
@@ -82,7 +98,7 @@ class SyncGroup:
         self._deadline = time.monotonic() + self.init.timeout_s
 
     @property
-    def _backend(self) -> c10d.Backend:
+    def _backend(self) -> Collectives:
         if self._collectives is None:
             raise RuntimeError("the group has failed; join a new generation")
         return self._collectives
@@ -284,20 +300,22 @@ class _Stamper:
             log.warning("weight-sync stamps of %s ended: %s", init.name, error)
 
 
-def _build_backend(store: Store, init: SyncInit, timeout: timedelta) -> c10d.Backend:
+def _build_backend(store: Store, init: SyncInit, timeout: timedelta) -> Collectives:
     """Build the collective backend itself, without torch's registry of groups."""
     if init.backend == "gloo":
-        options = c10d.ProcessGroupGloo._Options()
+        gloo: Any = c10d.ProcessGroupGloo  # whose stub knows no constructor with options
+        options = gloo._Options()
         options._timeout = timeout
         options._devices = [_gloo_device(init)]
-        return c10d.ProcessGroupGloo(store, init.rank, init.world_size, options)
+        return gloo(store, init.rank, init.world_size, options)
     # 2: abort collectives that time out, but leave the process alive to say so.
     before = os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING")
     os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "2"
     try:
         nccl = c10d.ProcessGroupNCCL.Options()
         nccl._timeout = timeout
-        return c10d.ProcessGroupNCCL(store, init.rank, init.world_size, nccl)
+        group = c10d.ProcessGroupNCCL(store, init.rank, init.world_size, nccl)
+        return cast(Collectives, group)
     finally:
         if before is None:
             del os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"]

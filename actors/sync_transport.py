@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -38,6 +39,7 @@ from actors.sync_wires import (
     SharedSender,
 )
 
+Wire = TypeVar("Wire", bound=Sender | Receiver)
 Gather = Callable[[Sequence[str]], AbstractContextManager[Mapping[str, torch.Tensor]]]
 """Names -> a context in which those tensors are whole; a collective among trainer ranks."""
 
@@ -366,10 +368,10 @@ def _agreed(group: SyncGroup, code: int, doing: str) -> None:
         )
 
 
-def _opened(group: SyncGroup, make: Callable[[SyncGroup], "Sender | Receiver"]) -> "Sender":
+def _opened(group: SyncGroup, make: Callable[[SyncGroup], Wire]) -> Wire:
     """Open shared buffers; leave the group if that fails, which tells the others."""
     try:
-        return make(group)  # type: ignore[return-value]
+        return make(group)
     except (WeightSyncError, RuntimeError, OSError) as error:
         group.close()
         if isinstance(error, WeightSyncError):

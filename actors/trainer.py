@@ -61,7 +61,9 @@ class TrainerActor:
     def start(self, store_host: str, store_port: int) -> Heartbeat:
         """Join the other ranks through the run's store and build the engine."""
         import torch
-        from torch.distributed import PrefixStore, TCPStore
+
+        # Public and documented, but not in the package's own list of names.
+        from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
         from trainer.engine import PolicyEngine
 
@@ -78,7 +80,7 @@ class TrainerActor:
         self._engine = PolicyEngine(
             self._cfg, rank=self._rank, world_size=self._world, total_optimizer_steps=total
         )
-        return self.heartbeat()
+        return beat(self._progress)
 
     def train_step(self, plan: RankPlan) -> StepResult:
         """Fetch this rank's samples and train all mini-batches of a step."""

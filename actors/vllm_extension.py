@@ -11,9 +11,9 @@ update, finish, with layerwise reload. Beyond it:
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -41,6 +41,12 @@ from actors.vllm_names import NameMap
 
 BACKEND = "braid"
 EXTENSION = "actors.vllm_extension.WorkerExtension"
+
+
+class _LoadsWeights(Protocol):
+    """What vLLM's models can do besides being modules."""
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str] | None: ...
 
 
 @dataclass
@@ -173,7 +179,7 @@ class BraidTransferEngine(WeightTransferEngine[BraidInit, BraidUpdate]):
             self._receiver = None
 
     def _load(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
-        loaded = self.model.load_weights(iter(tensors))
+        loaded = cast(_LoadsWeights, self.model).load_weights(iter(tensors))
         if loaded is None:
             self._loaded = None
         elif self._loaded is not None:

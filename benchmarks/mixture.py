@@ -52,6 +52,9 @@ class MadeSource:
             metadata={},
         )
 
+    def offline_rates(self) -> None:
+        """Return nothing: no pass rates were measured beforehand."""
+
     def held_out(self) -> tuple[Task, ...]:
         """Return no evaluation items."""
         return ()

@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from rollouts.types import Rollout, Task
 
@@ -208,7 +209,7 @@ def measure(policy: Path, rows: Sequence[Row]) -> dict[str, float]:
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(policy, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": str(row["prompt"])}],

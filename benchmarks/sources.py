@@ -2,8 +2,9 @@
 
     python benchmarks/sources.py [--rows 1000000] [--kinds jsonl parquet hub] [--reads 50000]
 
-Writes files of maths-like rows (prompt, answer, id, two more columns), opens each kind in a
-process of its own as the driver does, and reads tasks in random order. Memory is growth of the
+Writes files of maths-like rows (prompt, answer, id, three more columns), opens each kind in a
+process of its own as the driver does, its difficulty window with the pass rates of a column
+(`pool_s`), and reads tasks in random order. Memory is growth of the
 resident set over that process with everything of ours imported and nothing opened: `after_open`,
 `after_reads`, and the highest seen. `hub` is a folder written by `datasets`. Prints one JSON
 object.
@@ -23,7 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from configs.data import ColumnsConfig, DataConfig
+from configs.difficulty import DifficultyConfig
 from configs.schema import RewardConfig, SourceConfig
+from mixing.feedback import open_pool
 from mixing.opening import open_source
 
 _BATCH = 20_000
@@ -40,6 +43,7 @@ def rows(count: int) -> Iterator[dict[str, object]]:
             "gold": str(rng.randrange(10**6)),
             "uid": f"row-{i}",
             "level": rng.randrange(5),
+            "rate": rng.randrange(9) / 8,
             "extra": {"topic": rng.choice(words), "index": i},
         }
 
@@ -72,6 +76,7 @@ def source(kind: str, path: Path) -> SourceConfig:
         name="big",
         data=DataConfig.model_validate({**given, "columns": columns, "held_out": 100}),
         rewards=(RewardConfig(name="right", use="exact"),),
+        difficulty=DifficultyConfig(window=(0.2, 0.8), pass_rate_column="rate"),
     )
 
 
@@ -85,9 +90,13 @@ def memory(field: str) -> float:
 
 def measure(kind: str, path: Path, reads: int) -> dict[str, float]:
     """Open a source and read tasks in random order."""
-    before, began = memory("VmRSS"), time.perf_counter()
-    opened = open_source(source(kind, path))
+    cfg, before, began = source(kind, path), memory("VmRSS"), time.perf_counter()
+    opened = open_source(cfg)
     open_s = time.perf_counter() - began
+    began = time.perf_counter()
+    pool = open_pool(cfg, opened, seed=1)
+    pool_s = time.perf_counter() - began
+    assert pool is not None
     after_open = memory("VmRSS")
     rng = random.Random(1)
     wanted = [rng.randrange(opened.size) for _ in range(reads)]
@@ -98,6 +107,8 @@ def measure(kind: str, path: Path, reads: int) -> dict[str, float]:
     return {
         "items": opened.size,
         "open_s": round(open_s, 2),
+        "pool_s": round(pool_s, 2),
+        "live": pool.difficulty.snapshot().live,
         "rows_per_s": round((opened.size + 100) / open_s),
         "tasks_per_s": round(reads / reads_s),
         "mb_after_open": round(after_open - before, 1),

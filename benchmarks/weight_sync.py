@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -72,55 +73,77 @@ def child(args: argparse.Namespace) -> None:
         receiver.receive(version, manifest.hash, lambda _: None)
 
 
-def measure(args: argparse.Namespace) -> dict[str, object]:
-    """Run both in turn and return medians."""
-    weights = tensors(args.mb)
-    manifest = manifest_of(weights, args.bucket_mib)
-    rendezvous = Rendezvous("127.0.0.1")
-    host, port = rendezvous.address()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Seconds of each round, warm-up left out."""
 
-    def init(generation: int, rank: int, transport: str) -> SyncInit:
-        return SyncInit(
-            generation=generation,
-            store_host=host,
-            store_port=port,
-            rank=rank,
-            world_size=2,
-            backend="gloo",
-            transport="shared" if transport == "shared" else "broadcast",
-            timeout_s=TIMEOUT_S,
-            name="engine" if rank else "trainer",
-        )
+    raw: list[float]
+    sync: list[float]
+    gather: list[float]
+    """Part of `sync`, as is `send`."""
+    send: list[float]
+
+
+def place(address: tuple[str, int], generation: int, rank: int, transport: str) -> SyncInit:
+    """Return the place of one of two peers in a generation."""
+    return SyncInit(
+        generation=generation,
+        store_host=address[0],
+        store_port=address[1],
+        rank=rank,
+        world_size=2,
+        backend="gloo",
+        transport="shared" if transport == "shared" else "broadcast",
+        timeout_s=TIMEOUT_S,
+        name="engine" if rank else "trainer",
+    )
+
+
+def time_rounds(
+    args: argparse.Namespace, weights: dict[str, torch.Tensor], manifest: Manifest
+) -> Timings:
+    """Start the child; broadcast and send to it in turn."""
+    rendezvous = Rendezvous("127.0.0.1")
+    address = rendezvous.address()
+    first, second = rendezvous.new_generation(2), rendezvous.new_generation(2)
+    theirs = [place(address, first, 1, "broadcast"), place(address, second, 1, args.transport)]
+    child_args = json.dumps([init.to_json() for init in theirs])
+    command = [sys.executable, __file__, *sys.argv[1:], "--child", child_args]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
     @contextlib.contextmanager
     def gather(names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
         yield {n: weights[n] for n in names}
 
-    first, second = rendezvous.new_generation(2), rendezvous.new_generation(2)
-    theirs = [init(first, 1, "broadcast").to_json(), init(second, 1, args.transport).to_json()]
-    command = [sys.executable, __file__, *sys.argv[1:], "--child", json.dumps(theirs)]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    raw_s: list[float] = []
-    sync_s: list[float] = []
-    parts: list[tuple[float, float]] = []
+    timings = Timings(raw=[], sync=[], gather=[], send=[])
     try:
-        raw = SyncGroup(init(first, 0, "broadcast"), manifest, torch.device("cpu"))
-        sender = WeightSender(
-            manifest, gather, init(second, 0, args.transport), in_place=args.in_place
-        )
+        ours = [place(address, first, 0, "broadcast"), place(address, second, 0, args.transport)]
+        raw = SyncGroup(ours[0], manifest, torch.device("cpu"))
+        sender = WeightSender(manifest, gather, ours[1], in_place=args.in_place)
         buffer = torch.ones(manifest.total_bytes, dtype=torch.uint8)
         for version in range(1 - args.warmup, args.rounds + 1):
-            raw_s.append(raw_broadcast(raw, buffer))
+            raw_s = raw_broadcast(raw, buffer)
             began = time.perf_counter()
             report = sender.send(version, args.checksums)
-            sync_s.append(time.perf_counter() - began)
+            sync_s = time.perf_counter() - began
             assert report is not None
-            parts.append((report.gather_s, report.send_s))
+            if version > 0:
+                timings.raw.append(raw_s)
+                timings.sync.append(sync_s)
+                timings.gather.append(report.gather_s)
+                timings.send.append(report.send_s)
         process.wait(TIMEOUT_S)
     finally:
         process.kill()
-    raw_median = statistics.median(raw_s[args.warmup :])
-    sync_median = statistics.median(sync_s[args.warmup :])
+    return timings
+
+
+def measure(args: argparse.Namespace) -> dict[str, object]:
+    """Return what was measured and its medians."""
+    weights = tensors(args.mb)
+    manifest = manifest_of(weights, args.bucket_mib)
+    timings = time_rounds(args, weights, manifest)
+    raw_median, sync_median = statistics.median(timings.raw), statistics.median(timings.sync)
     return {
         "tensors": len(manifest.tensors),
         "megabytes": manifest.total_bytes / 1e6,
@@ -131,8 +154,8 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         "rounds": args.rounds,
         "raw_ms": 1e3 * raw_median,
         "transfer_ms": 1e3 * sync_median,
-        "gather_ms": 1e3 * statistics.median(g for g, _ in parts[args.warmup :]),
-        "send_ms": 1e3 * statistics.median(s for _, s in parts[args.warmup :]),
+        "gather_ms": 1e3 * statistics.median(timings.gather),
+        "send_ms": 1e3 * statistics.median(timings.send),
         "ratio": raw_median / sync_median,
         "gigabytes_per_s": manifest.total_bytes / sync_median / 1e9,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

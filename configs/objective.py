@@ -38,12 +38,9 @@ class ObjectiveConfig(Config):
     """How a source's reward parts are combined."""
 
     combine: Literal["weighted_sum", "normalize_then_sum", "formula"] = "weighted_sum"
-    """`weighted_sum`: the parts by weight; `normalize_then_sum` (GDPO): each part's advantages in
-    its group by weight; `formula`: an expression over the parts."""
+    """`weighted_sum`: the parts by weight; `normalize_then_sum` (GDPO): each part's advantages by
+    weight, divided by their deviation over the step; `formula`: an expression over the parts."""
     formula: str = ""
     """The reward as an expression over the parts' names, for `formula`."""
     gates: tuple[GateConfig, ...] = ()
     """Which parts count only where others are good enough."""
-    batch_std: bool = True
-    """Divide the advantages of `normalize_then_sum` by their deviation over the source's samples
-    of the step."""

@@ -132,10 +132,17 @@ class SourceConfig(Config):
     advantage: PlugConfig = PlugConfig(use="grpo")
     """Advantage estimator: `grpo`, `mean_baseline`, `grpo_process`, or `module:function` of rewards
     [G] or of the group."""
+    advantage_scope: Literal["group", "source", "batch"] = "group"
+    """Rollouts whose standard deviation divides advantages: `group` leaves it to the estimator,
+    `source` takes the step's of this source, `batch` the step's of all sources that say so."""
     loss_weight: NonNegativeFloat = 1.0
     """Factor on this source's loss tokens."""
     kl_coef: NonNegativeFloat | None = None
     """Coefficient of the KL to the reference; empty takes `algorithm.kl.coef`."""
+    clip_low: Annotated[float, Field(gt=0, le=1)] | None = None
+    """How far below 1 the policy's ratio counts; empty takes the argument of `algorithm.loss`."""
+    clip_high: PositiveFloat | None = None
+    """How far above 1 the policy's ratio counts; empty takes the argument of `algorithm.loss`."""
     instruction: str = ""
     """Text put before every prompt of the source, as a system message; empty for none."""
     eval: SourceEvalConfig = SourceEvalConfig()

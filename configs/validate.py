@@ -10,7 +10,7 @@ from pathlib import Path
 from configs.errors import Problem
 from configs.evaluation import check_eval, warn_eval
 from configs.model_files import check_model_folder, find_model_folder, read_model_shape
-from configs.schema import ActorsConfig, RunConfig
+from configs.schema import ActorsConfig, RunConfig, SourceConfig
 from configs.validate_data import HUB_NAME, check_data
 from configs.validate_difficulty import check_difficulty, warn_difficulty
 from configs.validate_mix import check_mix, warn_mix
@@ -79,13 +79,14 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
             )
     for source in cfg.sources:
         yield from check_data(source)
-        yield from check_difficulty(source)
+        yield from check_difficulty(cfg, source)
         yield from check_objective(source)
         leave_out = cfg.decontaminate.procedural and cfg.decontaminate.action == "drop"
         if leave_out and source.data.curriculum.start is not None:
             yield Problem(
                 where=f"sources.{source.name}.data.curriculum",
-                what="has levels, whose items decontaminate.action=drop cannot leave out",
+                what="has levels, at each of which an item is another question, so that "
+                "decontaminate.action=drop cannot leave it out",
                 fix="Set it to refuse or warn, or decontaminate.procedural to false.",
             )
         at = f"sources.{source.name}.rewards"
@@ -351,11 +352,31 @@ def _warn_sources(cfg: RunConfig) -> Iterator[Problem]:
             )
         if source.loss_weight == 0:
             yield Problem(where=f"{at}.loss_weight", what="is 0: the source trains nothing")
+        yield from _warn_objective(cfg, source)
         if source.data.procedural and source.data.held_out > 10 * source.data.size:
             yield Problem(
                 where=f"{at}.data.held_out",
                 what=f"is {source.data.held_out}, over ten times the training items",
             )
+
+
+def _warn_objective(cfg: RunConfig, source: SourceConfig) -> Iterator[Problem]:
+    for field in ("clip_low", "clip_high"):
+        if getattr(source, field) is not None and cfg.batch.num_minibatches == 1:
+            yield Problem(
+                where=f"sources.{source.name}.{field}",
+                what="does nothing: with batch.num_minibatches=1 each step makes one update, "
+                "before which the ratio is 1",
+                fix="Raise batch.num_minibatches, or remove it.",
+            )
+    alone = [s.name for s in cfg.sources if s.advantage_scope == "batch"] == [source.name]
+    if alone and len(cfg.sources) > 1:
+        yield Problem(
+            where=f"sources.{source.name}.advantage_scope",
+            what="is batch, but no other source's is: its advantages are divided by its own "
+            "standard deviation, as with `source`",
+            fix="Give the others the same scope, or set it to source.",
+        )
 
 
 def _warn_batch(cfg: RunConfig) -> Iterator[Problem]:

@@ -12,13 +12,15 @@ _FILTER = ("drop_zero_variance", "max_resamples")
 _WINDOW = ("window",)
 
 
-def check_difficulty(source: SourceConfig) -> Iterator[Problem]:
+def check_difficulty(cfg: RunConfig, source: SourceConfig) -> Iterator[Problem]:
     """Yield every problem that shows without the source's data."""
-    at, cfg = f"sources.{source.name}.difficulty", source.difficulty
-    yield from _check_window(at, source)
-    yield from _check_estimate(at, cfg)
+    at, difficulty = f"sources.{source.name}.difficulty", source.difficulty
+    yield from _check_window(at, difficulty)
+    for where, size in _group_sizes(cfg, source):
+        yield from _check_group_size(at, difficulty, where, size)
+    yield from _check_estimate(at, difficulty)
     yield from _check_items(at, source)
-    yield from _check_filter(at, source)
+    yield from _check_filter(at, difficulty)
     yield from _check_curriculum(source)
 
 
@@ -42,28 +44,51 @@ def warn_difficulty(cfg: RunConfig, source: SourceConfig) -> Iterator[Problem]:
             )
 
 
-def _check_window(at: str, source: SourceConfig) -> Iterator[Problem]:
-    window, group = source.difficulty.window, source.group_size
-    if window is None:
-        return
-    low, high = window
-    if low > high:
+def _group_sizes(cfg: RunConfig, source: SourceConfig) -> Iterator[tuple[str | None, int]]:
+    """Yield each size that the source's groups have at some stage, and the stage's field that sets
+    it; None for the source's own."""
+    given = [stage.group_size.get(source.name) for stage in cfg.stages]
+    if not given or None in given:
+        yield None, source.group_size
+    for index, size in enumerate(given):
+        if size is not None:
+            yield f"stages.{index}.group_size.{source.name}", size
+
+
+def _check_window(at: str, cfg: DifficultyConfig) -> Iterator[Problem]:
+    if cfg.window is not None and cfg.window[0] > cfg.window[1]:
+        low, high = cfg.window
         yield Problem(
             where=f"{at}.window",
             what=f"goes from {low:g} to {high:g}: no pass rate is within",
             fix=f"Write it as [{high:g}, {low:g}].",
         )
-    elif group > 1 and not any(low <= k / group <= high for k in range(group + 1)):
+
+
+def _check_group_size(
+    at: str, cfg: DifficultyConfig, stage: str | None, size: int
+) -> Iterator[Problem]:
+    """Check what groups of one size can tell; where a stage sets it, the stage is named."""
+    field = stage or "group_size"
+    low, high = cfg.window or (0.0, 1.0)
+    if cfg.window is not None and size == 1:
         yield Problem(
-            where=f"{at}.window",
-            what=f"[{low:g}, {high:g}] holds no pass rate that a group of {group} can have",
-            fix="Widen it, or raise group_size.",
+            where=stage or f"{at}.window",
+            what=f"{field} is 1, so a group's pass rate is 0 or 1 and {at}.window cannot judge it",
+            fix=f"Set {field} to 2 or more, or remove the window.",
         )
-    if group == 1:
+    elif low <= high and not any(low <= k / size <= high for k in range(size + 1)):
         yield Problem(
-            where=f"{at}.window",
-            what="is set, but group_size is 1: a group's pass rate can only be 0 or 1",
-            fix="Set group_size to 2 or more, or remove the window.",
+            where=stage or f"{at}.window",
+            what=f"[{low:g}, {high:g}] holds no pass rate that a group of {size} can have",
+            fix=f"Widen {at}.window, or raise {field}.",
+        )
+    if cfg.drop_zero_variance and size == 1:
+        yield Problem(
+            where=stage or f"{at}.drop_zero_variance",
+            what=f"{field} is 1, and {at}.drop_zero_variance on: the rewards of such a group are "
+            "always all equal",
+            fix=f"Set {field} to 2 or more, or turn drop_zero_variance off.",
         )
 
 
@@ -122,8 +147,7 @@ def _check_items(at: str, source: SourceConfig) -> Iterator[Problem]:
         )
 
 
-def _check_filter(at: str, source: SourceConfig) -> Iterator[Problem]:
-    cfg = source.difficulty
+def _check_filter(at: str, cfg: DifficultyConfig) -> Iterator[Problem]:
     if not cfg.drop_zero_variance:
         if cfg.max_resamples != DifficultyConfig().max_resamples:
             yield Problem(
@@ -137,12 +161,6 @@ def _check_filter(at: str, source: SourceConfig) -> Iterator[Problem]:
             where=f"{at}.max_resamples",
             what="is 0, so drop_zero_variance replaces nothing",
             fix="Raise it, or turn drop_zero_variance off.",
-        )
-    if source.group_size == 1:
-        yield Problem(
-            where=f"{at}.drop_zero_variance",
-            what="is on, but group_size is 1: the rewards of such a group are always all equal",
-            fix="Set group_size to 2 or more, or turn it off.",
         )
 
 

@@ -97,12 +97,6 @@ def _check_combine(source: SourceConfig) -> Iterator[Problem]:
             "sum",
             fix="Use `grpo`, or combine by weighted_sum.",
         )
-    if not objective.batch_std and objective.combine != "normalize_then_sum":
-        yield Problem(
-            where=f"{_at(source)}.batch_std",
-            what=f"has no meaning for `combine: {objective.combine}`",
-            fix="Remove the line.",
-        )
 
 
 def _check_weights(source: SourceConfig) -> Iterator[Problem]:

@@ -95,9 +95,7 @@ class Allocator:
         self._cfg, self._sizes = cfg, sizes
         self._schedule = Schedule(cfg)
         self._quota = Quota([s.name for s in cfg.sources])
-        self._tokens = TokenAccounts(
-            {s.name: s.group_size * s.sampling.max_tokens for s in cfg.sources}
-        )
+        self._tokens = TokenAccounts({s.name: s.sampling.max_tokens for s in cfg.sources})
         self._allowed = {s.name: _allowed(s, sizes[s.name]) for s in cfg.sources}
         self._ends = dict(self._allowed)
         """Draws after which a source is used up; None for never."""
@@ -215,17 +213,17 @@ class Allocator:
     def _take_reports(self, step: int) -> None:
         late = self._cfg.batch.max_staleness
         for done in sorted(s for s in self._trained if s <= step - 1 - late):
-            self._tokens.observe(done, self._trained.pop(done))
+            self._tokens.observe(done, self._trained.pop(done), self._schedule.group_sizes())
         for done in sorted(s for s in self._evaluated if s <= step - 2 - late):
             self._schedule.observe(done, self._evaluated.pop(done))
 
     def _costs(self, stage: int) -> dict[str, Fraction]:
         """Return the units of one group of every source."""
+        sizes = self._schedule.group_sizes(stage)
         if self._cfg.mix.unit == "samples":
-            sizes = self._schedule.group_sizes(stage)
             return {name: Fraction(size) for name, size in sizes.items()}
         if self._cfg.mix.unit == "loss_tokens":
-            return {name: Fraction(round(size)) for name, size in self._tokens.sizes().items()}
+            return {name: Fraction(round(t)) for name, t in self._tokens.sizes(sizes).items()}
         return dict.fromkeys(self._sizes, Fraction(1))
 
     def _left(self, name: str, taken: Mapping[str, int]) -> int | None:
@@ -329,13 +327,17 @@ class Allocator:
 
     def _count(
         self, step: int, due: Mapping[str, Fraction], demands: Mapping[str, Demand]
-    ) -> dict[str, int]:
+    ) -> Mapping[str, int]:
         bounds = {name: demand.max_groups for name, demand in demands.items()}
-        if self._cfg.mix.strategy == "sampled":
-            return _sample(f"{self._cfg.seed}/mix/{step}", due, bounds, self._groups)
+
+        def draw(weights: Mapping[str, Fraction | float]) -> dict[str, int]:
+            return _sample(f"{self._cfg.seed}/mix/{step}", weights, bounds, self._groups)
+
+        sampled = self._cfg.mix.strategy == "sampled"
         if self._cfg.mix.unit == "loss_tokens":
-            return self._tokens.next_counts(step, due, bounds)
-        return self._quota.next_counts(due, bounds)
+            sizes = self.group_sizes()
+            return self._tokens.next_counts(step, due, bounds, sizes, draw if sampled else None)
+        return draw(due) if sampled else self._quota.next_counts(due, bounds)
 
     def state_dict(self) -> AllocatorState:
         """Return everything that `allocate` depends on besides recipe and sizes."""
@@ -382,7 +384,7 @@ def _allowed(source: SourceConfig, size: int | None) -> int | None:
 
 
 def _sample(
-    key: str, due: Mapping[str, Fraction], bounds: Mapping[str, int | None], groups: int
+    key: str, due: Mapping[str, Fraction | float], bounds: Mapping[str, int | None], groups: int
 ) -> dict[str, int]:
     """Draw a source for each group by what is due; who is at its bound is drawn no more.
 

@@ -133,6 +133,9 @@ class CurriculumSource:
         """Return training item `item` at a level; always the same for the same two numbers."""
         return _renamed(self._levels[level].task(item), f"{self._cfg.name}/train/L{level}/{item}")
 
+    def offline_rates(self) -> None:
+        """Return nothing: items made on the fly have no columns."""
+
     def held_out(self) -> tuple[Task, ...]:
         """Return the evaluation items, of all levels."""
         return self._held_out

@@ -11,8 +11,12 @@ import unicodedata
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from configs.errors import ConfigError, Problem
 from configs.schema import DecontaminateConfig, RunConfig
@@ -223,6 +227,11 @@ class ThinnedSource:
             raise IndexError(f"no item {item}; {self.size} are left")
         return self._source.task(item + bisect_right(self._kept_before, item))
 
+    def offline_rates(self) -> NDArray[np.float64] | None:
+        """Return the pass rates of the items kept, where the source has some."""
+        rates = self._source.offline_rates()
+        return None if rates is None else np.delete(rates, self._dropped)
+
     def held_out(self) -> tuple[Task, ...]:
         """Return the evaluation items."""
         return self._source.held_out()
@@ -230,11 +239,11 @@ class ThinnedSource:
 
 def find_contamination(cfg: RunConfig, sources: Mapping[str, Source]) -> Contamination:
     """Compare the training prompts of all sources with the held-out prompts of all sources."""
-    how = cfg.decontaminate
-    searched = [] if how.action == "off" else [n for n in sources if _is_searched(cfg, n)]
+    searched = searched_sources(cfg, sources)
     if not searched:
         return NOT_SEARCHED
-    index = HeldOutIndex({name: source.held_out() for name, source in sources.items()}, how)
+    held_out = {name: source.held_out() for name, source in sources.items()}
+    index = HeldOutIndex(held_out, cfg.decontaminate)
     matches: list[Match] = []
     for name in searched:
         source = sources[name]
@@ -259,19 +268,29 @@ def find_contamination(cfg: RunConfig, sources: Mapping[str, Source]) -> Contami
     )
 
 
-def _is_searched(cfg: RunConfig, name: str) -> bool:
-    return cfg.decontaminate.procedural or cfg.source(name).data.procedural is None
+Search: TypeAlias = Callable[[RunConfig, Mapping[str, Source]], Contamination]
+
+
+def searched_sources(cfg: RunConfig, sources: Iterable[str]) -> list[str]:
+    """Return the sources whose training prompts are looked at."""
+    how = cfg.decontaminate
+    if how.action == "off":
+        return []
+    return [n for n in sources if how.procedural or cfg.source(n).data.procedural is None]
 
 
 def decontaminate(
-    cfg: RunConfig, sources: Mapping[str, Source]
+    cfg: RunConfig, sources: Mapping[str, Source], search: Search = find_contamination
 ) -> tuple[dict[str, Source], Contamination]:
     """Return the sources to train on, and what was found in them.
+
+    Args:
+        search: `find_contamination`, or what returns the same from a cache.
 
     Raises:
         ConfigError: `refuse`, and something was found; or `drop` would leave a source empty.
     """
-    found = find_contamination(cfg, sources)
+    found = search(cfg, sources)
     how = cfg.decontaminate
     if how.action == "refuse" and found.matches:
         raise ConfigError(found.problems(how))

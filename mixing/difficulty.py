@@ -389,21 +389,3 @@ def floor_of(cfg: DifficultyConfig, size: int) -> int:
     """Return how many items of a source are live at least."""
     items = _DEFAULT_FLOOR if cfg.min_live is None else cfg.min_live
     return min(size, max(items, math.ceil(cfg.min_live_share * size)))
-
-
-def offline_rates(values: Sequence[object]) -> NDArray[np.float64]:
-    """Return pass rates [n] from a column's values, NaN for null.
-
-    Raises:
-        ValueError: names the first values that are no pass rates.
-    """
-    bad = [
-        f"{value!r:.40} of item {item}"
-        for item, value in enumerate(values)
-        if value is not None
-        and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1)
-    ]
-    if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise ValueError(f"must be numbers from 0 to 1, or null; found {', '.join(bad[:3])}{more}")
-    return np.array([np.nan if v is None else v for v in values], np.float64)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
-from pydantic import JsonValue
 
 from configs.errors import ConfigError, Problem
 from configs.evaluation import eval_settings
@@ -24,7 +23,6 @@ from mixing.difficulty import (
     DifficultySnapshot,
     Observation,
     Widened,
-    offline_rates,
 )
 from mixing.live_pool import LivePool
 from mixing.sources import Source
@@ -303,30 +301,21 @@ def open_pool(cfg: SourceConfig, source: Source, seed: int) -> LivePool | None:
     """Return the pool of a source with a window on its items; None for another source.
 
     Raises:
-        ConfigError: with every contradiction between window and data.
+        ConfigError: the window asks for more items than there are.
     """
     if cfg.difficulty.window is None or cfg.data.curriculum.start is not None:
         return None
-    at, least = f"sources.{cfg.name}.difficulty", cfg.difficulty.min_live
-    problems: list[Problem] = []
+    least = cfg.difficulty.min_live
     if least is not None and least > source.size:
-        problems.append(
+        raise ConfigError(
             Problem(
-                where=f"{at}.min_live",
+                where=f"sources.{cfg.name}.difficulty.min_live",
                 what=f"is {least}, but the source has {source.size} training items",
                 fix=f"Lower it to {source.size} or less.",
             )
         )
-    offline = None
-    if (column := cfg.difficulty.pass_rate_column) is not None:
-        try:
-            offline = offline_rates(_column(source, column))
-        except ValueError as error:
-            fix = "Name a column of pass rates, or remove it."
-            problems.append(Problem(where=f"{at}.pass_rate_column", what=str(error), fix=fix))
-    if problems:
-        raise ConfigError(problems)
-    return LivePool(cfg.name, Difficulty(cfg.name, cfg.difficulty, source.size, offline), seed)
+    difficulty = Difficulty(cfg.name, cfg.difficulty, source.size, source.offline_rates())
+    return LivePool(cfg.name, difficulty, seed)
 
 
 def open_pools(cfg: RunConfig, sources: Mapping[str, Source]) -> dict[str, LivePool]:
@@ -342,16 +331,3 @@ def open_pools(cfg: RunConfig, sources: Mapping[str, Source]) -> dict[str, LiveP
     if problems:
         raise ConfigError(problems)
     return pools
-
-
-def _column(source: Source, name: str) -> list[JsonValue]:
-    """Return a column's values, one an item; ValueError where no item has it."""
-    values: list[JsonValue] = []
-    known: set[str] = set()
-    for item in range(source.size):
-        row = source.task(item).metadata
-        values.append(row.get(name))
-        known.update(row)
-    if name not in known:
-        raise ValueError(f"no item has `{name}`; columns: {', '.join(sorted(known)) or 'none'}")
-    return values

@@ -78,9 +78,8 @@ class HubTable:
 
 def _saved(cfg: SourceConfig, split: str) -> tuple[ArrowFile, ...]:
     """Map the Arrow files of a folder of `save_to_disk`."""
-    data = cfg.data
-    paths = saved_files(Path(str(data.hub)), split, f"sources.{cfg.name}.data")
-    return tuple(map_files(paths, columns_read(data)))
+    paths = saved_files(Path(str(cfg.data.hub)), split, f"sources.{cfg.name}.data")
+    return tuple(map_files(paths, columns_read(cfg)))
 
 
 def _fetch(cfg: SourceConfig, split: str) -> tuple[ArrowFile, ...]:
@@ -109,7 +108,7 @@ def _fetch(cfg: SourceConfig, split: str) -> tuple[ArrowFile, ...]:
         if "error" in answer:
             raise ConfigError(_problem(cfg, str(answer["kind"]), str(answer["error"])))
         paths = [Path(path) for path in cast("list[str]", answer["files"])]
-        return tuple(map_files(paths, columns_read(data)))
+        return tuple(map_files(paths, columns_read(cfg)))
 
 
 def _problem(cfg: SourceConfig, kind: str, what: str) -> Problem:

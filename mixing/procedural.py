@@ -91,6 +91,9 @@ class ProceduralSource:
         """Hash of the dataset, its arguments, seed and sizes."""
         return digest(self._cfg.data.model_dump_json() + self._cfg.instruction)
 
+    def offline_rates(self) -> None:
+        """Return nothing: items made on the fly have no columns."""
+
     def held_out(self) -> tuple[Task, ...]:
         """Return the evaluation items."""
         return self._held_out

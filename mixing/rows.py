@@ -9,6 +9,7 @@ from typing import cast
 from pydantic import JsonValue
 
 from configs.data import ColumnsConfig, DataConfig
+from configs.schema import SourceConfig
 from mixing.tables import Row, value_at
 from rollouts.types import Message
 
@@ -135,14 +136,14 @@ class RowReader:
         return {column: _get(row, "metadata", column) for column in wanted}
 
 
-def columns_read(data: DataConfig) -> set[str] | None:
+def columns_read(cfg: SourceConfig) -> set[str] | None:
     """Return the top-level columns that a source reads; None for all."""
-    columns = data.columns
+    data, columns, rates = cfg.data, cfg.data.columns, cfg.difficulty.pass_rate_column
     if columns.metadata is None:
         return None
     prompt = [c for c in (columns.prompt, columns.messages) if c is not None]
     named = [*(prompt or ("prompt", "messages")), columns.answer or "answer", *columns.metadata]
-    named += [columns.id] if columns.id is not None else []
+    named += [column for column in (columns.id, rates) if column is not None]
     named += [*data.where, *data.held_out_where, *(("tools",) if data.format == "rft" else ())]
     return {*named, *(name.split(".")[0] for name in named)}
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import ConfigError, Problem
+from mixing.rate_column import F64, RateColumn
 from mixing.row_filter import RowFilter, no_column
 from mixing.rows import Item, MissingColumnError, RowReader
 from mixing.tables import Place, Row, Table, column_names
@@ -35,6 +36,8 @@ class Rows:
     """[N], whether `held_out_where` takes the row."""
     content: str
     """Hash of all rows' content and names."""
+    rates: F64 | None
+    """[N], pass rates measured beforehand, NaN where there is none; None without such a column."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -69,6 +72,7 @@ class Rows:
             prompts=self.prompts[chosen],
             aside=self.aside[chosen],
             content=self.content,
+            rates=None if self.rates is None else self.rates[chosen],
         )
 
 
@@ -79,10 +83,19 @@ class Scan:
         table: the rows that a filter took.
         aside: which of them are held out.
         at: the recipe's field, `sources.NAME.data`, for messages.
+        rates: takes a column of pass rates; None where there is none.
     """
 
-    def __init__(self, table: Table, reader: RowReader, aside: RowFilter, at: str):
+    def __init__(
+        self,
+        table: Table,
+        reader: RowReader,
+        aside: RowFilter,
+        at: str,
+        rates: RateColumn | None = None,
+    ):
         self._table, self._reader, self._filter, self._at = table, reader, aside, at
+        self._rates = rates
         self._places, self._prompts, self._ids = array("q"), array("Q"), array("Q")
         self._aside = array("b")
         self._faults: list[Problem] = []
@@ -113,9 +126,13 @@ class Scan:
             self._aside.append(aside)
             if item.id is not None:
                 self._ids.append(_hash_of(item.id))
+            if self._rates is not None:
+                self._rates.take(cast(Row, row), self._table.where(place))
             name = self._table.number(place)
             content.update(f"{name}:{json.dumps(row, sort_keys=True)}\n".encode())
-        if problems := self._problems():
+        rates = self._rates
+        unsound = [] if rates is None else rates.problems(whole=limit is None)
+        if problems := [*self._problems(), *unsound]:
             raise ConfigError(problems)
         rows = Rows(
             table=self._table,
@@ -124,6 +141,7 @@ class Scan:
             prompts=np.array(self._prompts, dtype=np.uint64),
             aside=np.array(self._aside, dtype=np.bool_),
             content=content.hexdigest(),
+            rates=None if rates is None else rates.rates,
         )
         self._refuse_double_ids(rows)
         return rows

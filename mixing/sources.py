@@ -3,6 +3,9 @@
 import hashlib
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rollouts.types import Message, Task
 
 
@@ -22,6 +25,11 @@ class Source(Protocol):
 
     def task(self, item: int) -> Task:
         """Return training item `item`; always the same for the same number."""
+        ...
+
+    def offline_rates(self) -> NDArray[np.float64] | None:
+        """Return pass rates of the training items measured beforehand [size], NaN where there is
+        none; None for a source without `difficulty.pass_rate_column`."""
         ...
 
     def held_out(self) -> tuple[Task, ...]:

@@ -13,6 +13,7 @@ from configs.validate_data import data_kind
 from mixing.hub import HubTable
 from mixing.jsonl import JsonlTable
 from mixing.parquet import ParquetTable
+from mixing.rate_column import F64, RateColumn
 from mixing.row_filter import RowFilter
 from mixing.rows import RowReader, columns_read
 from mixing.saved_folder import is_saved_folder
@@ -67,6 +68,10 @@ class TableSource:
     def held_out(self) -> tuple[Task, ...]:
         """Return the evaluation items."""
         return self._held_out
+
+    def offline_rates(self) -> F64 | None:
+        """Return the training items' pass rates by `difficulty.pass_rate_column`."""
+        return self._training.rates
 
     def _make(self, item: int) -> Task:
         """Return training item `item`."""
@@ -131,9 +136,11 @@ def _read(cfg: SourceConfig, *, apart: bool, limit: int | None) -> Rows | None:
         return None
     where = RowFilter(data.where, f"{at}.where")
     aside = RowFilter({} if apart else data.held_out_where, f"{at}.held_out_where")
+    column = None if apart else cfg.difficulty.pass_rate_column
+    rates = None if column is None else RateColumn(column, f"sources.{cfg.name}.difficulty")
     reader = RowReader(data, instructed=bool(cfg.instruction))
     try:
-        rows = Scan(_table(cfg, field, where), reader, aside, at).run(limit)
+        rows = Scan(_table(cfg, field, where), reader, aside, at, rates).run(limit)
     except (OSError, ValueError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise ConfigError(
@@ -159,7 +166,7 @@ def _table(cfg: SourceConfig, field: str, where: RowFilter) -> Table:
     files = find_files(getattr(data, field))
     if data.jsonl is not None:
         return JsonlTable(files, where)
-    return ParquetTable(files, where, columns_read(data))
+    return ParquetTable(files, where, columns_read(cfg))
 
 
 def _meaning(cfg: SourceConfig) -> str:

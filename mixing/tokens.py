@@ -1,20 +1,21 @@
 """Shares in loss tokens: what training reports steers how many groups come next.
 
-How many tokens a group will have is known only once it is trained on. So each source has an
-account in tokens: its share of all that was trained on, less what it had itself; groups that are
-planned and not yet reported are booked at their estimated size until the report replaces it. That
-is what keeps it stable when reports come steps later: what is already under way is not asked for
-a second time. A step gives each source its share plus what its account is owed:
+How many tokens a group will have is known only once it is trained on; what is estimated is those of
+one rollout, so that another group size counts at once. Each source has an account in tokens: its
+share of all that was trained on, less what it had itself; groups that are planned and not yet
+reported are booked at their estimated size until the report replaces it. That is what keeps it
+stable when reports come steps later: what is already under way is not asked for a second time. A
+step gives each source its share plus what its account is owed:
 
     due = share of P at estimated sizes + owed / estimated size, scaled to sum to P
 
-and whole groups by largest remainder; the remainder is in the account by itself. What is due lies
-between 0 and twice the share (or the share and one group, where that is more), and what an
-account may be owed is bounded by 64 such shares, so that a source that stalled does not flood
-the steps after.
+and whole groups by largest remainder, or drawn at random by these numbers (`sampled`); the
+remainder, and what chance gave or took, is in the account by itself. What is due lies between 0
+and twice the share (or the share and one group, where that is more), and what an account may be
+owed is bounded by 64 such shares, so that a source that stalled does not flood the steps after.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from math import floor
 from typing import NamedTuple, TypedDict
@@ -39,7 +40,7 @@ class TokensState(TypedDict):
 
     owed: dict[str, float]
     tokens: dict[str, float]
-    groups: dict[str, float]
+    rollouts: dict[str, float]
     under_way: dict[str, dict[str, list[float]]]
 
 
@@ -56,72 +57,99 @@ def tally(groups: Iterable[GroupSummary]) -> dict[str, Trained]:
     return found
 
 
+class _UnderWay(NamedTuple):
+    """One source's part of a planned step."""
+
+    share: float
+    groups: int
+    group_size: int
+
+
 class TokenAccounts:
     """The accounts of all sources.
 
     Args:
-        largest: most loss tokens of a group, by source: its size until one was trained on.
+        longest: most loss tokens of a rollout, by source: its length until one was trained on.
     """
 
-    def __init__(self, largest: Mapping[str, int]):
-        self._largest = largest
-        self._owed = dict.fromkeys(largest, 0.0)
-        self._tokens = dict.fromkeys(largest, 0.0)
-        self._groups = dict.fromkeys(largest, 0.0)
-        self._under_way: dict[int, dict[str, tuple[float, int]]] = {}
-        """Share and groups of each source, by planned step."""
+    def __init__(self, longest: Mapping[str, int]):
+        self._longest = longest
+        self._owed = dict.fromkeys(longest, 0.0)
+        self._tokens = dict.fromkeys(longest, 0.0)
+        self._rollouts = dict.fromkeys(longest, 0.0)
+        """Sampled for the groups that had these tokens; invalid ones had none."""
+        self._under_way: dict[int, dict[str, _UnderWay]] = {}
+        """By planned step."""
 
-    def sizes(self) -> dict[str, float]:
-        """Return the estimated loss tokens of a group, by source."""
-        known = [name for name, groups in self._groups.items() if groups > 0]
-        seen = sum(self._tokens[name] / self._groups[name] for name in known)
-        filled = seen / sum(self._largest[name] for name in known) if known else 1.0
-        return {
-            name: max(1.0, self._tokens[name] / self._groups[name])
-            if self._groups[name] > 0
-            else max(1.0, filled * self._largest[name])
-            for name in self._largest
-        }
+    def sizes(self, group_sizes: Mapping[str, int]) -> dict[str, float]:
+        """Return the estimated loss tokens of a group of each source, at these group sizes."""
+        lengths = self._lengths()
+        return {name: max(1.0, size * lengths[name]) for name, size in group_sizes.items()}
 
-    def observe(self, step: int, trained: Mapping[str, Trained]) -> None:
-        """Book what `step` trained on in place of what was expected of it."""
+    def _lengths(self) -> dict[str, float]:
+        """Return the estimated loss tokens of a rollout, by source."""
+        seen = {n: self._tokens[n] / total for n, total in self._rollouts.items() if total > 0}
+        filled = sum(seen.values()) / sum(self._longest[n] for n in seen) if seen else 1.0
+        return {n: seen.get(n, filled * longest) for n, longest in self._longest.items()}
+
+    def observe(
+        self, step: int, trained: Mapping[str, Trained], group_sizes: Mapping[str, int]
+    ) -> None:
+        """Book what `step` trained on in place of what was expected of it.
+
+        Args:
+            group_sizes: of sources that the step had no plan for.
+        """
         planned = self._under_way.pop(step, {})
         total = sum(t.loss_tokens for t in trained.values())
         for name in self._owed:
-            share, _ = planned.get(name, (0.0, 0))
+            part = planned.get(name, _UnderWay(0.0, 0, group_sizes[name]))
             got = trained.get(name, Trained(0, 0, 0))
             if planned:
-                self._owed[name] += share * total - got.loss_tokens
+                self._owed[name] += part.share * total - got.loss_tokens
             if got.groups:
+                rollouts = got.groups * part.group_size
                 self._tokens[name] = _MEMORY * self._tokens[name] + got.loss_tokens
-                self._groups[name] = _MEMORY * self._groups[name] + got.groups
+                self._rollouts[name] = _MEMORY * self._rollouts[name] + rollouts
 
     def next_counts(
-        self, step: int, due: Mapping[str, Fraction], bounds: Mapping[str, int | None]
-    ) -> dict[str, int]:
+        self,
+        step: int,
+        due: Mapping[str, Fraction],
+        bounds: Mapping[str, int | None],
+        group_sizes: Mapping[str, int],
+        draw: Callable[[Mapping[str, float]], Mapping[str, int]] | None = None,
+    ) -> Mapping[str, int]:
         """Return the groups of each source in `step`.
 
         Args:
             due: groups by share alone, at the estimated sizes; their sum is P.
             bounds: most groups that each source can give.
+            draw: draws whole groups by what is due with what is owed; None for largest remainder.
         """
-        sizes = self.sizes()
+        sizes = self.sizes(group_sizes)
         share = {name: float(groups) for name, groups in due.items()}
         owed = self._owed_now(sizes, share)
         most = {n: _at_most(s + max(s, 1.0), bounds[n]) for n, s in share.items()}
         wanted = _scale(share, {n: owed[n] / sizes[n] for n in share}, most)
-        counts = _round(wanted, most)
+        counts = _round(wanted) if draw is None else draw(wanted)
         units = sum(share[n] * sizes[n] for n in share)
-        self._under_way[step] = {n: (share[n] * sizes[n] / units, counts[n]) for n in share}
+        self._under_way[step] = {
+            n: _UnderWay(share[n] * sizes[n] / units, counts[n], group_sizes[n]) for n in share
+        }
         return counts
 
     def _owed_now(self, sizes: Mapping[str, float], share: Mapping[str, float]) -> dict[str, float]:
         """Return what is owed, all under way taken as given; bounded, and bounded for good."""
-        expected = dict.fromkeys(self._owed, 0.0)
+        expected, lengths = dict.fromkeys(self._owed, 0.0), self._lengths()
         for planned in self._under_way.values():
-            total = sum(count * sizes[name] for name, (_, count) in planned.items())
-            for name, (part, count) in planned.items():
-                expected[name] += part * total - count * sizes[name]
+            tokens = {
+                name: part.groups * max(1.0, part.group_size * lengths[name])
+                for name, part in planned.items()
+            }
+            total = sum(tokens.values())
+            for name, part in planned.items():
+                expected[name] += part.share * total - tokens[name]
         for name, groups in share.items():
             bound = _MOST_OWED * max(groups, 1.0) * sizes[name]
             now = self._owed[name] + expected[name]
@@ -133,9 +161,9 @@ class TokenAccounts:
         return {
             "owed": dict(self._owed),
             "tokens": dict(self._tokens),
-            "groups": dict(self._groups),
+            "rollouts": dict(self._rollouts),
             "under_way": {
-                str(step): {name: [part, count] for name, (part, count) in planned.items()}
+                str(step): {name: list(part) for name, part in planned.items()}
                 for step, planned in self._under_way.items()
             },
         }
@@ -143,9 +171,12 @@ class TokenAccounts:
     def load_state_dict(self, state: TokensState) -> None:
         """Take up the accounts that `state_dict` returned."""
         self._owed, self._tokens = dict(state["owed"]), dict(state["tokens"])
-        self._groups = dict(state["groups"])
+        self._rollouts = dict(state["rollouts"])
         self._under_way = {
-            int(step): {name: (part, int(count)) for name, (part, count) in planned.items()}
+            int(step): {
+                name: _UnderWay(share, int(groups), int(size))
+                for name, (share, groups, size) in planned.items()
+            }
             for step, planned in state["under_way"].items()
         }
 
@@ -174,7 +205,7 @@ def _scale(
     return at(high)
 
 
-def _round(wanted: Mapping[str, float], most: Mapping[str, float]) -> dict[str, int]:
+def _round(wanted: Mapping[str, float]) -> dict[str, int]:
     """Return whole counts with the rounded sum of `wanted`, by largest remainder."""
     counts = {name: floor(value) for name, value in wanted.items()}
     names: Sequence[str] = sorted(wanted, key=lambda n: counts[n] - wanted[n])

@@ -28,8 +28,8 @@ class PhaseClock:
     """Accumulates seconds by phase; read and reset once a step by `lap`."""
 
     def __init__(self) -> None:
-        self._open = dict.fromkeys(PRIORITY, 0)
-        self._seconds = dict.fromkeys((*PRIORITY, "idle"), 0.0)
+        self._open: dict[str, int] = dict.fromkeys(PRIORITY, 0)
+        self._seconds: dict[str, float] = dict.fromkeys((*PRIORITY, "idle"), 0.0)
         self._since = self._lap_began = time.monotonic()
 
     @contextmanager

@@ -46,6 +46,8 @@ _TEXT_FILES = (
 _BLOCKS, _BLOCK_BYTES = 64, 4096
 """What is read of a weight file besides its size: blocks spread over it, both ends included."""
 _MODEL = ("model.", "reference.")
+_DATA_PATHS = ("jsonl", "parquet", "hub", "held_out_file")
+"""Fields of `data` that say where the rows lie."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,21 @@ def changes(before: Mapping[str, Hashed], after: Mapping[str, Hashed]) -> list[C
         for key in dict.fromkeys([*after, *before])
         if _hash_of(before.get(key)) != _hash_of(after.get(key))
     ]
+
+
+def may_have_moved(before: Mapping[str, Hashed], after: Mapping[str, Hashed]) -> list[str]:
+    """Return the recipe's fields that name files whose content is what it was: another path in one
+    of them changes nothing."""
+    same = [key for key in before if _hash_of(before[key]) == _hash_of(after.get(key))]
+    fields = [key for key in same if ".args." in key]
+    for key in same:
+        if key.startswith("sources.") and key.endswith(".data"):
+            fields += [f"{key}.{kind}" for kind in _DATA_PATHS]
+    for kind in _MODEL:
+        ours, theirs = ({k for k in side if k.startswith(kind)} for side in (before, after))
+        if ours and ours == theirs and ours <= set(same):
+            fields.append(f"{kind}path")
+    return fields
 
 
 def silent_changes(found: list[Change], attempt: int) -> list[Problem]:

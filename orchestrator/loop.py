@@ -25,8 +25,8 @@ from orchestrator.publisher import SyncReport, WeightPublisher
 from orchestrator.recorder import Recorder
 from orchestrator.resume import Checkpointer, Restored
 from orchestrator.step_metrics import TrainedStep
-from rollouts.objective import scale_step
 from rollouts.packing import plan_minibatches
+from rollouts.scopes import scale_advantages
 from rollouts.types import GroupSummary, StepResult, TrainBatch
 
 log = logging.getLogger("braid.loop")
@@ -128,7 +128,6 @@ async def train(parts: Parts, restored: Restored) -> None:
                         timeout_s=cfg.health.generate_s,
                     )
                 )
-                groups = scale_step(groups, cfg.sources)
                 result, sync = await _step(parts, producer, step, groups)
                 done = step
                 await _log(parts, producer, step, groups, result, sync)
@@ -158,6 +157,7 @@ async def _step(
     parts: Parts, producer: RolloutProducer, step: int, groups: Sequence[GroupSummary]
 ) -> tuple[StepResult, SyncReport]:
     """Train one step, give the engines its weights, and tell all who follow the policy."""
+    groups = scale_advantages(parts.cfg, groups)
     batch = await _score(parts, _plan(parts, step, groups))
     with parts.clock.phase("train"):
         result = await parts.cluster.trainer.train_step(batch)

@@ -15,9 +15,16 @@ from configs.validate import active_groups, find_warnings, validate_run
 from configs.versions import check_versions
 from environments.registry import validate_environments
 from mixing.opening import probe_sources, source_warnings
+from orchestrator.clip_check import check_clip
 from orchestrator.memory import MemoryEstimate, estimate_memory
 from orchestrator.plan_data import DataPlan, look_at_data
 from orchestrator.plan_mix import PlannedStep, SourcePlan, StagePlan, plan_mix
+from orchestrator.plan_source import (
+    DifficultyPlan,
+    EvalPlan,
+    plan_difficulty,
+    plan_evaluation,
+)
 from rewards.graders import validate_rewards
 from rewards.objective import validate_objectives
 from rollouts.advantages import validate_advantages
@@ -107,6 +114,9 @@ class RunPlan:
     data: tuple[DataPlan, ...]
     stages: tuple[StagePlan, ...]
     """One that lasts the whole run, where the recipe has none."""
+    difficulty: tuple[DifficultyPlan, ...]
+    """Of the sources that have a window or a filter."""
+    evaluation: tuple[EvalPlan, ...]
     batch: BatchPlan
     memory: tuple[MemoryEstimate, ...]
     fullest_gpu_gib: float | None
@@ -150,6 +160,8 @@ def make_plan(cfg: RunConfig, *, gpu_gib: float | None = None) -> RunPlan:
         sources=mix.sources,
         data=look.data,
         stages=mix.stages,
+        difficulty=plan_difficulty(cfg, items),
+        evaluation=plan_evaluation(cfg, {d.name: d.held_out for d in look.data}),
         batch=_plan_batch(cfg, mix.steps),
         memory=memory,
         fullest_gpu_gib=fullest,
@@ -258,6 +270,7 @@ def _check_all(cfg: RunConfig, unsound: Sequence[Problem]) -> list[Problem]:
         *validate_rewards(cfg.sources),
         *validate_objectives(cfg.sources),
         *validate_advantages(cfg.sources),
+        *check_clip(cfg),
     ]
     return [*found, *(problem for problem in others if problem.where not in seen)]
 

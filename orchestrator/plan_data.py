@@ -14,6 +14,7 @@ from configs.model_files import find_model_folder
 from configs.schema import RunConfig, SourceConfig
 from mixing.decontaminate import decontaminate
 from mixing.opening import open_source
+from mixing.search_cache import find_once
 from mixing.sources import Source
 from rollouts.types import Message, Task
 
@@ -167,7 +168,7 @@ def _check_overlap(
     if sum(s.size for s in opened.values()) > PROMPTS_SEEN:
         return [], []
     try:
-        _, found = decontaminate(cfg, opened)
+        _, found = decontaminate(cfg, opened, find_once)
     except ConfigError as error:
         return list(error.problems), []
     return [], found.problems(cfg.decontaminate)

@@ -11,6 +11,7 @@ from configs.errors import Problem
 from orchestrator.memory import MemoryEstimate
 from orchestrator.plan import Bundle, RunPlan
 from orchestrator.plan_data import DataPlan
+from orchestrator.plan_source import DifficultyPlan
 
 
 def render_plan(plan: RunPlan) -> RenderableType:
@@ -23,6 +24,8 @@ def render_plan(plan: RunPlan) -> RenderableType:
         _sources(plan),
         _data(plan),
         *_stages(plan),
+        *_difficulty(plan),
+        _evaluation(plan),
         *(Text(line) for line in _batch_lines(plan)),
         _memory(plan),
         *_notes(plan),
@@ -157,6 +160,61 @@ def _stages(plan: RunPlan) -> Iterator[Table]:
             "-" if s.steps_to_exhaustion is None else str(s.steps_to_exhaustion),
         )
     yield table
+
+
+def _difficulty(plan: RunPlan) -> Iterator[Table]:
+    """Yield a table where some source's items, levels or groups are judged."""
+    if not plan.difficulty:
+        return
+    columns = ("name", "window", "right", "retired", "parked", "live", "spares")
+    table = _table("difficulty", *columns)
+    for d in plan.difficulty:
+        table.add_row(
+            d.name,
+            "-" if d.window is None else f"{d.window[0]:g}-{d.window[1]:g}",
+            "-" if d.passes is None else f"{_span(*d.passes)}/{d.group_size}",
+            _visits(d.retire_after, d.retire_retry),
+            _visits(d.park_after, d.park_retry),
+            _live(d),
+            "-" if d.max_resamples is None else str(d.max_resamples),
+        )
+    yield table
+
+
+def _live(d: DifficultyPlan) -> str:
+    if d.levels is not None:
+        return f"level {_span(*d.levels)}"
+    return "-" if d.min_live is None else f">={d.min_live:,}"
+
+
+def _span(first: int, last: int | None) -> str:
+    return str(first) if first == last else f"{first}-{'top' if last is None else last}"
+
+
+def _visits(after: int | None, retry: int | None) -> str:
+    """Visits to the bench and steps to the next try; a dash for never."""
+    return "/".join(str(number) if number else "-" for number in (after, retry)) if after else "-"
+
+
+def _evaluation(plan: RunPlan) -> Table:
+    columns = ("name", "prompts", "samples", "every", "times", "completions", "tokens at most")
+    table = _table("evaluation", *columns)
+    for e in plan.evaluation:
+        table.add_row(
+            e.name,
+            f"{e.prompts:,}",
+            str(e.samples),
+            str(e.every) if e.every else "-",
+            str(e.times),
+            f"{e.completions:,}",
+            f"{e.completion_tokens_at_most:,}",
+        )
+    if len(plan.evaluation) > 1:
+        table.add_section()
+        completions = sum(e.completions for e in plan.evaluation)
+        tokens = sum(e.completion_tokens_at_most for e in plan.evaluation)
+        table.add_row("total", "", "", "", "", f"{completions:,}", f"{tokens:,}")
+    return table
 
 
 def _range(least: int, most: int, mean: float) -> str:

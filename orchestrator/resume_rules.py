@@ -1,6 +1,6 @@
 """What of a recipe may change between two attempts of one run."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +48,16 @@ class FieldChange:
         return f"{self.field}: {_show(self.before)} -> {_show(self.after)}"
 
 
-def changed_fields(before: RunConfig, after: RunConfig) -> tuple[FieldChange, ...]:
-    """List the fields that differ, in the recipe's order."""
+def changed_fields(
+    before: RunConfig, after: RunConfig, *, moved: Collection[str] = ()
+) -> tuple[FieldChange, ...]:
+    """List the fields that differ, in the recipe's order.
+
+    Args:
+        moved: fields that name files whose content is what it was, wherever it lies now.
+    """
     old, new = _flatten(dump(before), ""), _flatten(dump(after), "")
-    free = (*_FREE, *(f"sources.{s.name}.eval" for s in before.sources))
+    free = (*_FREE, *(f"sources.{s.name}.eval" for s in before.sources), *moved)
     return tuple(
         FieldChange(
             field=field,

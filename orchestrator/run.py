@@ -25,7 +25,9 @@ from mixing.feedback import open_pools
 from mixing.ledger import Ledger
 from mixing.mixer import Mixer
 from mixing.opening import open_sources
+from mixing.search_cache import find_once
 from mixing.sources import Source
+from orchestrator.clip_check import check_clip
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
 from orchestrator.hashes import run_hashes
@@ -52,7 +54,7 @@ def check(cfg: RunConfig) -> tuple[Mapping[str, Source], Contamination]:
     sources: Mapping[str, Source] = {}
     found = NOT_SEARCHED
     try:
-        sources, found = decontaminate(cfg, open_sources(cfg))
+        sources, found = decontaminate(cfg, open_sources(cfg), find_once)
         open_pools(cfg, sources)
     except ConfigError as error:
         problems += error.problems
@@ -64,6 +66,7 @@ def check(cfg: RunConfig) -> tuple[Mapping[str, Source], Contamination]:
         validate_advantages,
     ):
         problems += validate(cfg.sources)
+    problems += check_clip(cfg)
     if problems:
         # Two checks may find the same fault (a missing file); the first one's words stand.
         raise ConfigError(list({p.where: p for p in reversed(problems)}.values())[::-1])

@@ -31,7 +31,7 @@ from configs.load import load_recipe, save_config
 from configs.schema import RunConfig
 from configs.versions import installed_versions
 from mixing.decontaminate import Contamination
-from orchestrator.hashes import Change, Hashed, changes, silent_changes
+from orchestrator.hashes import Change, Hashed, changes, may_have_moved, silent_changes
 from orchestrator.resume_rules import FieldChange, changed_fields, forbidden_changes
 
 log = logging.getLogger("braid.run_dir")
@@ -115,7 +115,7 @@ class RunDir:
         lock = _acquire(path)
         try:
             before = _read_record(path)
-            fields = _check_resume(path, before, cfg, resume)
+            fields = _check_resume(path, before, cfg, resume, hashes)
             accepted = _check_hashes(before, hashes, accept_changes)
             record = _next_record(before, cfg, hashes, accepted)
             for folder in (_ROLLOUTS, _CHECKPOINTS):
@@ -356,7 +356,11 @@ def _read_record(path: Path) -> RunRecord | None:
 
 
 def _check_resume(
-    path: Path, before: RunRecord | None, cfg: RunConfig, resume: str
+    path: Path,
+    before: RunRecord | None,
+    cfg: RunConfig,
+    resume: str,
+    hashes: Mapping[str, Hashed],
 ) -> tuple[FieldChange, ...]:
     """Return what changed in the recipe since the last attempt; refuse what may not."""
     if before is None:
@@ -372,7 +376,8 @@ def _check_resume(
     if not (path / _CONFIG).is_file():
         return ()
     old = load_recipe(path / _CONFIG)
-    changes = changed_fields(old, cfg)
+    moved = may_have_moved(before.attempts[-1].hashes, hashes)
+    changes = changed_fields(old, cfg, moved=moved)
     if problems := forbidden_changes(changes, path):
         raise ConfigError(problems)
     return changes

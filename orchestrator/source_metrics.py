@@ -19,7 +19,7 @@ from rollouts.advantages import all_same
 from rollouts.filters import is_zero_variance
 from rollouts.pass_rates import pass_at_k
 from rollouts.staleness import staleness
-from rollouts.types import GroupSummary, RolloutStats, RolloutStatus
+from rollouts.types import GroupSummary, RolloutStats, RolloutStatus, SampleHandle
 
 T = TypeVar("T")
 Reduce = Callable[[Sequence[float]], float]
@@ -73,6 +73,11 @@ class Pool:
         """Groups with a valid rollout."""
         return [g for g in self.groups if g.rewards]
 
+    @cached_property
+    def samples(self) -> Sequence[SampleHandle]:
+        """What was trained on."""
+        return [s for g in self.groups for s in g.samples]
+
     def passed(self, group: GroupSummary) -> int:
         """Return how many rollouts of the group passed."""
         return sum(reward >= self._threshold for reward in group.rewards)
@@ -97,6 +102,7 @@ VALID: Over[RolloutStats] = Over("valid rollouts", lambda pool: pool.valid)
 RIGHT: Over[RolloutStats] = Over("right rollouts", lambda pool: pool.right)
 WRONG: Over[RolloutStats] = Over("wrong rollouts", lambda pool: pool.wrong)
 GROUPS: Over[GroupSummary] = Over("groups", lambda pool: pool.groups)
+SAMPLES: Over[SampleHandle] = Over("samples", lambda pool: pool.samples)
 JUDGED: Over[GroupSummary] = Over("judged groups", lambda pool: pool.judged)
 
 
@@ -153,6 +159,7 @@ METRICS: tuple[Metric[Any], ...] = (
     Metric("reward/std", VALID, _reward, np.std),
     Metric("reward/p10", VALID, _reward, _quantile(0.1)),
     Metric("reward/p90", VALID, _reward, _quantile(0.9)),
+    Metric("advantage/std", SAMPLES, lambda _, s: s.advantage, np.std, kinds=(TRAINED,)),
     Metric("solved_all", JUDGED, lambda pool, g: pool.passed(g) == len(g.rewards)),
     Metric("solved_none", JUDGED, lambda pool, g: pool.passed(g) == 0),
     Metric("zero_variance", JUDGED, _no_contrast),

@@ -186,7 +186,7 @@ def estimate(group: GroupCredit, estimator: AnyEstimator, combine: str) -> Group
 
 def _decoupled(group: GroupCredit, estimator: Estimator) -> GroupAdvantages:
     """GDPO: each part is estimated by itself, then they are summed by weight (arXiv:2601.05242). A
-    part that tells nothing apart adds 0; `rollouts.objective.scale_step` does the rest."""
+    part that tells nothing apart adds 0; `rollouts.scopes` does the rest."""
     parts: dict[str, F64] = {}
     passed: list[F64] | None = None
     for part in group.parts:

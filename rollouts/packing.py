@@ -184,6 +184,8 @@ def assemble(samples: Sequence[TrainingSample], ref_logprobs: Sequence[F32] | No
         advantages=_join([s.advantages for s in samples], f32),
         loss_weight=_join([s.loss_weight for s in samples], f32),
         kl_coef=_join([s.kl_coef for s in samples], f32),
+        clip_low=_join([s.clip_low for s in samples], f32),
+        clip_high=_join([s.clip_high for s in samples], f32),
         temperature=_join([s.temperature for s in samples], f32),
         ref_logprobs=None if ref_logprobs is None else _join(list(ref_logprobs), f32),
     )

@@ -78,7 +78,6 @@ def rollout_stats(
             return known
         return replace(
             known,
-            advantage=float(credits.advantages.whole[place]),
             part_advantages={n: float(a[place]) for n, a in credits.advantages.parts.items()},
             closed_parts=credits.closed[place],
         )
@@ -107,7 +106,7 @@ def to_training_samples(
     """
     found = credits.advantages
     return tuple(
-        _sample(group, rollout, whole if own is None else own, source.loss_weight, kl_coef)
+        _sample(group, rollout, whole if own is None else own, source, kl_coef)
         for rollout, whole, own in zip(credits.valid, found.whole, found.tokens, strict=True)
     )
 
@@ -116,7 +115,7 @@ def _sample(
     group: RolloutGroup,
     rollout: Rollout,
     advantage: np.float32 | F32,
-    loss_weight: float,
+    source: SourceConfig,
     kl_coef: float,
 ) -> TrainingSample:
     """Lay the turns end to end. Sampled tokens (a sampled end-of-sequence included) are in the
@@ -139,6 +138,10 @@ def _sample(
     logprobs[mask] = np.concatenate([turn.completion.logprobs for turn in rollout.turns])
     advantages = np.zeros(len(mask), np.float32)
     advantages[mask] = advantage
+
+    def stream(value: float | None) -> F32:
+        return np.full(len(mask), np.nan if value is None else value, np.float32)
+
     return TrainingSample(
         group_id=group.request.group_id,
         index=rollout.index,
@@ -146,9 +149,11 @@ def _sample(
         loss_mask=mask,
         rollout_logprobs=logprobs,
         advantages=advantages,
-        loss_weight=np.full(len(mask), loss_weight, np.float32),
-        kl_coef=np.full(len(mask), kl_coef, np.float32),
-        temperature=np.full(len(mask), group.request.sampling.temperature, np.float32),
+        loss_weight=stream(source.loss_weight),
+        kl_coef=stream(kl_coef),
+        clip_low=stream(source.clip_low),
+        clip_high=stream(source.clip_high),
+        temperature=stream(group.request.sampling.temperature),
     )
 
 

@@ -224,8 +224,10 @@ class SampleHandle:
     """Its place in that tuple."""
     num_tokens: int
     num_loss_tokens: int
+    advantage: float = 0.0
+    """By the estimator, over the sample's loss tokens on average."""
     advantage_scale: float = 1.0
-    """Factor on its advantages, known once the step's groups are."""
+    """Factor on the advantages when the sample is fetched; set when the step is planned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,8 +239,6 @@ class RolloutStats:
     num_completion_tokens: int
     status: RolloutStatus
     error: RolloutError | None
-    advantage: float | None = None
-    """Of the rollout as a whole; None where it is invalid or was not to be trained on."""
     part_advantages: Mapping[str, float] = field(default_factory=dict[str, float])
     """What each part adds to the advantage; empty where the objective does not tell them apart."""
     closed_parts: tuple[str, ...] = ()
@@ -292,6 +292,10 @@ class TrainingSample:
     """[L]"""
     kl_coef: F32
     """[L]"""
+    clip_low: F32
+    """[L], NaN where the source leaves it to the loss; so is `clip_high`."""
+    clip_high: F32
+    """[L]"""
     temperature: F32
     """[L]"""
 
@@ -316,6 +320,10 @@ class MicroBatch:
     loss_weight: F32
     """[T]"""
     kl_coef: F32
+    """[T]"""
+    clip_low: F32
+    """[T], NaN where the source leaves it to the loss; so is `clip_high`."""
+    clip_high: F32
     """[T]"""
     temperature: F32
     """[T]"""

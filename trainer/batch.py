@@ -21,6 +21,8 @@ class DeviceBatch:
     advantages: Tensor
     loss_weight: Tensor
     kl_coef: Tensor
+    clip_low: Tensor
+    clip_high: Tensor
     temperature: Tensor
     ref_logprobs: Tensor | None
 
@@ -49,6 +51,8 @@ def to_device(batch: MicroBatch, device: torch.device) -> DeviceBatch:
         advantages=stream(batch.advantages),
         loss_weight=stream(batch.loss_weight),
         kl_coef=stream(batch.kl_coef),
+        clip_low=stream(batch.clip_low),
+        clip_high=stream(batch.clip_high),
         temperature=stream(batch.temperature),
         ref_logprobs=None if batch.ref_logprobs is None else stream(batch.ref_logprobs),
     )
@@ -65,6 +69,8 @@ def _dummy(*, with_reference: bool) -> MicroBatch:
         advantages=zero,
         loss_weight=zero,
         kl_coef=zero,
+        clip_low=zero,
+        clip_high=zero,
         temperature=np.ones(1, np.float32),
         ref_logprobs=zero if with_reference else None,
     )

@@ -248,6 +248,8 @@ class PolicyEngine:
             loss_mask=b.loss_mask,
             loss_weight=b.loss_weight,
             kl_coef=b.kl_coef,
+            clip_low=b.clip_low,
+            clip_high=b.clip_high,
             entropy=entropy,
             importance_cap=self.cfg.algorithm.importance_cap,
             kl_estimator=kl.estimator,

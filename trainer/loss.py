@@ -42,6 +42,10 @@ class LossInputs:
     """Bool."""
     loss_weight: Tensor
     kl_coef: Tensor
+    clip_low: Tensor
+    """Of the token's source; NaN where it leaves it to the loss (`clip_range` fills it in)."""
+    clip_high: Tensor
+    """As `clip_low`."""
     entropy: Tensor
     importance_cap: float | None
     """Truncation of the sampler-to-trainer weight; None turns the weight off."""
@@ -103,16 +107,26 @@ def importance_weights(x: LossInputs) -> Tensor:
     )
 
 
+def clip_range(x: LossInputs, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Return how far each token's ratio may lie below and above 1 [T]: as its source says, else
+    `low` and `high`."""
+    return (
+        torch.where(x.clip_low.isnan(), low, x.clip_low),
+        torch.where(x.clip_high.isnan(), high, x.clip_high),
+    )
+
+
 def ppo_clip(x: LossInputs, *, clip_low: float = 0.2, clip_high: float = 0.2) -> LossOutput:
     """Clipped surrogate, token-level (arXiv 1707.06347; clip_high apart: arXiv 2503.14476).
 
+    `clip_low` and `clip_high` are for the tokens of sources that have no range of their own.
     Per token: loss_weight * (kl_coef * kl - w * min(r A, clip(r, 1 - low, 1 + high) A)) with
     r = policy / proximal and w the truncated sampler-trainer weight.
     """
     x = x.filled()
-    log_ratio = x.policy_logprobs - x.proximal_logprobs
-    ratio = clamped_exp(log_ratio)
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    low, high = clip_range(x, clip_low, clip_high)
+    ratio = clamped_exp(x.policy_logprobs - x.proximal_logprobs)
+    clipped = ratio.clamp(1 - low, 1 + high)
     objective = torch.minimum(ratio * x.advantages, clipped * x.advantages)
     per_token = -importance_weights(x) * objective
     if x.kl_in_loss and x.ref_logprobs is not None:
@@ -120,8 +134,8 @@ def ppo_clip(x: LossInputs, *, clip_low: float = 0.2, clip_high: float = 0.2) ->
         per_token = per_token + x.kl_coef * kl
     per_token = torch.where(x.loss_mask, x.loss_weight * per_token, 0.0)
     metrics: dict[str, Metric] = {
-        "clip/low": Mean((ratio < 1 - clip_low) & (x.advantages < 0), x.loss_mask),
-        "clip/high": Mean((ratio > 1 + clip_high) & (x.advantages > 0), x.loss_mask),
+        "clip/low": Mean((ratio < 1 - low) & (x.advantages < 0), x.loss_mask),
+        "clip/high": Mean((ratio > 1 + high) & (x.advantages > 0), x.loss_mask),
         **policy_metrics(x),
         **mismatch_metrics(x),
     }

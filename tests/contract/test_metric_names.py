@@ -19,6 +19,7 @@ from rollouts.types import GroupSummary, RolloutStats, RolloutStatus, SampleHand
 
 PAGE = Path(__file__).parents[2] / "docs" / "operate.md"
 ROW = re.compile(r"^\| `(?P<name>[^`]+)` \| (?P<meaning>.+) \| (?P<denominator>.*?) *\|$")
+NAME = "sums-1.5"
 WILD = {
     "<name>": r"[\w.-]+",
     "<pool>": "(all|trained)",
@@ -56,32 +57,30 @@ def rollout(reward: float | None, status: RolloutStatus) -> RolloutStats:
     )
 
 
-@pytest.fixture(scope="module")
-def emitted() -> set[str]:
-    """Return every name of a step that has something of everything."""
-    cfg = RunConfig.model_validate(
+def recipe() -> RunConfig:
+    source = {
+        "name": NAME,
+        "data": {"procedural": "reasoning_gym/chain_sum"},
+        "rewards": [{"use": "exact", "name": name} for name in ("answer", "style")],
+        "objective": {"gates": [{"part": "style", "needs": "answer"}]},
+    }
+    return RunConfig.model_validate(
         {
             "name": "t",
             "num_steps": 10,
             "model": {"path": "org/model"},
-            "sources": [
-                {
-                    "name": "sums-1.5",
-                    "data": {"procedural": "reasoning_gym/chain_sum"},
-                    "rewards": [
-                        {"use": "exact", "name": "answer"},
-                        {"use": "exact", "name": "style"},
-                    ],
-                    "objective": {"gates": [{"part": "style", "needs": "answer"}]},
-                }
-            ],
+            "sources": [source],
             "batch": {"groups_per_step": 1},
         }
     )
-    group = GroupSummary(
-        group_id="sums-1.5/train/0#e0a0",
-        task_id="sums-1.5/train/0",
-        source="sums-1.5",
+
+
+def group() -> GroupSummary:
+    """Return a group with a right, a wrong and an invalid rollout."""
+    return GroupSummary(
+        group_id=f"{NAME}/train/0#e0a0",
+        task_id=f"{NAME}/train/0",
+        source=NAME,
         step=1,
         rollouts=(
             rollout(1.0, RolloutStatus.COMPLETED),
@@ -95,32 +94,37 @@ def emitted() -> set[str]:
         generate_s=1.0,
         grade_s=1.0,
     )
+
+
+def difficulty() -> dict[str, float]:
     everything = SourceDifficulty(
         items=DifficultySnapshot(live=1, widened=1, parked=1, retired=1, unseen=1),
         curriculum=CurriculumSnapshot(level=1, top=2, recent=None),
         kept=1,
     )
-    metrics = step_metrics(
-        cfg,
-        TrainedStep(
-            step=1,
-            groups=[group],
-            rejected=[],
-            shares={"sums-1.5": 1.0},
-            result=StepResult(policy_version=1, metrics={"loss": 0.5, "clip/low": 0.0}, seconds={}),
-            sync=SyncReport(seconds={"send": 0.1}, bytes=1, gap_median=0.1, gap_max=0.2),
-            wall_s=1.0,
-            split={"train": 0.5, "sync": 0.5},
-            ledger={
-                **dict.fromkeys(("ledger/dispatched", "ledger/trained", "ledger/in_flight"), 1),
-                **{f"ledger/rejected/{reason}": 0 for reason in Reason},
-            },
-            difficulty={
-                f"source/sums-1.5/difficulty/{figure}": 1 for figure in everything.figures()
-            },
-        ),
+    return {f"source/{NAME}/difficulty/{figure}": 1 for figure in everything.figures()}
+
+
+@pytest.fixture(scope="module")
+def emitted() -> set[str]:
+    """Return every name of a step that has something of everything."""
+    done = TrainedStep(
+        step=1,
+        groups=[group()],
+        rejected=[],
+        shares={NAME: 1.0},
+        result=StepResult(policy_version=1, metrics={"loss": 0.5, "clip/low": 0.0}, seconds={}),
+        sync=SyncReport(seconds={"send": 0.1}, bytes=1, gap_median=0.1, gap_max=0.2),
+        wall_s=1.0,
+        split={"train": 0.5, "sync": 0.5},
+        ledger={
+            **dict.fromkeys(("ledger/dispatched", "ledger/trained", "ledger/in_flight"), 1),
+            **{f"ledger/rejected/{reason}": 0 for reason in Reason},
+        },
+        difficulty=difficulty(),
     )
-    totals = RunTotals(["sums-1.5"])
+    metrics = step_metrics(recipe(), done)
+    totals = RunTotals([NAME])
     totals.add(metrics)
     return {*metrics, *totals.metrics()}
 

@@ -59,27 +59,34 @@ def naive_gradients(model_dir: Path, worker: ModuleType) -> tuple[dict[str, np.n
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     samples = worker.make_samples()
     total = torch.zeros(())
-    for sample, ref_row in zip(samples, worker.references(samples), strict=True):
+    extras = zip(samples, worker.references(samples), worker.drifts(samples), strict=True)
+    for sample, ref_row, drift_row in extras:
         ids = torch.from_numpy(sample.token_ids).long()
         logits = model(ids.unsqueeze(0)).logits[0, :-1]
         tempered = logits / torch.from_numpy(sample.temperature[1:]).unsqueeze(1)
         scored = torch.log_softmax(tempered, -1)[torch.arange(len(ids) - 1), ids[1:]]
         mask = torch.from_numpy(sample.loss_mask[1:])
-        rollout, ref, advantage, weight, coef = (
+        rollout, ref, drift, advantage, weight, coef, low, high = (
             torch.from_numpy(a[1:])
             for a in (
                 sample.rollout_logprobs,
                 ref_row,
+                drift_row,
                 sample.advantages,
                 sample.loss_weight,
                 sample.kl_coef,
+                sample.clip_low,
+                sample.clip_high,
             )
         )
-        # On policy: the ratio is 1, its gradient that of the logprob, and nothing is clipped.
-        ratio = torch.exp(scored - scored.detach())
-        truncated = torch.exp(scored.detach() - rollout).clamp(max=2.0)
+        proximal = scored.detach() - drift
+        ratio = torch.exp(scored - proximal)
+        bounds = 1 - low.nan_to_num(0.2), 1 + high.nan_to_num(0.2)
+        clipped = torch.maximum(torch.minimum(ratio, bounds[1]), bounds[0])
+        gain = torch.minimum(ratio * advantage, clipped * advantage)
+        truncated = torch.exp(proximal - rollout).clamp(max=2.0)
         kl = torch.exp(ref - scored) - 1 - (ref - scored)
-        total = total + (weight * (coef * kl - truncated * ratio * advantage))[mask].sum()
+        total = total + (weight * (coef * kl - truncated * gain))[mask].sum()
     loss = total / worker.count_tokens(samples)
     loss.backward()
     gradients = {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
@@ -105,7 +112,8 @@ def test_gradients_are_those_of_the_naive_loss(
     world: int, models: Path, worker: ModuleType, tmp_path: Path
 ) -> None:
     """ZeRO 0-3 x {1, 2, 4} micro-batches x {packed, padded}, tied and untied, offload and
-    recomputation, and a rank without tokens: all within 1e-5 of the largest element."""
+    recomputation, and a rank without tokens: all within 1e-5 of the largest element. The policy
+    has moved, and samples of several clip ranges lie side by side."""
     run_world("gradients", world, models, tmp_path, timeout=240)
     expected = {tied: naive_gradients(models / tied, worker) for tied in ("tied", "untied")}
     files = sorted(tmp_path.glob("*.npz"))

@@ -10,6 +10,7 @@ import json
 import random
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ from trainer.loss import LossInputs, LossOutput
 
 VOCAB = 64
 NUM_SAMPLES = 8
+NOTHING = np.zeros(0, np.float32)
 
 
 def make_model(folder: Path, *, tied: bool = True) -> None:
@@ -85,7 +87,8 @@ def run_config(model: Path, **trainer: object) -> RunConfig:
 
 
 def make_samples(seed: int = 0) -> list[TrainingSample]:
-    """Samples of mixed lengths and temperatures, with a reference KL and off-policy rollouts."""
+    """Samples of mixed lengths, temperatures and clip ranges, with a reference KL and off-policy
+    rollouts."""
     rng = np.random.default_rng(seed)
     samples = []
     for i in range(NUM_SAMPLES):
@@ -105,6 +108,8 @@ def make_samples(seed: int = 0) -> list[TrainingSample]:
                 advantages=stream(rng.normal(size=length)),
                 loss_weight=np.full(length, rng.choice([0.5, 1.0]), np.float32),
                 kl_coef=np.full(length, 0.1, np.float32),
+                clip_low=np.full(length, (np.nan, 0.1, 0.3)[i % 3], np.float32),
+                clip_high=np.full(length, (0.4, 0.05, np.nan, 0.4)[i % 4], np.float32),
                 temperature=np.full(length, rng.choice([0.7, 1.0, 1.3]), np.float32),
             )
         )
@@ -115,21 +120,35 @@ def references(samples: Sequence[TrainingSample]) -> list[np.ndarray]:
     return [(s.rollout_logprobs - 0.1 * s.loss_mask).astype(np.float32) for s in samples]
 
 
+def drifts(samples: Sequence[TrainingSample]) -> list[np.ndarray]:
+    """How far each token's policy has moved from its proximal one [L]: ratios of 0.61, 0.86, 1,
+    1.16 and 1.65, none of which is near an end of the samples' clip ranges."""
+    steps = np.array([-0.5, -0.15, 0.0, 0.15, 0.5], np.float32)
+    return [steps[(np.arange(len(s.token_ids)) + s.index) % 5] for s in samples]
+
+
 def count_tokens(samples: Sequence[TrainingSample]) -> int:
     return sum(int(s.loss_mask[1:].sum()) for s in samples)
+
+
+def deal(count: int, *, rank: int, world: int, micro: int) -> list[list[int]]:
+    """Deal samples unevenly: those of micro-batch m on this rank."""
+    places = np.random.default_rng(micro * 10 + world).integers(0, world * micro, count)
+    return [np.flatnonzero(places == rank * micro + m).tolist() for m in range(micro)]
+
+
+def lay_out(
+    samples: Sequence[TrainingSample], pieces: Sequence[Sequence[int]]
+) -> tuple[MicroBatch, ...]:
+    refs = references(samples)
+    return tuple(assemble([samples[i] for i in p], [refs[i] for i in p]) for p in pieces)
 
 
 def share(
     samples: Sequence[TrainingSample], *, rank: int, world: int, micro: int
 ) -> tuple[MicroBatch, ...]:
-    """Deal samples unevenly: the piece of micro-batch m on this rank."""
-    refs = references(samples)
-    places = np.random.default_rng(micro * 10 + world).integers(0, world * micro, len(samples))
-    batches = []
-    for m in range(micro):
-        mine = [i for i, place in enumerate(places) if place == rank * micro + m]
-        batches.append(assemble([samples[i] for i in mine], [refs[i] for i in mine]))
-    return tuple(batches)
+    """Return this rank's micro-batches."""
+    return lay_out(samples, deal(len(samples), rank=rank, world=world, micro=micro))
 
 
 class Probe(PolicyEngine):
@@ -145,6 +164,16 @@ class Probe(PolicyEngine):
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = 0.0
         return super()._optimizer_step()
+
+
+def drifted_from(engine: Probe, samples: Sequence[TrainingSample]) -> list[np.ndarray]:
+    """Return proximal logprobs [L] from which the policy has drifted, of every sample."""
+    batch = assemble(samples, None)
+    (scores,) = engine.token_logprobs([batch])
+    return [
+        scores[start:end] - drift
+        for (start, end), drift in zip(pairwise(batch.cu_seqlens), drifts(samples), strict=True)
+    ]
 
 
 def close(engine: PolicyEngine) -> None:
@@ -174,17 +203,20 @@ def run_gradients(rank: int, world: int, models_dir: Path, out: Path) -> None:
     for knobs, tied in cases:
         cfg = run_config(models_dir / ("tied" if tied else "untied"), **knobs)
         engine = Probe(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
-        before = weights(engine)
+        before, proximal = weights(engine), drifted_from(engine, samples)
+
+        def train(pieces: Sequence[Sequence[int]], engine=engine, proximal=proximal) -> float:
+            frozen = [np.concatenate([NOTHING, *(proximal[i] for i in p)]) for p in pieces]
+            return engine.train_minibatch(lay_out(samples, pieces), tokens, frozen).loss
+
         for packing in ("packed", "padded"):
             engine.model.packing = packing  # type: ignore[assignment]
             for micro in (1, 2, 4) if knobs in plain else (1, 4):
-                batches = share(samples, rank=rank, world=world, micro=micro)
-                result = engine.train_minibatch(batches, tokens, None)
-                save_case(out, rank, knobs, tied, packing, micro, engine, result.loss)
+                pieces = deal(len(samples), rank=rank, world=world, micro=micro)
+                save_case(out, rank, knobs, tied, packing, micro, engine, train(pieces))
         # A rank with no tokens at all.
-        lone = [assemble(samples, references(samples)) if rank == 0 else assemble([], [])]
-        result = engine.train_minibatch(lone, tokens, None)
-        save_case(out, rank, knobs, tied, "lone", 1, engine, result.loss)
+        loss = train([range(len(samples)) if rank == 0 else ()])
+        save_case(out, rank, knobs, tied, "lone", 1, engine, loss)
         after = weights(engine)
         assert all(np.array_equal(before[n], after[n]) for n in before), "lr 0 moved weights"
         close(engine)

@@ -20,10 +20,11 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def recipe(folder: Path, **overrides: object) -> Path:
-    """Write a small mix of two sources on the tiny model."""
+    """Write a small mix of two sources on the tiny model, each with an objective of its own."""
 
-    def source(name: str, dataset: str, weight: float, args: dict[str, object]):
+    def source(name: str, dataset: str, weight: float, args: dict[str, object], **own: object):
         return {
+            **own,
             "name": name,
             "weight": weight,
             "group_size": 4,
@@ -46,8 +47,16 @@ def recipe(folder: Path, **overrides: object) -> Path:
             "max_model_len": 128,
         },
         "sources": [
-            source("sums", "chain_sum", 2.0, {"min_terms": 2, "max_terms": 2}),
-            source("spell", "spell_backward", 1.0, {"max_word_len": 6}),
+            source(
+                "sums",
+                "chain_sum",
+                2.0,
+                {"min_terms": 2, "max_terms": 2},
+                advantage_scope="source",
+                clip_low=0.1,
+                clip_high=0.3,
+            ),
+            source("spell", "spell_backward", 1.0, {"max_word_len": 6}, loss_weight=0.5),
         ],
         "batch": {"groups_per_step": 6, "max_tokens_per_microbatch": 2048},
         "algorithm": {"kl": {"coef": 0.001}},

@@ -21,6 +21,8 @@ def inputs(
     mask: list[bool] | None = None,
     weight: list[float] | None = None,
     kl_coef: float = 0.0,
+    low: list[float] | None = None,
+    high: list[float] | None = None,
     cap: float | None = None,
     estimator: str = "k3",
 ) -> LossInputs:
@@ -36,6 +38,8 @@ def inputs(
         loss_mask=torch.tensor([True] * n if mask is None else mask),
         loss_weight=torch.tensor([1.0] * n if weight is None else weight),
         kl_coef=torch.full((n,), kl_coef),
+        clip_low=torch.tensor([math.nan] * n if low is None else low),
+        clip_high=torch.tensor([math.nan] * n if high is None else high),
         entropy=torch.zeros(n),
         importance_cap=cap,
         kl_estimator=estimator,  # type: ignore[arg-type]
@@ -83,6 +87,53 @@ def test_clipped_surrogate(ratio: float, advantage: float, loss: float, grad: fl
 def test_the_total_is_a_sum_and_clip_high_stands_alone() -> None:
     x = inputs([LOG(1.5) - 1] * 2, proximal=[-1.0, -1.0], advantages=[2.0, 1.0], weight=[1.0, 0.5])
     assert ppo_clip(x, clip_high=0.28).total.item() == pytest.approx(-(1.28 * 2 + 0.5 * 1.28))
+
+
+def test_each_token_is_clipped_by_its_source() -> None:
+    """A = 1, ratios 1.5 and 0.5: min(r A, clipped A), and at A = -1 the other side of the range."""
+    nan = math.nan
+    x = inputs(
+        [LOG(r) - 1 for r in (1.5, 1.5, 1.5, 0.5, 0.5, 0.5)],
+        proximal=[-1.0] * 6,
+        advantages=[1.0, 1.0, 1.0, -1.0, -1.0, -1.0],
+        low=[0.1, nan, 0.3, 0.1, nan, 0.3],
+        high=[0.1, 0.4, nan, 0.1, 0.4, nan],
+    )
+    per_token = [1.1, 1.4, 1.25, -0.9, -0.8, -0.7]
+    out = ppo_clip(x, clip_low=0.2, clip_high=0.25)
+    assert out.total.item() == pytest.approx(-sum(per_token), rel=1e-6)
+    assert mean(out.metrics["clip/low"]) == mean(out.metrics["clip/high"]) == 0.5
+    assert gradient(x) == [0.0] * 6  # every token is clipped
+
+
+@pytest.mark.parametrize("high", [2.0, 0.6, 0.4, 0.1])
+def test_a_range_of_a_source_s_own_moves_who_is_clipped(high: float) -> None:
+    """Ratio 1.5 at A = 2: the gradient is -3 within the range, 0 beyond it."""
+    x = inputs([LOG(1.5) - 1], proximal=[-1.0], advantages=[2.0], high=[high])
+    assert gradient(x) == pytest.approx([-3.0 if high > 0.5 else 0.0])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_same_range_from_sources_and_from_the_loss_is_the_same_to_the_bit(seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    low, high = (0.05 + 0.9 * torch.rand(2, generator=rng, dtype=torch.float64)).tolist()
+    values = {n: torch.randn(64, generator=rng).tolist() for n in ("policy", "advantages")}
+    mixed = [low if i % 2 else math.nan for i in range(64)]
+    runs = []
+    for own_low, own_high in ((None, None), ([low] * 64, [high] * 64), (mixed, None)):
+        x = inputs(
+            [v - 2 for v in values["policy"]],
+            proximal=[-2.0] * 64,
+            advantages=values["advantages"],
+            low=own_low,
+            high=own_high,
+        )
+        out = ppo_clip(x, clip_low=low, clip_high=high)
+        (grad,) = torch.autograd.grad(out.total, x.policy_logprobs)
+        runs.append((out.total.detach(), grad, mean(out.metrics["clip/low"])))
+    for total, grad, clipped in runs[1:]:
+        assert torch.equal(total, runs[0][0]) and torch.equal(grad, runs[0][1])
+        assert clipped == runs[0][2]
 
 
 def test_clip_fractions_count_what_was_really_clipped() -> None:

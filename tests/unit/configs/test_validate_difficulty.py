@@ -1,6 +1,6 @@
 """Bad windows, filters and curricula: each refused with field, value and remedy, all at once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -26,13 +26,14 @@ def source(
     }
 
 
-def recipe(*sources: dict[str, object]) -> RunConfig:
+def recipe(*sources: dict[str, object], stages: Sequence[object] = ()) -> RunConfig:
     return RunConfig.model_validate(
         {
             "name": "t",
             "num_steps": 50,
             "model": {"path": "owner/model"},
             "sources": sources,
+            "stages": stages,
             "batch": {"groups_per_step": 8},
         }
     )
@@ -122,6 +123,41 @@ def test_a_bad_recipe_is_refused_with_field_value_and_remedy(name: str) -> None:
     (problem,) = problems(recipe(bad))
     assert problem.where == f"sources.s.{where}"
     assert words in problem.what and problem.fix
+
+
+@pytest.mark.parametrize(
+    ("difficulty", "sizes", "bad"),
+    [
+        ({"window": [0.3, 0.4]}, [8, 2], [1]),
+        ({"window": [0.3, 0.4]}, [2, 3, None], [0]),
+        (WINDOW, [1, 1], [0, 1]),
+        (WINDOW, [2, 16], []),
+        ({"drop_zero_variance": True}, [1, 4], [0]),
+    ],
+)
+def test_group_sizes_of_stages_are_checked_as_the_source_s_own(
+    difficulty: Mapping[str, object], sizes: Sequence[int | None], bad: Sequence[int]
+) -> None:
+    stages = [
+        {
+            "until": {"step": 10 * (i + 1)},
+            "weights": {"s": 1},
+            "group_size": {} if size is None else {"s": size},
+        }
+        for i, size in enumerate(sizes)
+    ]
+    found = validate_run(recipe(source(difficulty), stages=stages))
+    assert [p.where for p in found] == [f"stages.{i}.group_size.s" for i in bad]
+    assert all(p.fix for p in found)
+
+
+def test_a_size_that_every_stage_replaces_is_not_asked_about() -> None:
+    narrow = source({"window": [0.3, 0.4]}, group_size=2)
+    first: dict[str, object] = {"until": {"step": 9}, "group_size": {"s": 8}}
+    later: dict[str, object] = {"weights": {"s": 1}}
+    assert problems(recipe(narrow, stages=[first, later | {"group_size": {"s": 16}}])) == []
+    (problem,) = problems(recipe(narrow, stages=[first, later]))
+    assert problem.where == "sources.s.difficulty.window"
 
 
 @pytest.mark.parametrize(

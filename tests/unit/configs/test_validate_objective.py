@@ -36,7 +36,6 @@ def needs(part: str, other: str, **more: object) -> dict[str, object]:
     [
         {},
         {"combine": "normalize_then_sum"},
-        {"combine": "normalize_then_sum", "batch_std": False},
         {"combine": "formula", "formula": "right * max(style, brief)"},
         {"gates": [needs("style", "right"), needs("brief", "style"), needs("brief", "right")]},
         {
@@ -89,7 +88,6 @@ def test_sound_objectives_are_taken(objective: dict[str, object]) -> None:
             "objective.formula",
             "does not use the part `brief`",
         ),
-        ({"batch_std": False}, "objective.batch_std", "has no meaning"),
     ],
 )
 def test_unsound_objectives_are_told(objective: dict[str, object], where: str, what: str) -> None:

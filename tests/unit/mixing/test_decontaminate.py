@@ -4,7 +4,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from configs.data import DataConfig
 from configs.errors import ConfigError
@@ -61,6 +63,9 @@ class Texts:
 
     def task(self, item: int) -> Task:
         return task(self.name, "train", item, self.training[item])
+
+    def offline_rates(self) -> NDArray[np.float64]:
+        return np.arange(len(self.training)) / 10
 
     def held_out(self) -> tuple[Task, ...]:
         return tuple(task(self.name, "held_out", i, t) for i, t in enumerate(self.evaluation))
@@ -297,6 +302,8 @@ def test_drop_trains_without_them_and_changes_the_fingerprint() -> None:
     ]
     assert left.fingerprint != LEAKY.fingerprint
     assert left.held_out() == LEAKY.held_out()
+    rates = left.offline_rates()
+    assert rates is not None and rates.tolist() == [0.0, 0.3, 0.5]
     (problem,) = found.problems(DecontaminateConfig(action="drop"))
     assert "not trained on" in problem.what and problem.fix == ""
     with pytest.raises(IndexError):

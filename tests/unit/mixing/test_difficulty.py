@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from configs.difficulty import DifficultyConfig
-from mixing.difficulty import Difficulty, ItemState, Observation, floor_of, offline_rates
+from mixing.difficulty import Difficulty, ItemState, Observation, floor_of
 from mixing.live_pool import LivePool
 
 
 def windowed(size: int, *, offline: list[float | None] | None = None, **keys: object) -> Difficulty:
     cfg = DifficultyConfig.model_validate({"window": [0.2, 0.8], **keys})
-    return Difficulty("s", cfg, size, None if offline is None else offline_rates(offline))
+    return Difficulty("s", cfg, size, None if offline is None else np.array(offline, np.float64))
 
 
 def visit(difficulty: Difficulty, item: int, *rates: float, step: int = 1) -> None:
@@ -163,12 +163,6 @@ def test_an_offline_rate_counts_as_the_first_visit() -> None:
     assert difficulty.estimate(0) == pytest.approx(0.7)
     visit(difficulty, 0, 1.0)
     assert difficulty.state(0) is ItemState.RETIRED
-
-
-def test_offline_rates_that_are_none_are_named() -> None:
-    with pytest.raises(ValueError, match=r"'x' of item 1, 1.5 of item 2, True of item 3 and 1 mor"):
-        offline_rates([0.5, "x", 1.5, True, -1])
-    assert np.isnan(offline_rates([None, 0, 1])).tolist() == [True, False, False]
 
 
 def test_the_floor_widens_to_the_nearest_and_warns_once() -> None:

@@ -1,6 +1,8 @@
 """Shares of loss tokens: they converge whatever the lengths, also when reports come late."""
 
+import json
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -9,13 +11,21 @@ from mixing.allocator import Allocator
 from mixing.tokens import Trained
 
 
-def recipe(weights: list[float], groups: int, max_staleness: int) -> RunConfig:
+def recipe(
+    weights: list[float],
+    groups: int,
+    max_staleness: int,
+    *,
+    strategy: str = "quota",
+    stages: Sequence[object] = (),
+) -> RunConfig:
     return RunConfig.model_validate(
         {
             "name": "t",
             "num_steps": 1000,
             "model": {"path": "m"},
-            "mix": {"unit": "loss_tokens"},
+            "mix": {"unit": "loss_tokens", "strategy": strategy},
+            "stages": stages,
             "batch": {"groups_per_step": groups, "max_staleness": max_staleness},
             "sources": [
                 {
@@ -44,14 +54,16 @@ class World:
 
     def step(self, number: int, growth: float = 1.0) -> None:
         counts = dict(self.allocator.allocate(number, self.taken).counts)
+        group_sizes = self.allocator.group_sizes()
         self.counts.append(counts)
         trained: dict[str, Trained] = {}
         for name, count in counts.items():
-            sizes = [self.mean[name] * self.rng.lognormvariate(0, 0.5) for _ in range(count)]
+            mean, size = self.mean[name] * group_sizes[name] / 8, group_sizes[name]
+            sizes = [mean * self.rng.lognormvariate(0, 0.5) for _ in range(count)]
             tokens = sum(max(1, int(size * growth)) for size in sizes)
             self.tokens[name] += tokens
             if count:
-                trained[name] = Trained(count, 8 * count, tokens)
+                trained[name] = Trained(count, size * count, tokens)
         self.allocator.observe_trained(number, trained)
 
     def worst_error(self, weights: list[float]) -> float:
@@ -119,3 +131,45 @@ def test_before_any_report_the_largest_possible_group_is_the_estimate() -> None:
     world = World(recipe([1, 1], 8, 4), [1.0, 1.0], 0)
     counts = [dict(world.allocator.allocate(step, world.taken).counts) for step in range(1, 6)]
     assert counts == [{"s0": 4, "s1": 4}] * 5
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_drawn_at_random_the_share_of_tokens_converges_too(seed: int) -> None:
+    """What chance gave or took is repaid, also while lengths change and reports come late."""
+    rng = random.Random(seed)
+    groups, late = rng.choice([8, 32, 64]), rng.choice([0, 1, 4])
+    weights = [rng.choice([0.5, 1, 2, 3]) for _ in range(rng.randint(2, 5))]
+    mean = [rng.choice([60.0, 120.0, 300.0, 900.0]) for _ in weights]
+    world = World(recipe(weights, groups, late, strategy="sampled"), mean, seed)
+    for step in range(1, 401):
+        world.step(step, growth=1 + step / 100)
+        assert sum(world.counts[-1].values()) == groups
+    assert world.worst_error(weights) < 0.006
+    if groups >= 32:
+        assert len({tuple(c.items()) for c in world.counts[200:]}) > 8  # drawn, not rounded
+
+
+@pytest.mark.parametrize("late", [0, 2])
+def test_another_group_size_counts_at_once(late: int) -> None:
+    """s0's groups are four times as large from step 41 on: the very step has a fourth of them."""
+    stages = [{"until": {"step": 40}, "weights": {"s0": 1}}, {"group_size": {"s0": 32}}]
+    world = World(recipe([1, 1], 60, late, stages=stages), [100.0, 100.0], 0)
+    world.rng.lognormvariate = lambda mu, sigma: 1.0  # type: ignore[method-assign]
+    for step in range(1, 81):
+        world.step(step)
+        shares = world.counts[-1]
+        assert abs(shares["s0"] - (30 if step <= 40 else 12)) <= 1 or step <= 4 + late
+    assert world.worst_error([1, 1]) < 0.002
+
+
+def test_the_accounts_go_on_from_their_state() -> None:
+    stages = [{"until": {"step": 6}, "weights": {"s0": 1}}, {"group_size": {"s0": 16}}]
+    cfg = recipe([1, 2], 12, 3, strategy="sampled", stages=stages)
+    one, other = (World(cfg, [50.0, 200.0], 3) for _ in range(2))
+    for step in range(1, 20):
+        one.step(step)
+        state = json.loads(json.dumps(other.allocator.state_dict()))
+        other.allocator = Allocator(cfg, dict.fromkeys(other.names))
+        other.allocator.load_state_dict(state)
+        other.step(step)
+    assert one.counts == other.counts

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import ConfigError
+from configs.load import load_recipe
 from configs.schema import RunConfig
 from orchestrator.hashes import Change, Hashed, changes, run_hashes, silent_changes
 from orchestrator.plug_files import find_module, own_modules
@@ -226,6 +227,40 @@ class TestRunDirectory:
             "sources.mine.rewards.right.args.rubric",
         ]
         assert "is new" in caught.value.problems[1].what
+
+    def test_moved_files_of_the_same_content_resume_and_others_do_not(self, folder: Path):
+        run = folder / "run"
+
+        def attempt(cfg: RunConfig, data: str = "f1") -> None:
+            RunDir.open(run, cfg, "auto", hashes=run_hashes(cfg, {"mine": data})).close()
+
+        attempt(config(folder))
+        moved = folder / "elsewhere"
+        moved.mkdir()
+        for name in ("rows.jsonl", "rubric.txt", "model"):
+            (folder / name).rename(moved / name)
+        source = config(folder).sources[0].model_dump()
+        source["data"]["jsonl"] = [str(moved / "rows.jsonl")]
+        source["rewards"][0]["args"]["rubric"] = str(moved / "rubric.txt")
+        changed = {"sources": [source], "model": {"path": str(moved / "model")}}
+        attempt(config(folder, **changed))
+        log = (run / "log.txt").read_text()
+        for field in ("sources.mine.data.jsonl", "rewards.right.args.rubric", "model.path"):
+            assert f"{field}" in log
+        assert load_recipe(run / "config.yaml") == config(folder, **changed)
+
+        source["data"]["jsonl"] = [str(moved / "others.jsonl")]
+        with pytest.raises(ConfigError, match=r"sources\.mine\.data\.jsonl"):
+            attempt(config(folder, **changed), data="f2")
+        attempt(config(folder, **changed))
+        (folder / "rubric.txt").write_text("be harsh")
+        source["rewards"][0]["args"]["rubric"] = str(folder / "rubric.txt")
+        with pytest.raises(ConfigError, match=r"args\.rubric"):
+            attempt(config(folder, **changed))
+        source["rewards"][0]["args"]["rubric"] = str(moved / "rubric.txt")
+        source["data"]["held_out"] = 5
+        with pytest.raises(ConfigError, match=r"data\.held_out: was 100"):
+            attempt(config(folder, **changed))
 
     def test_a_run_from_before_there_were_hashes_goes_on(self, folder: Path):
         RunDir.open(folder / "run", config(folder), "never").close()

@@ -60,6 +60,8 @@ class FakeCluster:
     rates: Sequence[float] = (0.0,)
     evaluated: int = 0
     trained: list[int] = field(default_factory=list)
+    scales: list[set[tuple[str, float]]] = field(default_factory=list)
+    """Source and factor on the advantages of each step's samples."""
     version: int = 0
     dp_size: int = 1
     reference: None = None
@@ -88,7 +90,13 @@ class FakeCluster:
             error=None,
         )
         handles = (
-            SampleHandle(ref=request.group_id, row=i, num_tokens=tokens, num_loss_tokens=tokens)
+            SampleHandle(
+                ref=request.group_id,
+                row=i,
+                num_tokens=tokens,
+                num_loss_tokens=tokens,
+                advantage=(-1) ** i * (4.0 if request.task.source == "a" else 0.5),
+            )
             for i in range(request.group_size)
         )
         return GroupSummary(
@@ -107,6 +115,10 @@ class FakeCluster:
 
     async def train_step(self, batch: Any) -> Any:
         self.trained.append(batch.step)
+        plans = [p for m in batch.minibatches for rank in m.grid for p in rank]
+        self.scales.append(
+            {(str(h.ref)[0], round(h.advantage_scale, 3)) for p in plans for h in p.samples}
+        )
         return SimpleNamespace(policy_version=batch.step, metrics={}, seconds={})
 
     async def record(self, *arguments: object) -> None:
@@ -195,6 +207,24 @@ def run(
 
         asyncio.run(bounded())
     return ran
+
+
+@pytest.mark.parametrize(
+    ("scopes", "scales"),
+    [
+        (("group", "group"), {("a", 1.0), ("b", 1.0)}),
+        (("source", "source"), {("a", 0.25), ("b", 2.0)}),
+        (("batch", "batch"), {("a", 0.351), ("b", 0.351)}),  # ((16 + 1/4) / 2) ** -1/2
+        (("source", "group"), {("a", 0.25), ("b", 1.0)}),
+    ],
+)
+def test_the_trainer_is_told_the_scale_of_each_advantage(
+    tmp_path: Path, scopes: tuple[str, str], scales: set[tuple[str, float]]
+) -> None:
+    own = {name: {"advantage_scope": scope} for name, scope in zip("ab", scopes, strict=True)}
+    batch = {"groups_per_step": 4, "num_minibatches": 2}
+    ran = run(recipe(tmp_path, num_steps=3, batch=batch, **own), tmp_path / "run")
+    assert ran.cluster.scales == [scales] * 3
 
 
 def test_loss_tokens_reach_the_mixer_and_steer_it(tmp_path: Path) -> None:

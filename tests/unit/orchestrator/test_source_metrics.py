@@ -57,6 +57,7 @@ def group(
                 row=i,
                 num_tokens=r.num_completion_tokens + 3,
                 num_loss_tokens=r.num_completion_tokens,
+                advantage=(r.reward or 0.0) - 0.5,
             )
             for i, r in enumerate(valid)
         ),
@@ -176,6 +177,7 @@ def test_trained_samples_of_a_source(metrics: dict[str, float]):
             "solved_none": 0.5,
             "zero_variance": 0.5,
             "singleton": 0.0,
+            "advantage/std": (2 / 7 * 5 / 7) ** 0.5,  # two of seven right
             "truncated": 2 / 7,  # the invalid one was not trained on
             "length/mean": 44 / 7,
             "length/p95": 8.0,

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from configs.data import DataConfig
 from configs.difficulty import DifficultyConfig
 from configs.objective import GateConfig, ObjectiveConfig
-from configs.schema import RewardConfig, SourceConfig
+from configs.schema import RewardConfig, RunConfig, SourceConfig
 from rollouts.advantages import grpo
 from rollouts.filters import Verdict, is_zero_variance, judge
-from rollouts.objective import SCALE_EPS, gate, scale_sample, scale_step
-from rollouts.packing import apply_kl_to_advantages, assemble
+from rollouts.objective import gate
 from rollouts.samples import credit_group, rollout_stats, to_training_samples
+from rollouts.scopes import estimator_plug, mean_advantage, scale_advantages
 from rollouts.types import (
     Completion,
     FinishReason,
@@ -78,17 +78,39 @@ def group(*parts: tuple[float, float] | None, name: str = "s") -> RolloutGroup:
     return RolloutGroup(request=request, rollouts=rollouts, generate_s=0.0)
 
 
+def run(*sources: SourceConfig) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "t",
+            "num_steps": 1,
+            "model": {"path": "x"},
+            "sources": sources,
+            "batch": {"groups_per_step": 1},
+        }
+    )
+
+
+def test_gdpo_normalises_parts_under_every_scope() -> None:
+    for scope, plain in (("group", "grpo"), ("source", "mean_baseline")):
+        gdpo = source().model_copy(update={"advantage_scope": scope})
+        by_weight = source("weighted_sum").model_copy(update={"advantage_scope": scope})
+        assert estimator_plug(gdpo).use == "grpo"
+        assert estimator_plug(by_weight).use == plain
+
+
 def summary(graded: RolloutGroup, of: SourceConfig) -> GroupSummary:
     credits = credit_group(graded, of, grpo)
-    valid = len(credits.valid)
     handle = SampleHandle(ref=None, row=0, num_tokens=3, num_loss_tokens=2)
+    samples = to_training_samples(graded, of, 0.0, credits)
     return GroupSummary(
         group_id=graded.request.group_id,
         task_id=graded.request.task.task_id,
         source=of.name,
         step=1,
         rollouts=rollout_stats(graded.rollouts, credits),
-        samples=tuple(replace(handle, row=i) for i in range(valid)),
+        samples=tuple(
+            replace(handle, row=i, advantage=mean_advantage(s)) for i, s in enumerate(samples)
+        ),
         group_ref=None,
         oldest_version=0,
         newest_version=0,
@@ -170,34 +192,18 @@ parts_st = st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 1.0
 
 
 @given(st.lists(st.lists(parts_st, min_size=2, max_size=6), min_size=1, max_size=5))
-def test_a_step_is_scaled_to_deviation_one_source_by_source(
+def test_gdpo_scales_a_step_to_deviation_one_source_by_source(
     drawn: list[list[tuple[float, float]]],
 ) -> None:
     ours, other = source(), source("weighted_sum", name="t")
     groups = [summary(group(*parts), ours) for parts in drawn]
     foreign = summary(group((1.0, 0.0), (0.0, 0.0), name="t"), other)
-    scaled = scale_step([*groups, foreign], [ours, other])
-    assert scaled[-1] is foreign
-    advantages = np.array([r.advantage for g in scaled[:-1] for r in g.rollouts])
-    scales = {s.advantage_scale for g in scaled[:-1] for s in g.samples}
-    assert len(scales) == 1
-    (scale,) = scales
+    *scaled, untouched = scale_advantages(run(ours, other), [*groups, foreign])
+    assert untouched is foreign
+    advantages = np.array([s.advantage for g in scaled for s in g.samples])
+    (scale,) = {s.advantage_scale for g in scaled for s in g.samples}
     assert abs(advantages.mean()) < 1e-6  # nothing for the batch's mean to take off
-    if advantages.std() > 1e-3:
-        assert (advantages * scale).std() == pytest.approx(1.0, abs=2 * SCALE_EPS / 1e-3)
-    else:
-        assert np.abs(advantages).max() < 1e-3
-    assert [g.samples[0].row for g in scaled] == [0] * len(scaled)
-
-
-def test_scaling_can_be_turned_off_and_ignores_the_invalid() -> None:
-    plain = ObjectiveConfig(combine="normalize_then_sum", batch_std=False)
-    off = source().model_copy(update={"objective": plain})
-    graded = group((1.0, 1.0), None, (0.0, 0.0))
-    for of, expected in ((off, 1.0), (source(), 0.5)):
-        (found,) = scale_step([summary(graded, of)], [of])
-        scales = [s.advantage_scale for s in found.samples]
-        np.testing.assert_allclose(scales, [expected] * 2, atol=1e-5)
+    assert scale == pytest.approx(1 / (advantages.std() + 1e-6) if advantages.any() else 1.0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -206,20 +212,3 @@ def test_the_parts_add_up_to_the_advantage_of_a_weighted_sum(seed: int) -> None:
     parts = [(random.random(), random.random()) for _ in range(6)]
     found = credit_group(group(*parts), source("weighted_sum"), grpo).advantages
     np.testing.assert_allclose(sum(found.parts.values()), found.whole, atol=1e-6)
-
-
-def test_a_sample_is_scaled_before_a_penalty_is_taken() -> None:
-    (sample, _) = to_training_samples(
-        graded := group((1.0, 1.0), (0.0, 0.0)), source(), 0.1, credit_group(graded, source(), grpo)
-    )
-    assert scale_sample(sample, 1.0) is sample
-    halved = scale_sample(sample, 0.5)
-    assert halved.advantages.dtype == np.float32
-    np.testing.assert_allclose(halved.advantages, sample.advantages / 2)
-    refs = [np.full(3, -0.5, np.float32)]
-    taken = [
-        apply_kl_to_advantages(assemble([s], refs), estimator="k2").advantages - s.advantages
-        for s in (sample, halved)
-    ]
-    np.testing.assert_allclose(taken[0], taken[1], atol=1e-6)
-    assert taken[0].any()

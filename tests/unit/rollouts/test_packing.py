@@ -145,6 +145,8 @@ def sample(length: int, prompt: int, *, value: float = 1.0) -> TrainingSample:
         advantages=stream,
         loss_weight=np.ones(length, np.float32),
         kl_coef=np.full(length, 0.5, np.float32),
+        clip_low=np.full(length, 0.2, np.float32),
+        clip_high=np.full(length, np.nan, np.float32),
         temperature=np.full(length, 0.7, np.float32),
     )
 

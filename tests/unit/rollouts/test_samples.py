@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from configs.data import DataConfig
 from configs.schema import RewardConfig, SourceConfig
 from rollouts.advantages import AnyEstimator, grpo, mean_baseline
+from rollouts.packing import assemble
 from rollouts.samples import (
     chunk_for_store,
     credit_group,
@@ -110,6 +111,19 @@ def test_streams_of_a_single_turn() -> None:
     assert (first.token_ids.dtype, first.loss_mask.dtype) == (np.int32, np.bool_)
 
 
+def test_clip_ranges_are_streams_and_nan_where_the_source_has_none() -> None:
+    own = SOURCE.model_copy(update={"clip_low": 0.1, "clip_high": 0.3})
+    played = group(rollout(0, turn([5, 6], [7, EOS])))
+    (sample,) = to_rows(played, own, 0.0, grpo)
+    assert sample.clip_low.tolist() == [np.float32(0.1)] * 4
+    assert sample.clip_high.tolist() == [np.float32(0.3)] * 4
+    (plain,) = to_rows(played, SOURCE, 0.0, grpo)
+    assert np.isnan(plain.clip_low).all() and np.isnan(plain.clip_high).all()
+    batch = assemble([sample, plain], None)
+    np.testing.assert_array_equal(batch.clip_low, [np.float32(0.1)] * 4 + [np.nan] * 4)
+    np.testing.assert_array_equal(batch.clip_high, [np.float32(0.3)] * 4 + [np.nan] * 4)
+
+
 def test_a_truncated_sample_gets_no_end_of_sequence() -> None:
     cut = rollout(0, turn([5], [7, 8]), status=RolloutStatus.TRUNCATED)
     (sample,) = to_rows(group(cut), SOURCE, 0.0, grpo)
@@ -176,4 +190,4 @@ def test_chunks_keep_order_and_size(lengths: list[int], max_bytes: int) -> None:
 
 def test_bytes_are_those_of_the_arrays() -> None:
     (sample,) = to_rows(group(rollout(0, turn([1, 2], [3]))), SOURCE, 0.0, grpo)
-    assert num_bytes(sample) == 3 * (4 + 1 + 5 * 4)
+    assert num_bytes(sample) == 3 * (4 + 1 + 7 * 4)

@@ -56,6 +56,8 @@ def sample(seed: int, length: int) -> TrainingSample:
         advantages=zeros,
         loss_weight=zeros + 1,
         kl_coef=zeros,
+        clip_low=zeros,
+        clip_high=zeros,
         temperature=zeros + np.float32(rng.choice([0.5, 1.0, 2.0])),
     )
 

@@ -35,6 +35,8 @@ def tokens(n: int) -> LossInputs:
         loss_mask=torch.ones(n, dtype=torch.bool),
         loss_weight=zeros + 1,
         kl_coef=zeros,
+        clip_low=zeros + torch.nan,
+        clip_high=zeros + torch.nan,
         entropy=zeros,
         importance_cap=None,
         kl_estimator="k3",

@@ -1,0 +1,82 @@
+"""Advantages over a whole step: what the reward actors, who see one group each, cannot know.
+
+An estimator centres the rewards of its group. With `advantage_scope: source` or `batch` its
+advantages are then divided by their standard deviation over the step's valid rollouts of that
+source, or of all sources with scope `batch`. Rewards of the step are known when it is planned, so
+the factor is worked out there and applied by whoever fetches the sample: no packing, number of
+ranks or cut into mini-batches can change it, and no token passes the driver.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from configs.schema import PlugConfig, RunConfig, SourceConfig
+from rollouts.advantages import STD_EPS
+from rollouts.types import GroupSummary, TrainingSample
+
+
+def estimator_plug(source: SourceConfig) -> PlugConfig:
+    """Return the estimator of a source's groups: `grpo` divides by the spread of the group only
+    where that is the scope, else it leaves r - mean for `scale_advantages` to divide. GDPO does
+    both: each part in its group, then their sum over the step."""
+    if source.objective.combine == "normalize_then_sum":
+        return source.advantage
+    if source.advantage_scope != "group" and source.advantage.use == "grpo":
+        return PlugConfig(use="mean_baseline", args=source.advantage.args)
+    return source.advantage
+
+
+def mean_advantage(sample: TrainingSample) -> float:
+    """Return the mean advantage of a sample's loss tokens; of an outcome reward, that of each."""
+    mine = sample.advantages[sample.loss_mask]
+    return float(mine.mean(dtype=np.float64)) if len(mine) else 0.0
+
+
+def scale_advantages(cfg: RunConfig, groups: Sequence[GroupSummary]) -> list[GroupSummary]:
+    """Return the groups of a step, their samples with the factor on their advantages.
+
+    `source`: task advantage normalisation (AgentRL, arXiv:2510.04206), and the batch normalisation
+    of GDPO (arXiv:2601.05242), which `objective.combine: normalize_then_sum` has under scope
+    `group` too. `batch`: REINFORCE++ with
+    baseline, (A - mean) / std over the step of A = r - mean of the group (arXiv:2501.03262); the
+    mean is 0, as it is in each group.
+    """
+    pools = {s.name: _pool(s) for s in cfg.sources}
+    values: dict[str, list[float]] = {}
+    for group in groups:
+        values.setdefault(pools[group.source], []).extend(s.advantage for s in group.samples)
+    scales = _scales(values)
+    return [_with_scale(group, scales[pools[group.source]]) for group in groups]
+
+
+def _with_scale(group: GroupSummary, scale: float) -> GroupSummary:
+    if scale == 1:
+        return group
+    samples = tuple(replace(s, advantage_scale=scale) for s in group.samples)
+    return replace(group, samples=samples)
+
+
+def _pool(source: SourceConfig) -> str:
+    """Return the name of those whose standard deviation the source's advantages share."""
+    scope = source.advantage_scope
+    if scope == "group" and source.objective.combine == "normalize_then_sum":
+        scope = "source"
+    return f"source/{source.name}" if scope == "source" else scope
+
+
+def _scales(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return 1 / (std + STD_EPS) by pool; 1 where there is no spread, or none is asked for."""
+    scales: dict[str, float] = {}
+    for pool, advantages in values.items():
+        std = float(np.std(np.array(advantages, np.float64))) if advantages else 0.0
+        scales[pool] = 1.0 if pool == "group" or std == 0 else 1 / (std + STD_EPS)
+    return scales
+
+
+def scaled(sample: TrainingSample, scale: float) -> TrainingSample:
+    """Return the sample with its advantages multiplied."""
+    if scale == 1:
+        return sample
+    return replace(sample, advantages=sample.advantages * np.float32(scale))

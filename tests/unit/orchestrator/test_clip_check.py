@@ -1,0 +1,75 @@
+"""Clip ranges of sources: taken where the loss reads them, refused with a remedy elsewhere."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from configs.schema import RunConfig
+from configs.validate import find_warnings
+from orchestrator.clip_check import check_clip
+from orchestrator.plan import make_plan
+
+WRAPPED = "from trainer import loss\n\ndef mine(x):\n    return loss.ppo_clip(x, clip_low=0.1)\n"
+PLAIN = "def mine(x, *, clip_low=0.2):\n    return clip_low * x.policy_logprobs\n"
+ONE = "def mine(x):\n    return x.clip_high * x.policy_logprobs\n"
+
+
+def recipe(loss: str, minibatches: int = 2, **clip: float) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "t",
+            "num_steps": 1,
+            "model": {"path": "m"},
+            "batch": {"groups_per_step": 2, "num_minibatches": minibatches},
+            "algorithm": {"loss": {"use": loss}},
+            "sources": [
+                {
+                    "name": "s",
+                    "data": {"procedural": "reasoning_gym/lcm"},
+                    "rewards": [{"name": "r", "use": "exact"}],
+                    **clip,
+                }
+            ],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "refused"),
+    [(WRAPPED, []), (PLAIN, ["clip_low", "clip_high"]), (ONE, ["clip_low"])],
+)
+def test_a_range_that_the_loss_does_not_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, refused: list[str]
+) -> None:
+    (tmp_path / "losses_of_clip_test.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    loss = "losses_of_clip_test:mine"
+    problems = check_clip(recipe(loss, clip_low=0.1, clip_high=0.5))
+    assert [p.where for p in problems] == [f"sources.s.{field}" for field in refused]
+    for problem, field in zip(problems, refused, strict=True):
+        assert f"does not read {field}" in problem.what and loss in problem.what
+        assert f"x.{field}" in problem.fix
+    assert check_clip(recipe(loss)) == []
+
+
+def test_the_built_in_loss_reads_them_and_the_plan_asks() -> None:
+    assert check_clip(recipe("ppo_clip", clip_low=0.1, clip_high=0.5)) == []
+    assert check_clip(recipe("no_module_of_that_name:f", clip_low=0.1)) == []
+    plan = make_plan(recipe("json:dumps", clip_low=0.1))
+    assert "sources.s.clip_low" in [p.where for p in plan.problems]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("clip_low", 0.0), ("clip_low", 1.01), ("clip_low", -0.1), ("clip_high", 0.0)],
+)
+def test_ranges_that_are_none_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValidationError, match=field):
+        recipe("ppo_clip", **{field: value})
+
+
+def test_a_range_that_can_never_act_is_pointed_out() -> None:
+    for minibatches, told in ((1, True), (2, False)):
+        warnings = find_warnings(recipe("ppo_clip", minibatches, clip_high=0.5))
+        assert ("sources.s.clip_high" in [w.where for w in warnings]) is told
