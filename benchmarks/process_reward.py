@@ -190,7 +190,7 @@ def train(kind: str, data: Path, policy: Path, out: Path, *, seed: int, steps: i
     name = f"{kind}-seed{seed}"
     file, run_dir, exported = out / f"{name}.yaml", out / name, out / f"{name}-policy"
     file.write_text(yaml.safe_dump(recipe(kind, data, policy, seed=seed, steps=steps)))
-    braid = [sys.executable, "-m", "orchestrator.cli"]
+    braid = [Path(sys.executable).with_name("braid")]
     with (out / f"{name}.txt").open("w") as log:
         for command in (
             [*braid, "run", file, "--run-dir", run_dir],
