@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +19,6 @@ from rollouts.types import (
     GroupRequest,
     GroupSummary,
     MicroBatchPlan,
-    MinibatchPlan,
     Ref,
     StepResult,
     TrainBatch,
@@ -232,8 +232,5 @@ class TrainerGroup(_Group):
 def _rank_plan(batch: TrainBatch, rank: int) -> RankPlan:
     return RankPlan(
         step=batch.step,
-        minibatches=tuple(
-            MinibatchPlan(grid=(m.grid[rank],), num_loss_tokens=m.num_loss_tokens)
-            for m in batch.minibatches
-        ),
+        minibatches=tuple(replace(m, grid=(m.grid[rank],)) for m in batch.minibatches),
     )

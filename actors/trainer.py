@@ -93,6 +93,7 @@ class TrainerActor:
             Minibatch(
                 micro_batches=tuple(next(batches) for _ in m.grid[0]),
                 num_loss_tokens=m.num_loss_tokens,
+                num_samples=m.num_samples,
             )
             for m in plan.minibatches
         ]

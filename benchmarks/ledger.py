@@ -136,7 +136,8 @@ class Graded:
 def plan_of(step: int, groups: Sequence[GroupSummary]) -> TrainBatch:
     """Return a step's plan, all on one rank."""
     plan = MicroBatchPlan(samples=tuple(s for g in groups for s in g.samples))
-    return TrainBatch(step=step, minibatches=(MinibatchPlan(grid=((plan,),), num_loss_tokens=1),))
+    minibatch = MinibatchPlan(grid=((plan,),), num_loss_tokens=1, num_samples=1)
+    return TrainBatch(step=step, minibatches=(minibatch,))
 
 
 def write(path: Path, steps: int) -> float:

@@ -101,7 +101,7 @@ def planned_per_second(cfg: RunConfig, groups: int) -> float:
         requests = mixer.plan_step(step)
         seconds += time.perf_counter() - began
         mixer.observe_trained(step, trained(requests, lengths))
-        mixer.observe_rewards(step)
+        mixer.casting.close(step)
     return steps * cfg.batch.groups_per_step / seconds
 
 
@@ -129,7 +129,7 @@ def share_error(unit: str, steps: int, late: int = 2) -> float:
     for step in range(1, steps + 1):
         found = trained(mixer.plan_step(step), lengths)
         mixer.observe_trained(step, found)
-        mixer.observe_rewards(step)
+        mixer.casting.close(step)
         units = sum(t[place] for t in found.values())
         for name, share in mixer.target_shares(step).items():
             got[name] += found[name][place] if name in found else 0
@@ -165,7 +165,7 @@ def million_item_figures() -> dict[str, float]:
         mixer = open_mixer(cfg, sizes)
         for step in range(1, 1001):
             mixer.plan_step(step)
-            mixer.observe_rewards(step)
+            mixer.casting.close(step)
         return mixer
 
     held = bytes_held(go)

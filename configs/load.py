@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails, to_json
 from configs.data_files import find_files
 from configs.errors import ConfigError, Problem
 from configs.graders.union import GRADER, GraderConfig
+from configs.infra import InfraConfig
 from configs.messages import explain
 from configs.schema import RunConfig, dump
 from configs.yaml_text import Document, KeyPath, read_document, read_value, write_document
@@ -218,6 +219,23 @@ def load_grader(path: Path | str) -> GraderConfig:
     raise ConfigError(
         [explain(d, document=document, set_by={}, root=GraderConfig) for d in details]
     )
+
+
+def load_infra(path: Path | str) -> InfraConfig:
+    """Read an infra file.
+
+    Raises:
+        ConfigError: all problems of the file.
+    """
+    path = Path(path)
+    document = read_document(_read(path), path.name)
+    if document.problems:
+        raise ConfigError(document.problems)
+    try:
+        return InfraConfig.model_validate_json(to_json(document.data), strict=True)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    raise ConfigError([explain(d, document=document, set_by={}, root=InfraConfig) for d in details])
 
 
 def _resolved(text: str, folder: Path) -> str:

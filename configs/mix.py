@@ -29,6 +29,12 @@ class MixConfig(Config):
     """Shares are those of weight ** (1 / temperature): above 1 evens them out, below sharpens."""
     on_exhausted: Literal["renormalise", "stop", "repeat"] = "renormalise"
     """A used-up source: the others take its share; the run ends; or, all used up, start again."""
+    over_dispatch: Annotated[float, Field(ge=1)] = 2.0
+    """Most groups sampled at once per group needed, where some of a source's fail or teach nothing;
+    1 samples the others only when that is known."""
+    max_wait_s: PositiveFloat | None = None
+    """Seconds that a step waits for late groups once the trainer is ready; empty, as long as it
+    takes."""
 
 
 class UntilConfig(Config):

@@ -16,6 +16,7 @@ from configs.base import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Share,
 )
 from configs.data import DataConfig
 from configs.difficulty import DifficultyConfig
@@ -23,6 +24,7 @@ from configs.graders.answers import FunctionGrader
 from configs.graders.union import GraderConfig
 from configs.mix import LimitsConfig, MixConfig, StageConfig
 from configs.objective import CreditConfig, ObjectiveConfig
+from configs.sandbox import SandboxConfig
 
 
 class PlugConfig(Config):
@@ -143,6 +145,8 @@ class SourceConfig(Config):
     """How far below 1 the policy's ratio counts; empty takes the argument of `algorithm.loss`."""
     clip_high: PositiveFloat | None = None
     """How far above 1 the policy's ratio counts; empty takes the argument of `algorithm.loss`."""
+    max_staleness: NonNegativeInt | None = None
+    """Steps that its sampling may run ahead of training; empty takes `batch.max_staleness`."""
     instruction: str = ""
     """Text put before every prompt of the source, as a system message; empty for none."""
     eval: SourceEvalConfig = SourceEvalConfig()
@@ -180,21 +184,66 @@ class KLConfig(Config):
 
     coef: NonNegativeFloat = 0.0
     """Coefficient; 0 everywhere starts no reference group at all."""
-    estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Per-token estimator of KL(policy || reference), after Schulman (2020)."""
+    estimator: Literal["k1", "k2", "k3", "straight_through"] = "k3"
+    """Per-token estimator of KL(policy || reference), after Schulman (2020); `straight_through`
+    has k3's value and k2's gradient, which is the KL's."""
     placement: Literal["loss", "reward"] = "loss"
     """`loss`: added to the loss; `reward`: taken from the per-token reward, before returns."""
+    target: PositiveFloat | None = None
+    """KL per token, in nats, that all coefficients are scaled to hold (arXiv:1909.08593); empty
+    leaves them as they are."""
+    gain: PositiveFloat = 0.1
+    """Largest relative change of the scale per step is a fifth of this."""
+
+
+class EntropyConfig(Config):
+    """Bonus for an undecided policy."""
+
+    coef: NonNegativeFloat = 0.0
+    """Coefficient of the entropy per token; where there is a target, the one to start with."""
+    target: PositiveFloat | None = None
+    """Entropy per token, in nats, below which the bonus acts and grows (arXiv:2505.22312); empty
+    keeps the coefficient."""
+    step: PositiveFloat = 0.005
+    """Change of the coefficient after each training step that is off the target."""
+
+
+class CorrectionConfig(Config):
+    """What is done about tokens to which trainer and sampler give different probabilities."""
+
+    weight: Literal["truncate", "mask", "none"] = "truncate"
+    """`truncate`: importance weights, at most `high` (TIS, arXiv:1802.01561); `mask`: weights,
+    and no token whose weight is outside [low, high] (IcePop, arXiv:2510.18855); `none`."""
+    level: Literal["token", "sequence", "geometric"] = "token"
+    """Ratio that is weighed: each token's own, the product over its sample, or that product's
+    geometric mean (arXiv:2507.18071)."""
+    low: Share = 0.5
+    """Smallest ratio that `mask` keeps."""
+    high: Annotated[float, Field(ge=1)] = 2.0
+    """Largest weight, and largest ratio that `mask` keeps."""
+    max_sequence_kl: PositiveFloat | None = None
+    """Samples of negative advantage are left out whose mean log(sampler / policy) per token is
+    above this (off-policy sequence mask, arXiv:2512.02556); empty keeps them."""
 
 
 class AlgorithmConfig(Config):
     """The objective."""
 
     loss: PlugConfig = PlugConfig(use="ppo_clip")
-    """`ppo_clip` (args: clip_low, clip_high), or `module:function` of LossInputs."""
-    importance_cap: PositiveFloat | None = 2.0
-    """Truncation of the sampler-to-trainer importance weight (TIS); empty turns it off."""
+    """`ppo_clip`, `gspo`, `cispo`, `policy_gradient`, `trust_region`, or `module:function` of
+    LossInputs."""
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    """What the sum over tokens is divided by: all loss tokens of the optimizer step; each sample's
+    own, then the samples; or the samples times `constant_tokens` (Dr. GRPO, arXiv:2503.20783)."""
+    constant_tokens: PositiveInt | None = None
+    """Tokens that `constant` counts for each sample; empty takes the largest of the sources'
+    sampling.max_tokens."""
+    correction: CorrectionConfig = CorrectionConfig()
+    """Sampler against trainer."""
     kl: KLConfig = KLConfig()
     """KL to the reference."""
+    entropy: EntropyConfig = EntropyConfig()
+    """Entropy bonus."""
 
 
 class ActorsConfig(Config):
@@ -248,6 +297,8 @@ class RewardGroupConfig(Config):
     """Times a failed grading is tried again before the rollout is invalid."""
     max_error_rate: Fraction = 0.2
     """Share of invalid rollouts, over the last 256 of a source, beyond which the run stops."""
+    sandbox: SandboxConfig = SandboxConfig()
+    """Walls and limits of tested code."""
 
 
 class ReferenceConfig(Config):
@@ -455,9 +506,24 @@ class RunConfig(Config):
         """Return the source called `name`; KeyError if there is none."""
         return {s.name: s for s in self.sources}[name]
 
+    @property
+    def constant_tokens(self) -> int:
+        """Tokens that aggregation `constant` counts for each sample."""
+        return self.algorithm.constant_tokens or max(s.sampling.max_tokens for s in self.sources)
+
     def kl_coef(self, source: SourceConfig) -> float:
         """Return the source's KL coefficient, its own or the algorithm's."""
         return self.algorithm.kl.coef if source.kl_coef is None else source.kl_coef
+
+    def max_staleness(self, source: SourceConfig) -> int:
+        """Return how many steps the source's sampling may run ahead of training."""
+        own = source.max_staleness
+        return self.batch.max_staleness if own is None else own
+
+    @property
+    def most_ahead(self) -> int:
+        """How many steps sampling may run ahead of training, for any source."""
+        return max(self.max_staleness(s) for s in self.sources)
 
     @property
     def needs_reference(self) -> bool:

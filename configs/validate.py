@@ -10,11 +10,12 @@ from pathlib import Path
 from configs.errors import Problem
 from configs.evaluation import check_eval, warn_eval
 from configs.model_files import check_model_folder, find_model_folder, read_model_shape
-from configs.schema import ActorsConfig, RunConfig, SourceConfig
+from configs.schema import ActorsConfig, RunConfig
 from configs.validate_data import HUB_NAME, check_data
 from configs.validate_difficulty import check_difficulty, warn_difficulty
 from configs.validate_mix import check_mix, warn_mix
-from configs.validate_objective import check_objective
+from configs.validate_objective import check_objective, warn_objective, warn_source_objective
+from configs.validate_parts import check_parts
 
 
 def validate_run(cfg: RunConfig) -> list[Problem]:
@@ -27,6 +28,7 @@ def validate_run(cfg: RunConfig) -> list[Problem]:
         *_check_groups(cfg),
         *_check_trainer(cfg),
         *_check_sync(cfg),
+        *check_objective(cfg),
         *check_eval(cfg),
         *_check_model(cfg),
     ]
@@ -39,6 +41,7 @@ def find_warnings(cfg: RunConfig) -> list[Problem]:
         *warn_mix(cfg),
         *_warn_batch(cfg),
         *_warn_groups(cfg),
+        *warn_objective(cfg),
         *warn_eval(cfg),
         *_warn_model(cfg),
     ]
@@ -80,7 +83,7 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
     for source in cfg.sources:
         yield from check_data(source)
         yield from check_difficulty(cfg, source)
-        yield from check_objective(source)
+        yield from check_parts(source)
         leave_out = cfg.decontaminate.procedural and cfg.decontaminate.action == "drop"
         if leave_out and source.data.curriculum.start is not None:
             yield Problem(
@@ -352,31 +355,12 @@ def _warn_sources(cfg: RunConfig) -> Iterator[Problem]:
             )
         if source.loss_weight == 0:
             yield Problem(where=f"{at}.loss_weight", what="is 0: the source trains nothing")
-        yield from _warn_objective(cfg, source)
+        yield from warn_source_objective(cfg, source)
         if source.data.procedural and source.data.held_out > 10 * source.data.size:
             yield Problem(
                 where=f"{at}.data.held_out",
                 what=f"is {source.data.held_out}, over ten times the training items",
             )
-
-
-def _warn_objective(cfg: RunConfig, source: SourceConfig) -> Iterator[Problem]:
-    for field in ("clip_low", "clip_high"):
-        if getattr(source, field) is not None and cfg.batch.num_minibatches == 1:
-            yield Problem(
-                where=f"sources.{source.name}.{field}",
-                what="does nothing: with batch.num_minibatches=1 each step makes one update, "
-                "before which the ratio is 1",
-                fix="Raise batch.num_minibatches, or remove it.",
-            )
-    alone = [s.name for s in cfg.sources if s.advantage_scope == "batch"] == [source.name]
-    if alone and len(cfg.sources) > 1:
-        yield Problem(
-            where=f"sources.{source.name}.advantage_scope",
-            what="is batch, but no other source's is: its advantages are divided by its own "
-            "standard deviation, as with `source`",
-            fix="Give the others the same scope, or set it to source.",
-        )
 
 
 def _warn_batch(cfg: RunConfig) -> Iterator[Problem]:
@@ -398,10 +382,11 @@ def _warn_batch(cfg: RunConfig) -> Iterator[Problem]:
             what="lasts the whole run: the learning rate never reaches `lr`",
         )
     colocated = colocation_root(cfg, "rollout") == colocation_root(cfg, "trainer")
-    if cfg.batch.max_staleness > 0 and colocated and cfg.trainer.actors.gpus > 0:
+    if cfg.most_ahead > 0 and colocated and cfg.trainer.actors.gpus > 0:
+        own = next((s.name for s in cfg.sources if s.max_staleness == cfg.most_ahead), None)
         yield Problem(
-            where="batch.max_staleness",
-            what=f"is {cfg.batch.max_staleness}, but engines and trainer share a GPU, so sampling "
+            where=f"sources.{own}.max_staleness" if own else "batch.max_staleness",
+            what=f"is {cfg.most_ahead}, but engines and trainer share a GPU, so sampling "
             "ahead slows training down as much as it helps",
             fix="Set it to 0, or give the rollout group GPUs of its own.",
         )

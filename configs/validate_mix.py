@@ -16,6 +16,13 @@ def check_mix(cfg: RunConfig) -> Iterator[Problem]:
     """Yield every problem with weights, limits and stages."""
     yield from check_weights(cfg, {})
     yield from _check_limits(cfg)
+    if cfg.mix.max_wait_s is not None and cfg.mix.max_wait_s >= cfg.health.generate_s:
+        yield Problem(
+            where="mix.max_wait_s",
+            what=f"is {cfg.mix.max_wait_s:g}, but the run ends when a step's groups take "
+            f"health.generate_s={cfg.health.generate_s:g}",
+            fix="Lower it, or raise health.generate_s.",
+        )
     reached = 0
     for index, stage in enumerate(cfg.stages):
         at, last = f"stages.{index}", index == len(cfg.stages) - 1
@@ -208,6 +215,7 @@ def warn_mix(cfg: RunConfig) -> Iterator[Problem]:
                 "none of this source",
                 fix="Raise batch.groups_per_step or the weight, if each step should have it.",
             )
+    yield from _warn_ahead(cfg)
     if cfg.mix.on_exhausted != "renormalise" and not any(
         s.limits.max_epochs or s.limits.max_items for s in cfg.sources
     ):
@@ -227,3 +235,13 @@ def warn_mix(cfg: RunConfig) -> Iterator[Problem]:
                     where=f"stages.{index}.group_size.{name}",
                     what="is 1: a group of one has advantage 0, so the source trains nothing",
                 )
+
+
+def _warn_ahead(cfg: RunConfig) -> Iterator[Problem]:
+    for source in cfg.sources:
+        if source.max_staleness is not None and source.max_staleness >= cfg.num_steps:
+            yield Problem(
+                where=f"sources.{source.name}.max_staleness",
+                what=f"is {source.max_staleness}: all of the run's {cfg.num_steps} steps would be "
+                "sampled by the starting policy",
+            )

@@ -18,6 +18,15 @@ def pinned_requirements(requirements: Iterable[str] | None = None) -> tuple[Requ
     return tuple(r for r in map(Requirement, lines) if any(s.operator == "==" for s in r.specifier))
 
 
+def pinned(name: str) -> str | None:
+    """Return the one version of a package that the project is tested with; None if unknown."""
+    try:
+        matrix = pinned_requirements()
+    except PackageNotFoundError:
+        return None
+    return next((s.version for r in matrix if r.name == name for s in r.specifier), None)
+
+
 def check_versions(requirements: Iterable[str] | None = None) -> list[Problem]:
     """Name each package whose installed version is outside the tested matrix.
 

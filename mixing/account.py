@@ -4,7 +4,8 @@ A group is in flight from `dispatched` until `trained` or `rejected`, and never 
 
     dispatched ──► accepted ──► trained
         │ └────────────┴──────► rejected
-        └◄─ sampled again by a later attempt of the run, which owes it
+        ├◄─ sampled again by a later attempt of the run, which owes it
+        └◄─ moved to a later step, accepted or not
 
 Invariants (a breach is a bug of ours; `breaches` names the groups):
 - per source: dispatched = trained + rejected + in flight;
@@ -18,11 +19,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mixing.ledger_events import (
+    QUALITY,
     Accepted,
     Attempt,
     Dispatched,
     DispatchedGroup,
     Event,
+    Moved,
     Rejected,
     Score,
     Trained,
@@ -59,6 +62,8 @@ class SourceAccount:
     """Its tokens are loss tokens."""
     rejected: Counter[str] = field(default_factory=Counter[str])
     """Groups by reason."""
+    moved: Counter[str] = field(default_factory=Counter[str])
+    """Moves to a later step, by reason."""
 
     @property
     def in_flight(self) -> int:
@@ -67,8 +72,9 @@ class SourceAccount:
 
     @property
     def survival(self) -> float | None:
-        """Share of accepted groups among those decided; None before the first."""
-        decided = self.accepted.groups + self.rejected.total()
+        """Share of accepted groups among those that were accepted or not for what is in them;
+        None before the first."""
+        decided = self.accepted.groups + sum(self.rejected[reason] for reason in QUALITY)
         return self.accepted.groups / decided if decided else None
 
 
@@ -110,6 +116,8 @@ class Account:
             case Dispatched():
                 for group in event.groups:
                     self._dispatch(group, event.step)
+            case Moved():
+                self._move(event)
             case Accepted():
                 self._accept(event)
             case Rejected():
@@ -183,6 +191,18 @@ class Account:
             source.dispatched.add(0, 0, -again.score.tokens)
             source.accepted.add(-1, -again.score.samples, -again.score.loss_tokens)
         self.open[name] = OpenGroup(group.source, group.rollouts, step, self.attempt)
+
+    def _move(self, event: Moved) -> None:
+        group = self.open.get(event.group)
+        if group is None or group.step != event.before or event.step <= event.before:
+            self.breaches.append(
+                f"moved from step {event.before} to {event.step} while "
+                f"{self._state(event.group) if group is None else f'in step {group.step}'}: "
+                f"{event.group}"
+            )
+            return
+        group.step = event.step
+        self.sources[group.source].moved[event.reason] += 1
 
     def _accept(self, event: Accepted) -> None:
         group, score = self.open.get(event.group), event.score

@@ -29,14 +29,16 @@ EventKind = Literal[
     "repeats",
     "substituted",
     "overdrawn",
+    "late",
 ]
 
 
 class MixExhausted(Exception):
     """No further step can be planned: limits leave too little to train on."""
 
-    def __init__(self, text: str, *, wanted: bool):
+    def __init__(self, text: str, *, step: int, wanted: bool):
         super().__init__(text)
+        self.step = step
         self.wanted = wanted
         """Whether `mix.on_exhausted: stop` asked the run to end so."""
 
@@ -129,11 +131,11 @@ class Allocator:
         return self._schedule.group_sizes()
 
     def observe_trained(self, step: int, trained: Mapping[str, Trained]) -> None:
-        """Take what `step` trained on; it counts from step + 1 + max_staleness on."""
+        """Take what `step` trained on; it counts from step + 1 + most_ahead on."""
         self._trained[step] = trained
 
     def observe_eval(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take an evaluation's figures, once; they count from step + 2 + max_staleness on.
+        """Take an evaluation's figures, once; they count from step + 2 + most_ahead on.
 
         One step later than training's, because an evaluation runs while the next step is sampled.
         """
@@ -205,13 +207,22 @@ class Allocator:
         text = f"{given} stands in for {planned}, which has no other item for the step"
         self.events.append(MixEvent(step=step, kind="substituted", source=planned, text=text))
 
+    def missed(self, name: str, due: Mapping[str, Fraction]) -> None:
+        """Tell that a step was trained with one group of `name` less than planned.
+
+        Args:
+            due: groups that each source was due in the step.
+        """
+        if self._cfg.mix.strategy == "quota" and self._cfg.mix.unit != "loss_tokens":
+            self._quota.miss(name, due)
+
     def overdrawn(self, step: int, name: str) -> None:
         """Tell that a failed group was replaced by a draw past the source's limits."""
         text = f"{name} gives one draw more than its limits, in place of a group that failed"
         self.events.append(MixEvent(step=step, kind="overdrawn", source=name, text=text))
 
     def _take_reports(self, step: int) -> None:
-        late = self._cfg.batch.max_staleness
+        late = self._cfg.most_ahead
         for done in sorted(s for s in self._trained if s <= step - 1 - late):
             self._tokens.observe(done, self._trained.pop(done), self._schedule.group_sizes())
         for done in sorted(s for s in self._evaluated if s <= step - 2 - late):
@@ -255,6 +266,7 @@ class Allocator:
         raise MixExhausted(
             f"step {step} cannot be filled: {spent or 'no source'} used up by limits, and the "
             "others' limits leave too little; raise limits, or set mix.on_exhausted",
+            step=step,
             wanted=False,
         )
 
@@ -297,6 +309,7 @@ class Allocator:
                 raise MixExhausted(
                     f"{name} has {left} draws left within its limits, too few for step "
                     f"{step}; mix.on_exhausted is stop",
+                    step=step,
                     wanted=True,
                 )
 

@@ -1,14 +1,14 @@
 """What graded groups tell the sources that follow the policy.
 
 Invariants:
-- what groups of a step said is taken in when the step was trained, all at once, in the order of
-  their places in the step: who finishes first changes nothing;
+- what groups of a step said is taken in when the step was trained, all at once, in the order in
+  which they were dispatched: who finishes first changes nothing;
 - a group that was replaced counts like the one that took its place; one without a valid rollout
   says nothing;
 - a resumed run samples untrained groups again, and their second word replaces the first.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -25,55 +25,18 @@ from mixing.difficulty import (
     Widened,
 )
 from mixing.live_pool import LivePool
+from mixing.slates import Candidate, Note
 from mixing.sources import Source
-from mixing.spares import Drawn, Spares, SparesState
 from rollouts.filters import Verdict, judge
-from rollouts.types import GroupRequest, GroupSummary, Task
-
-
-class _NoteState(TypedDict):
-    """What one graded group said, as JSON."""
-
-    source: str
-    task_id: str
-    pass_rate: float
-    rollouts: int
-    verdict: str
-
-
-class _StepState(TypedDict):
-    """A step in flight, as JSON."""
-
-    places: dict[str, int]
-    in_source: list[int]
-    levels: dict[str, int]
-    items: dict[str, int]
-    notes: list[dict[str, _NoteState]]
+from rollouts.types import GroupSummary, Task
 
 
 class FeedbackState(TypedDict):
     """Everything that was heard, as JSON; pools keep their own state."""
 
-    steps: dict[str, _StepState]
+    levels: dict[str, dict[str, int]]
     curricula: dict[str, CurriculumState]
     kept: dict[str, int]
-    spares: SparesState
-
-
-@dataclass(slots=True)
-class _Step:
-    """A step that was planned and not yet trained."""
-
-    places: dict[str, int]
-    """Group id -> its place in the step; a retry or replacement has its predecessor's."""
-    in_source: list[int]
-    """Place -> which of its source's places it is."""
-    levels: dict[str, int]
-    """Level in force when the step was planned, of sources with a curriculum."""
-    items: dict[str, int]
-    """Task id -> item, of windowed sources."""
-    notes: list[dict[str, _NoteState]]
-    """By place, then by group id in the order of replacements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +69,7 @@ class SourceDifficulty:
 
 
 class Feedback:
-    """The windows and curricula of a run's sources, and what they have yet to hear."""
+    """The windows and curricula of a run's sources, and what they hear."""
 
     def __init__(self, cfg: RunConfig, sources: Mapping[str, Source]):
         self._cfg = cfg
@@ -117,134 +80,72 @@ class Feedback:
             for name, source in sources.items()
             if isinstance(source, CurriculumSource)
         }
-        self._steps: dict[int, _Step] = {}
-        self._spares = Spares()
+        self._levels: dict[int, dict[str, int]] = {}
+        """Level at which each source with a curriculum is asked, by step in flight."""
         self._kept = {
             s.name: 0
             for s in cfg.sources
             if s.difficulty.drop_zero_variance or s.difficulty.window is not None
         }
 
-    def begin(self, step: int, counts: Mapping[str, int]) -> None:
-        """Tell that `step` is planned from now on, and how many groups of each source it asks."""
-        for name, pool in self.pools.items():
+    def begin(self, step: int, name: str, groups: int) -> None:
+        """Tell that items of a source are drawn for `step` from now on, and how many groups."""
+        if (pool := self.pools.get(name)) is not None:
             pool.begin(step)
-            pool.require(counts.get(name, 0))
-        levels = {name: curriculum.level for name, curriculum in self._curricula.items()}
-        self._steps[step] = _Step(places={}, in_source=[], levels=levels, items={}, notes=[])
+            pool.require(groups)
+        if (curriculum := self._curricula.get(name)) is not None:
+            self._levels.setdefault(step, {}).setdefault(name, curriculum.level)
 
     def task(self, source: Source, name: str, item: int, step: int) -> Task:
         """Make an item as it is for `step`, be it planned or a replacement."""
         if isinstance(source, CurriculumSource):
-            return source.task_at(self._steps[step].levels[name], item)
+            levels = self._levels.setdefault(step, {})
+            return source.task_at(levels.setdefault(name, source.curriculum.level), item)
         return source.task(item)
 
-    def drawn(self, request: GroupRequest, item: int, *, after: GroupRequest | None = None) -> None:
-        """Tell which item a request is about, and whose place it takes, if anyone's."""
-        step = self._steps[request.step]
-        if request.task.source in self.pools:
-            step.items[request.task.task_id] = item
-        if after is not None:
-            step.places[request.group_id] = step.places[after.group_id]
-
-    def planned(
-        self, requests: Sequence[GroupRequest], spare: Callable[[str], Drawn | None]
-    ) -> None:
-        """Tell the places of a step, in order.
+    def judge(self, name: str, summary: GroupSummary, *, last_chance: bool) -> Note | None:
+        """Return what a group that has a valid rollout says; None where nobody listens.
 
         Args:
-            spare: draws one more item of a source for the step, where there is one.
+            last_chance: nothing may take its place any more.
         """
-        number = requests[0].step
-        step = self._steps[number]
-        count: dict[str, int] = {}
-        for place, request in enumerate(requests):
-            step.places[request.group_id] = place
-            step.notes.append({})
-            step.in_source.append(count.setdefault(request.task.source, 0))
-            count[request.task.source] += 1
-        for name, places in count.items():
-            difficulty = self._sources[name].difficulty
-            most = places * difficulty.max_resamples if difficulty.drop_zero_variance else 0
-            drawn: list[Drawn] = []
-            while len(drawn) < most and (one := spare(name)) is not None:
-                drawn.append(one)
-            self._spares.lend(number, name, places, drawn)
-
-    def retried(self, request: GroupRequest, after: GroupRequest) -> None:
-        """Tell that a request is another attempt at the same task."""
-        step = self._steps[request.step]
-        step.places[request.group_id] = step.places[after.group_id]
-
-    def take_spare(self, request: GroupRequest) -> Drawn | None:
-        """Return the next spare of a request's place; None when it has none left."""
-        step = self._steps[request.step]
-        place = step.in_source[step.places[request.group_id]]
-        return self._spares.take(request.step, request.task.source, place)
-
-    def take_returned(self, name: str, avoid: Collection[int]) -> Drawn | None:
-        """Return a spare that was not needed, whose item is not in `avoid` and may come."""
-        pool = self.pools.get(name)
-        may_come = None if pool is None else pool.difficulty.eligible
-        return self._spares.take_returned(name, avoid, may_come)
-
-    def num_returned(self, name: str) -> int:
-        """Return how many of a source's draws came back and wait to be drawn again."""
-        return self._spares.num_returned(name)
-
-    def graded(self, request: GroupRequest, summary: GroupSummary) -> bool:
-        """Take in a group that has a valid rollout; return whether to replace it by a fresh task.
-
-        It counts once its step was trained.
-        """
-        source = self._sources[request.task.source]
-        if source.name not in self._kept:
-            return False
-        step = self._steps[request.step]
-        notes = step.notes[step.places[request.group_id]]
-        resampled = sum(
-            note["verdict"] == Verdict.RESAMPLE
-            for group_id, note in notes.items()
-            if group_id != request.group_id
-        )
-        verdict = judge(summary, source.difficulty, resampled=resampled)
+        if name not in self._kept:
+            return None
+        source = self._sources[name]
         threshold = eval_settings(self._cfg, source).pass_threshold
-        notes[request.group_id] = {
-            "source": source.name,
-            "task_id": request.task.task_id,
+        return {
             "pass_rate": float(np.mean([r >= threshold for r in summary.rewards])),
             "rollouts": len(summary.rewards),
-            "verdict": verdict,
+            "verdict": judge(summary, source.difficulty, last_chance=last_chance),
         }
-        return verdict is Verdict.RESAMPLE
 
-    def not_replaced(self, request: GroupRequest) -> None:
-        """Tell that there was no fresh task for a group, so that it is trained after all."""
-        step = self._steps[request.step]
-        step.notes[step.places[request.group_id]][request.group_id]["verdict"] = Verdict.KEEP
+    def trained(self, step: int, decided: Mapping[str, Sequence[Candidate]]) -> None:
+        """Let the sources hear what the groups of `step` said. Steps come in rising order.
 
-    def trained(self, step: int) -> None:
-        """Let the sources hear what the groups of `step` said. Steps come in rising order."""
-        heard = self._steps.pop(step)
-        self._spares.end(step)
-        notes = [note for place in heard.notes for note in place.values()]
+        Args:
+            decided: candidates of each source, in dispatch order.
+        """
+        self._levels.pop(step, None)
         for name, pool in self.pools.items():
             pool.observe(
                 step,
                 [
                     Observation(
-                        item=heard.items[note["task_id"]],
-                        pass_rate=note["pass_rate"],
-                        rollouts=note["rollouts"],
+                        item=c.drawn.item,
+                        pass_rate=c.note["pass_rate"],
+                        rollouts=c.note["rollouts"],
                     )
-                    for note in notes
-                    if note["source"] == name and note["task_id"] in heard.items
+                    for c in decided.get(name, ())
+                    if c.note is not None and c.drawn is not None
                 ],
             )
-        for note in notes:
-            self._kept[note["source"]] += note["verdict"] == Verdict.KEEP
-            if (curriculum := self._curricula.get(note["source"])) is not None:
-                curriculum.observe(level_of(note["task_id"]), note["pass_rate"])
+        for name, candidates in decided.items():
+            for c in candidates:
+                if c.note is None:
+                    continue
+                self._kept[name] += c.note["verdict"] == Verdict.KEEP
+                if (curriculum := self._curricula.get(name)) is not None:
+                    curriculum.observe(level_of(c.task_id), c.note["pass_rate"])
 
     def take_warnings(self) -> tuple[Widened, ...]:
         """Return what the windows warn of since the last call."""
@@ -263,38 +164,19 @@ class Feedback:
         )
 
     def state_dict(self) -> FeedbackState:
-        """Return what was heard and not yet taken in, and where the curricula stand."""
+        """Return where curricula stand and what was counted."""
         return {
-            "steps": {
-                str(number): {
-                    "places": dict(step.places),
-                    "in_source": list(step.in_source),
-                    "levels": dict(step.levels),
-                    "items": dict(step.items),
-                    "notes": [{g: n.copy() for g, n in place.items()} for place in step.notes],
-                }
-                for number, step in self._steps.items()
-            },
+            "levels": {str(step): dict(levels) for step, levels in self._levels.items()},
             "curricula": {n: c.state_dict() for n, c in self._curricula.items()},
             "kept": dict(self._kept),
-            "spares": self._spares.state_dict(),
         }
-
-    def forget(self, name: str) -> None:
-        """Drop spares, and what groups in flight will say, of a source whose items are others."""
-        self._spares.forget(name)
-        for step in self._steps.values():
-            step.items = {
-                task: item for task, item in step.items.items() if not task.startswith(f"{name}/")
-            }
 
     def load_state_dict(self, state: FeedbackState) -> None:
         """Go on where another stopped."""
-        self._steps = {int(number): _Step(**step) for number, step in state["steps"].items()}
+        self._levels = {int(step): dict(levels) for step, levels in state["levels"].items()}
         for name, curriculum in self._curricula.items():
             curriculum.load_state_dict(state["curricula"][name])
         self._kept = dict(state["kept"])
-        self._spares.load_state_dict(state["spares"])
 
 
 def open_pool(cfg: SourceConfig, source: Source, seed: int) -> LivePool | None:

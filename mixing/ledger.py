@@ -22,11 +22,14 @@ from configs.errors import ConfigError, Problem
 from mixing.account import Account
 from mixing.ledger_events import (
     ATTEMPT_PREFIX,
+    NO_SCORE,
     Accepted,
     Attempt,
     Dispatched,
     DispatchedGroup,
     Event,
+    Moved,
+    MoveReason,
     Reason,
     Rejected,
     Trained,
@@ -136,6 +139,22 @@ class Ledger:
             )
         )
 
+    def dropped(self, group: str, reason: Reason, why: str) -> None:
+        """Enter a group in flight that nobody waits for any more, graded or not."""
+        known = self._account.open.get(group)
+        score = known.score if known is not None and known.score is not None else NO_SCORE
+        self._enter(
+            Rejected(
+                time=self._now(), group=group, reason=reason, why=why[:_LONGEST_WHY], score=score
+            )
+        )
+
+    def moved(self, group: str, step: int, reason: MoveReason) -> None:
+        """Enter a group in flight that is destined for a later step from now on."""
+        known = self._account.open.get(group)
+        before = step if known is None else known.step
+        self._enter(Moved(time=self._now(), group=group, before=before, step=step, reason=reason))
+
     def trained(
         self, step: int, version: int, groups: Sequence[GroupSummary], batch: TrainBatch
     ) -> None:
@@ -174,6 +193,8 @@ class Ledger:
         for reason in Reason:
             total = sum(a.rejected[reason] for a in accounts.values())
             found[f"ledger/rejected/{reason}"] = total
+        for reason in MoveReason:
+            found[f"ledger/moved/{reason}"] = sum(a.moved[reason] for a in accounts.values())
         return found
 
     def _begin(self, attempt: int, step: int, offset: int) -> None:

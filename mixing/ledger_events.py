@@ -2,6 +2,7 @@
 
     attempt      the run started, or went on after a checkpoint's step
     dispatched   groups were ordered for a step
+    moved        a group is destined for a later step than before, and why
     accepted     a group was graded and will be trained on
     rejected     a group will never be trained on, and why
     trained      a step's groups were trained on, and what of each
@@ -30,6 +31,23 @@ class Reason(StrEnum):
     """No rollout was valid, for the last time: another task of the source takes its place."""
     ZERO_VARIANCE = "zero_variance"
     """All rewards are equal, and the source asks for another task."""
+    SURPLUS = "surplus"
+    """More survived than were needed, and it would be too old for a later step."""
+    STALE = "stale"
+    """A step went without it, and it came too old for a later one."""
+
+
+QUALITY = (Reason.FAILED, Reason.GIVEN_UP, Reason.ZERO_VARIANCE)
+"""Reasons that lie in the group itself: it did not survive."""
+
+
+class MoveReason(StrEnum):
+    """Why a group is trained on in a later step than it was ordered for."""
+
+    LATE = "late"
+    """Its step had waited `mix.max_wait_s` for it."""
+    SURPLUS = "surplus"
+    """Its step had enough without it."""
 
 
 class DispatchedGroup(NamedTuple):
@@ -97,6 +115,20 @@ class Dispatched:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """A group in flight that is destined for another step from now on."""
+
+    event: Literal["moved"] = "moved"
+    time: int
+    group: str
+    before: int
+    """Step that it was destined for."""
+    step: int
+    reason: str
+    """A `MoveReason`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
     """A graded group that waits to be trained on."""
 
@@ -132,7 +164,7 @@ class Trained:
     groups: tuple[TrainedGroup, ...]
 
 
-Event: TypeAlias = Attempt | Dispatched | Accepted | Rejected | Trained
+Event: TypeAlias = Attempt | Dispatched | Moved | Accepted | Rejected | Trained
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 ATTEMPT_PREFIX = b'{"event":"attempt"'
 """How the row of an attempt begins."""
@@ -146,6 +178,19 @@ def to_row(event: Event) -> bytes:
 def from_row(row: bytes) -> Event:
     """Return the event of a line; ValueError if it is none."""
     return _EVENT.validate_json(row)
+
+
+NO_SCORE = Score(
+    valid=0,
+    invalid=0,
+    truncated=0,
+    reward=None,
+    tokens=0,
+    samples=0,
+    loss_tokens=0,
+    versions=(-1, -1),
+)
+"""Of a group that was not graded, or not for the driver to hear."""
 
 
 def score_of(summary: GroupSummary) -> Score:

@@ -4,8 +4,7 @@ Everything here is a function of the recipe, its data and the calls made so far:
 given another's `state_dict` goes on as the other would have.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, TypedDict, cast
 
@@ -13,27 +12,20 @@ from pydantic import JsonValue
 
 from configs.errors import ConfigError, Problem
 from configs.schema import RunConfig
-from mixing.allocator import Allocator, AllocatorState, MixEvent
+from mixing.allocator import Allocator, AllocatorState, MixEvent, MixExhausted
+from mixing.casting import Casting, CastingState
 from mixing.cursor import Cursor, CursorState
-from mixing.difficulty import Widened
 from mixing.edits import Edit, EditLog
 from mixing.feedback import Feedback, FeedbackState, SourceDifficulty
+from mixing.group_ids import Drawn, format_id, next_attempt, parse_group_id
 from mixing.live_pool import LivePool, LivePoolState
 from mixing.opening import open_sources
-from mixing.quota import interleave
+from mixing.slates import Candidate, Slate
 from mixing.sources import Source
-from mixing.spares import Drawn
+from mixing.step_plan import StepPlan
 from mixing.tokens import Trained
-from rollouts.types import GroupRequest, GroupSummary, Sampling, Task
-
-_GROUP_ID = re.compile(r"^(?P<task>.*)#e(?P<epoch>\d+)a(?P<attempt>\d+)$")
-
-
-class _StepState(TypedDict):
-    """What is kept of a step in flight, as JSON."""
-
-    used: dict[str, list[int]]
-    shares: dict[str, float]
+from rollouts.staleness import may_dispatch
+from rollouts.types import GroupRequest, Sampling, Task
 
 
 class _State(TypedDict):
@@ -43,7 +35,7 @@ class _State(TypedDict):
     allocator: AllocatorState
     cursors: dict[str, CursorState | LivePoolState]
     feedback: FeedbackState
-    steps: dict[str, _StepState]
+    casting: CastingState
     edits: list[dict[str, JsonValue]]
     events: list[dict[str, JsonValue]]
     fingerprints: dict[str, str]
@@ -51,6 +43,8 @@ class _State(TypedDict):
 
 class Mixer:
     """Plans the groups of each step. Made once, on the driver.
+
+    `order` says what is sampled; what became of it, and who is trained on, is `casting`'s.
 
     Args:
         sources: the recipe's, opened; None opens them here.
@@ -71,6 +65,7 @@ class Mixer:
         self._sources = open_sources(cfg) if sources is None else sources
         self._allocator = Allocator(cfg, {n: s.size for n, s in self._sources.items()})
         self._feedback = Feedback(cfg, self._sources)
+        self.casting = Casting(cfg, self._allocator, self._feedback)
         self._cursors: dict[str, Cursor | LivePool] = {
             name: self._feedback.pools.get(name) or Cursor(name, source.size, cfg.seed)
             for name, source in self._sources.items()
@@ -79,58 +74,72 @@ class Mixer:
             s.name: Sampling(temperature=s.sampling.temperature, max_tokens=s.sampling.max_tokens)
             for s in cfg.sources
         }
+        self._bounds = {s.name: cfg.max_staleness(s) for s in cfg.sources}
         self._last_step: int | None = None
-        self._used: dict[int, dict[str, set[int]]] = {}
-        """Items of each recent step by source, so that none is in a step twice."""
-        self._shares: dict[int, dict[str, float]] = {}
+        self._ordered_at: int | None = None
+        """Policy version of the last `order`."""
         self._edits: list[Edit] = []
         """Live edits taken so far, refused ones too."""
+        self.exhausted: MixExhausted | None = None
+        """Why the next step cannot be planned, where that is so."""
+
+    def order(self, version: int) -> tuple[GroupRequest, ...]:
+        """Return, in dispatch order, what may be sampled while the engines hold policy `version`
+        and was not ordered yet.
+
+        Steps are planned, and items drawn, when the version is new: each source's for step s at
+        version s - 1 - its bound. Where candidates came to nothing, spares of their step take
+        their places, and for the step that trains next fresh items.
+        """
+        made: list[GroupRequest] = []
+        last = min(version + 1 + self._cfg.most_ahead, self._cfg.num_steps)
+        if version != self._ordered_at:
+            self._ordered_at, self.exhausted = version, None
+            for step in range(version + 1, last + 1):
+                try:
+                    made += self._advance(step, version)
+                except MixExhausted as end:
+                    self.exhausted = end
+                    break
+        for step in range(version + 1, last + 1):
+            made += self.refill(step, fresh=step == version + 1)
+        return tuple(made)
 
     def plan_step(self, step: int) -> tuple[GroupRequest, ...]:
-        """Return the P requests of `step`, sources interleaved, none a task twice unless all
-        sources together have too few items. Steps are planned in rising order, each once.
+        """Return all P requests of `step` at once, sources interleaved, none a task twice unless
+        all sources together have too few items. Steps are planned in rising order, each once.
 
         Raises:
             MixExhausted: limits leave too little for the step; nothing was planned.
         """
         if self._last_step is not None and step <= self._last_step:
             raise ValueError(f"step {step} is planned already; the last one was {self._last_step}")
-        self._take_edits(step)
-        allocation = self._allocator.allocate(step, self._taken())
-        self._last_step = step
-        in_flight = step - self._cfg.batch.max_staleness - 2
-        self._used = {s: used for s, used in self._used.items() if s >= in_flight}
-        self._shares = {s: shares for s, shares in self._shares.items() if s >= in_flight}
-        self._shares[step] = dict(allocation.shares)
-        sizes = self._allocator.group_sizes()
-        self._feedback.begin(step, allocation.counts)
-        requests = tuple(
-            self._draw(name, step, group_size=sizes[name], repeats=allocation.repeats)
-            for name in interleave(allocation.counts)
-        )
-        self._feedback.planned(requests, spare=lambda name: self._take(name, step, spare=True))
-        return requests
+        return tuple(self._advance(step, step - 1))
+
+    def refill(self, step: int, *, fresh: bool) -> list[GroupRequest]:
+        """Return requests in place of a step's candidates that came to nothing, as far as there
+        are spares.
+
+        Args:
+            fresh: draw fresh items of the source where there are no spares, or of another source
+                where it has no other item for the step.
+        """
+        made: list[GroupRequest] = []
+        for name, slate in list(self.casting.slates.of(step).items()):
+            while slate.opened and slate.missing and slate.spares:
+                made.append(self._order_spare(step, name, slate, refill=True))
+            for _ in range(slate.missing if fresh else 0):
+                made.append(self._draw_fresh(step, name))
+        return made
 
     def retry(self, request: GroupRequest) -> GroupRequest | None:
         """Return the same task's next attempt; None when it had `batch.max_attempts` already."""
-        task_id, epoch, attempt = parse_group_id(request.group_id)
+        _, _, attempt = parse_group_id(request.group_id)
         if attempt >= self._cfg.batch.max_attempts:
             return None
-        again = self._request(
-            request.task,
-            request.step,
-            format_id(task_id, epoch, attempt + 1),
-            request.group_size,
-        )
-        self._feedback.retried(again, after=request)
+        again = replace(request, group_id=next_attempt(request.group_id))
+        self.casting.slates.rename(request.group_id, again.group_id)
         return again
-
-    def replace(self, request: GroupRequest) -> GroupRequest:
-        """Return a request for a fresh task of the same source, for the same step; of another
-        source where this one has no other item for it."""
-        return self._take_spare(request) or self._draw(
-            request.task.source, request.step, group_size=request.group_size, after=request
-        )
 
     def observe_trained(self, step: int, trained: Mapping[str, Trained]) -> None:
         """Take what `step` trained on, by source. Call it before the next step may be planned."""
@@ -149,28 +158,12 @@ class Mixer:
 
     def target_shares(self, step: int) -> Mapping[str, float]:
         """Return the target share of each source, in `mix.unit`, in a step planned lately."""
-        return self._shares[step]
+        return self.casting.plans[step].shares
 
     @property
     def edits(self) -> Sequence[Edit]:
         """Live edits taken so far, with the step of each; refused ones too."""
         return tuple(self._edits)
-
-    def graded(self, request: GroupRequest, summary: GroupSummary) -> GroupRequest | None:
-        """Take in a group with a valid rollout. Return the request that takes its place where it
-        teaches nothing and may be replaced; None where it is to be trained on."""
-        if not self._feedback.graded(request, summary):
-            return None
-        fresh = self._take_spare(request)
-        if fresh is None:
-            self._feedback.not_replaced(request)
-        return fresh
-
-    def observe_rewards(self, step: int) -> tuple[Widened, ...]:
-        """Let windows and curricula follow what the groups of a trained step said. Call it for
-        each step, in order, before the next may be planned. Return warnings."""
-        self._feedback.trained(step)
-        return self._feedback.take_warnings()
 
     def difficulty(self, source_name: str) -> SourceDifficulty | None:
         """Return where a source's window, curriculum and zero-variance filter stand; None where it
@@ -196,13 +189,7 @@ class Mixer:
             "last_step": self._last_step,
             "allocator": self._allocator.state_dict(),
             "cursors": {name: cursor.state_dict() for name, cursor in self._cursors.items()},
-            "steps": {
-                str(step): {
-                    "used": {name: sorted(items) for name, items in used.items()},
-                    "shares": dict(self._shares.get(step, {})),
-                }
-                for step, used in self._used.items()
-            },
+            "casting": self.casting.state_dict(),
             "edits": [asdict(edit) for edit in self._edits],
             "events": [asdict(event) for event in self._allocator.events],
             "feedback": self._feedback.state_dict(),
@@ -225,19 +212,15 @@ class Mixer:
         self._allocator.load_state_dict(saved["allocator"])
         self._allocator.events = [MixEvent(**cast("Any", e)) for e in saved["events"]]
         self._feedback.load_state_dict(saved["feedback"])
-        steps = {int(step): kept for step, kept in saved["steps"].items()}
-        self._used = {s: {n: set(i) for n, i in k["used"].items()} for s, k in steps.items()}
-        self._shares = {s: k["shares"] for s, k in steps.items()}
+        same = [n for n, s in self._sources.items() if s.fingerprint == saved["fingerprints"][n]]
+        self.casting.load_state_dict(saved["casting"], same=same)
         self._edits = [Edit(**cast("Any", e)) for e in saved["edits"]]
         for name, cursor in self._cursors.items():
             place = cast("Any", saved["cursors"][name])
-            if saved["fingerprints"][name] == self._sources[name].fingerprint:
+            if name in same:
                 cursor.load_state_dict(place)
-                continue
-            cursor.skip_epoch(place)
-            self._feedback.forget(name)
-            for used in self._used.values():
-                used.pop(name, None)
+            else:
+                cursor.skip_epoch(place)
 
     def _refuse_other_sources(self, saved: Mapping[str, str]) -> None:
         problems = [
@@ -255,8 +238,13 @@ class Mixer:
             raise ConfigError(problems)
 
     def _taken(self) -> dict[str, int]:
-        """Return the draws of each source; one that came back unused is yet to be drawn."""
-        return {n: c.taken - self._feedback.num_returned(n) for n, c in self._cursors.items()}
+        """Return the draws of each source, those of planned steps included that are yet to come;
+        one that came back unused is yet to be drawn."""
+        taken = {n: c.taken - self.casting.returned.count(n) for n, c in self._cursors.items()}
+        for plan in self.casting.plans.values():
+            for name, places in plan.undrawn().items():
+                taken[name] += places
+        return taken
 
     def _take_edits(self, step: int) -> None:
         """Apply the edits that `step` is the first to see; those that an earlier attempt took at
@@ -272,75 +260,180 @@ class Mixer:
             self._edits.append(replace(edit, taken=step, refused=refused))
             self._allocator.events.append(_edit_event(step, edit, refused))
 
-    def _draw(
-        self,
-        name: str,
-        step: int,
-        *,
-        group_size: int,
-        repeats: bool = False,
-        after: GroupRequest | None = None,
+    def _advance(self, step: int, version: int) -> list[GroupRequest]:
+        """Plan a step, unless it is; draw and order for it what may be sampled at `version`.
+
+        Raises:
+            MixExhausted: limits leave too little for the step; nothing was planned.
+        """
+        plan = self.casting.plans.get(step)
+        if plan is None:
+            if self._last_step is not None and step <= self._last_step:
+                return []
+            plan = self._plan(step)
+        made: list[GroupRequest] = []
+        ready = {n for n, bound in self._bounds.items() if may_dispatch(step, version, bound)}
+        if names := ready - plan.drawn:
+            made += self._draw_places(plan, step, version, names)
+        for name, slate in list(self.casting.slates.of(step).items()):
+            lead = _spare_lead(self._bounds[name])
+            if name in plan.drawn and not slate.opened and may_dispatch(step, version, lead):
+                made += self._open(step, name, slate, version)
+        return made
+
+    def _plan(self, step: int) -> StepPlan:
+        """Split the step over the sources."""
+        self._take_edits(step)
+        allocation = self._allocator.allocate(step, self._taken())
+        self._last_step = step
+        in_flight = step - self._cfg.most_ahead - 2
+        self.casting.plans = {s: plan for s, plan in self.casting.plans.items() if s >= in_flight}
+        self.casting.plans[step] = plan = StepPlan.of(allocation, self._allocator.group_sizes())
+        return plan
+
+    def _draw_places(
+        self, plan: StepPlan, step: int, version: int, names: set[str]
+    ) -> list[GroupRequest]:
+        """Draw and order an item for each place of some sources, then their spares."""
+        counts = plan.undrawn()
+        for name in self._bounds:
+            if name in names:
+                self._feedback.begin(step, name, counts[name])
+        made = [
+            request
+            for place, name in enumerate(plan.places)
+            if name in names
+            and (request := self._draw(plan, step, place, names, version=version)) is not None
+        ]
+        plan.drawn |= names
+        for name in self._bounds:
+            difficulty = self._cfg.source(name).difficulty
+            if name in names and counts[name] and difficulty.drop_zero_variance:
+                slate = self.casting.slates.at(step, name)
+                self._set_aside(step, name, slate, counts[name] * difficulty.max_resamples)
+                slate.allow_replacements(len(slate.spares))
+        return made
+
+    def _open(self, step: int, name: str, slate: Slate, version: int) -> Iterator[GroupRequest]:
+        """Let spares be ordered from now on: at first so many that enough should survive."""
+        slate.opened, slate.spare_version = True, version
+        more = self.casting.more(step, name)
+        self._set_aside(step, name, slate, more)
+        for _ in range(min(more, len(slate.spares))):
+            yield self._order_spare(step, name, slate)
+
+    def _set_aside(self, step: int, name: str, slate: Slate, count: int) -> None:
+        """Draw spares until there are so many, as far as the source has items for them."""
+        while len(slate.spares) < count and (one := self._take(name, step, spare=True)) is not None:
+            slate.spares.append(one)
+
+    def _order_spare(
+        self, step: int, name: str, slate: Slate, *, refill: bool = False
     ) -> GroupRequest:
-        """Draw an item that is not in the step yet: of `name`, else of another source; where
-        nobody has one, or `repeats` says so, one that is."""
+        drawn = slate.spares.pop(0)
+        return self._make(name, step, drawn, version=slate.spare_version, refill=refill)
+
+    def _draw(
+        self, plan: StepPlan, step: int, place: int, names: set[str], *, version: int
+    ) -> GroupRequest | None:
+        """Order an item that is not in the step yet for a place: of the place's source, else of
+        another one; None where one has it that is not drawn yet."""
+        name = plan.places[place]
         if (drawn := self._take(name, step)) is not None:
-            return self._order(name, name, step, drawn, group_size, after)
+            return self._make(name, step, drawn, version=version, places=1)
         others = self._allocator.substitutes(name)
-        for given in () if repeats else others:
+        now = [n for n in others if n in names or n in plan.drawn]
+        if not plan.repeats:
+            for given in now:
+                if (drawn := self._take(given, step)) is not None:
+                    self._hand_over(plan, step, place, given)
+                    return self._make(given, step, drawn, version=version, places=1)
+            if later := [n for n in others if n not in now]:
+                self._hand_over(plan, step, place, later[0])
+                return None
+        given, drawn = self._draw_again(step, name, now)
+        if given != name:
+            self._hand_over(plan, step, place, given)
+        return self._make(given, step, drawn, version=version, places=1)
+
+    def _draw_fresh(self, step: int, name: str) -> GroupRequest:
+        """Order an item for a place whose candidate came to nothing: as `_draw`, at the last
+        moment, when every source is drawn."""
+        plan, others = self.casting.plans[step], self._allocator.substitutes(name)
+        for given in (name, *others):
             if (drawn := self._take(given, step)) is not None:
-                return self._order(given, name, step, drawn, group_size, after)
+                break
+        else:
+            given, drawn = self._draw_again(step, name, others)
+        if given != name:
+            self.casting.slates.at(step, name).needed -= 1
+            self._hand_over(plan, step, len(plan.places) - 1 - plan.places[::-1].index(name), given)
+        places = int(given != name)
+        return self._make(given, step, drawn, version=step - 1, places=places, refill=True)
+
+    def _draw_again(self, step: int, name: str, others: Sequence[str]) -> tuple[str, Drawn]:
+        """Draw an item that may be in the step already, as nobody has another one."""
         for given in (name, *others):
             if (drawn := self._cursors[given].take((), self._allocator.end(given))) is not None:
-                return self._order(given, name, step, drawn, group_size, after)
+                return given, Drawn(*drawn)
         # Every limit is used up by this very step, and one of its groups failed: one draw more.
         self._allocator.overdrawn(step, name)
-        drawn = self._cursors[name].take(self._used[step][name]) or self._cursors[name].take(())
+        used = self.casting.plans[step].used.get(name, ())
+        drawn = self._cursors[name].take(used) or self._cursors[name].take(())
         assert drawn is not None  # without an end there is always a next draw
-        return self._order(name, name, step, drawn, group_size, after)
+        return name, Drawn(*drawn)
 
     def _take(self, name: str, step: int, *, spare: bool = False) -> Drawn | None:
         """Draw an item that is not in the step yet; None if the source has no other, or for a
         spare no other that its window lets come."""
-        used, cursor = self._used.setdefault(step, {}).setdefault(name, set()), self._cursors[name]
-        take = cursor.take_spare if spare and isinstance(cursor, LivePool) else cursor.take
-        drawn = self._feedback.take_returned(name, used) or take(used, self._allocator.end(name))
-        if drawn is not None:
-            used.add(drawn[0])
+        used, cursor = self.casting.plans[step].used.setdefault(name, set()), self._cursors[name]
+        pool = self._feedback.pools.get(name)
+        drawn = self.casting.returned.take(
+            name, used, None if pool is None else pool.difficulty.eligible
+        )
+        if drawn is None:
+            take = cursor.take_spare if spare and isinstance(cursor, LivePool) else cursor.take
+            if (found := take(used, self._allocator.end(name))) is None:
+                return None
+            drawn = Drawn(*found)
+        used.add(drawn.item)
         return drawn
 
-    def _take_spare(self, request: GroupRequest) -> GroupRequest | None:
-        """Return a request for a spare of the same place; None when it has none left."""
-        drawn, name = self._feedback.take_spare(request), request.task.source
-        if drawn is None:
-            return None
-        return self._order(name, name, request.step, drawn, request.group_size, request)
+    def _hand_over(self, plan: StepPlan, step: int, place: int, given: str) -> None:
+        """Give a place of the step to another source."""
+        self._allocator.swapped(step, plan.places[place], given)
+        plan.places[place] = given
 
-    def _order(
+    def _make(
         self,
-        given: str,
-        planned: str,
+        name: str,
         step: int,
         drawn: Drawn,
-        group_size: int,
-        after: GroupRequest | None,
+        *,
+        version: int,
+        places: int = 0,
+        refill: bool = False,
     ) -> GroupRequest:
-        item, epoch = drawn
-        task = self._feedback.task(self._sources[given], given, item, step)
-        if given != planned:
-            self._allocator.swapped(step, planned, given)
-            group_size = self._allocator.group_sizes()[given]
-        request = self._request(task, step, format_id(task.task_id, epoch, 0), group_size)
-        self._feedback.drawn(request, item, after=after)
-        return request
-
-    def _request(self, task: Task, step: int, group_id: str, group_size: int) -> GroupRequest:
+        """Make the request for an item, as a candidate for the step and for more `places` of it."""
+        task = self._feedback.task(self._sources[name], name, drawn.item, step)
+        group_id = format_id(task.task_id, drawn.epoch, 0, drawn.again)
+        candidate = Candidate(
+            group_id=group_id, task_id=task.task_id, drawn=drawn, version=version, refill=refill
+        )
+        self.casting.slates.order(step, name, candidate, places=places)
         return GroupRequest(
             group_id=group_id,
             task=task,
-            group_size=group_size,
-            sampling=self._samplings[task.source],
+            group_size=self.casting.plans[step].group_sizes[name],
+            sampling=self._samplings[name],
             step=step,
         )
+
+
+def _spare_lead(bound: int) -> int:
+    """Return how many steps ahead spares may be ordered. Where that costs no waiting, one step
+    later than the others, so that those which turn out not to be needed can serve a step more."""
+    return bound - 1 if bound >= 2 else bound
 
 
 def _edit_event(step: int, edit: Edit, refused: str) -> MixEvent:
@@ -350,16 +443,3 @@ def _edit_event(step: int, edit: Edit, refused: str) -> MixEvent:
     )
     text = f"live edit of {edit.time}: {shown}" + (f" refused: {refused}" if refused else "")
     return MixEvent(step=step, kind="edit_refused" if refused else "edit", text=text)
-
-
-def format_id(task_id: str, epoch: int, attempt: int) -> str:
-    """Return the group id of one attempt at a task in an epoch."""
-    return f"{task_id}#e{epoch}a{attempt}"
-
-
-def parse_group_id(group_id: str) -> tuple[str, int, int]:
-    """Return (task_id, epoch, attempt); ValueError for an id that no mixer made."""
-    match = _GROUP_ID.match(group_id)
-    if match is None:
-        raise ValueError(f"{group_id!r} is not `<task_id>#e<epoch>a<attempt>`")
-    return match["task"], int(match["epoch"]), int(match["attempt"])

@@ -6,6 +6,7 @@ from math import ceil, floor
 
 _LONGEST = 2**256
 _GRID = 2**128
+_MOST_OWED = 64
 
 
 class Quota:
@@ -53,6 +54,21 @@ class Quota:
         """Tell that a group planned for one source was given to another."""
         self._credit[planned] += 1
         self._credit[given] -= 1
+
+    def miss(self, name: str, targets: Mapping[str, Fraction]) -> None:
+        """Tell that a step had one group of `name` less, and so was smaller: the others' parts of
+        what is left were too large. What a source is owed is bounded, so that one that stalled does
+        not flood the steps after.
+
+        Args:
+            targets: groups that were due to each source in the step.
+        """
+        if self._credit[name] >= _MOST_OWED:
+            return
+        self._credit[name] += 1
+        groups = sum(targets.values())
+        for other, target in targets.items():
+            self._credit[other] -= target / groups
 
     def _least(self, name: str, target: Fraction) -> int:
         back = self._credit[name] <= -1 and target >= 1

@@ -1,60 +1,62 @@
-"""Finished groups waiting for the step they are destined for.
+"""Accepted groups that wait to be trained on, and the failure of whoever makes them.
 
 Invariants:
-- a group is put in once, and leaves once, for its own step: short completions never train first
-  because they finished first;
-- `take(step)` returns when all P groups of that step are there, in dispatch order;
-- a failure put in by the producer is raised by the waiting `take`: nothing waits for the dead.
+- a group is put in once and taken out once;
+- a failure put in by the producer is raised by whoever waits: nothing waits for the dead.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from rollouts.types import GroupSummary
 
 
 class GroupBuffer:
-    """Holds GroupSummary by destined step. The driver's one event loop is its lock."""
+    """Holds GroupSummary by group id. The driver's one event loop is its lock."""
 
     def __init__(self) -> None:
-        self._expected: dict[int, dict[str, GroupSummary | None]] = {}
-        self._changed = asyncio.Condition()
+        self._groups: dict[str, GroupSummary] = {}
+        self._news = asyncio.Event()
         self._failure: BaseException | None = None
 
-    async def expect(self, step: int, group_ids: tuple[str, ...]) -> None:
-        """Announce the groups of a step, in dispatch order."""
-        async with self._changed:
-            self._expected[step] = dict.fromkeys(group_ids)
-            self._changed.notify_all()
+    def put(self, summary: GroupSummary) -> None:
+        """Give a group."""
+        if summary.group_id in self._groups:
+            raise AssertionError(f"group {summary.group_id} was delivered twice")
+        self._groups[summary.group_id] = summary
+        self.tell()
 
-    async def put(self, ordered_as: str, summary: GroupSummary) -> None:
-        """Give the finished group of the place that was announced as `ordered_as`."""
-        async with self._changed:
-            places = self._expected[summary.step]
-            if places[ordered_as] is not None:
-                raise AssertionError(f"group {ordered_as} was delivered twice")
-            places[ordered_as] = summary
-            self._changed.notify_all()
+    def take(self, group_ids: Sequence[str]) -> tuple[GroupSummary, ...]:
+        """Remove groups, all of which are there, and return them."""
+        return tuple(self._groups.pop(group_id) for group_id in group_ids)
 
-    async def fail(self, error: BaseException) -> None:
-        """Make every `take`, now and later, raise `error`."""
-        async with self._changed:
-            self._failure = self._failure or error
-            self._changed.notify_all()
+    def drop(self, group_id: str) -> GroupSummary | None:
+        """Remove a group that nobody wants; None if it is not there."""
+        return self._groups.pop(group_id, None)
 
-    async def take(self, step: int) -> tuple[GroupSummary, ...]:
-        """Wait for all groups of `step` and remove them."""
-        async with self._changed:
-            await self._changed.wait_for(self._ready(step))
-            if self._failure is not None:
-                raise self._failure
-            groups = self._expected.pop(step)
-            return tuple(g for g in groups.values() if g is not None)
+    def fail(self, error: BaseException) -> None:
+        """Make every wait, now and later, raise `error`."""
+        self._failure = self._failure or error
+        self.tell()
 
-    def _ready(self, step: int) -> Callable[[], bool]:
-        def ready() -> bool:
-            places = self._expected.get(step)
-            complete = places is not None and None not in places.values()
-            return complete or self._failure is not None
+    def tell(self) -> None:
+        """Wake whoever waits for news."""
+        self._news.set()
 
-        return ready
+    async def news(self, timeout_s: float | None) -> None:
+        """Wait until something happens, at most so long.
+
+        Raises:
+            BaseException: what the producer failed with.
+        """
+        try:
+            await asyncio.wait_for(self._news.wait(), timeout_s)
+        except TimeoutError:
+            return
+        self._news.clear()
+        self.raise_failure()
+
+    def raise_failure(self) -> None:
+        """Raise what the producer failed with, if it did."""
+        if self._failure is not None:
+            raise self._failure

@@ -20,6 +20,7 @@ from rich.console import Console
 from configs.errors import ConfigError, Problem
 from configs.load import load_recipe
 from orchestrator.import_cmd import import_app
+from orchestrator.render_cmd import render
 
 app = typer.Typer(
     name="braid",
@@ -30,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(import_app, name="import")
+app.command()(render)
 BAD_INPUT, FAILED = 2, 1
 
 
@@ -194,6 +196,22 @@ def ledger(
     else:
         Console().print(shown)
     raise typer.Exit(code)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Check this machine: sandbox tiers, by attacking them, and installed versions; exit 1 if it
+    is not ready."""
+    from orchestrator.doctor import diagnose, render_diagnosis
+
+    found = diagnose()
+    if as_json:
+        sys.stdout.write(json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
+    else:
+        Console().print(render_diagnosis(found))
+    raise typer.Exit(0 if found.ready else FAILED)
 
 
 @app.command("tiny-model")

@@ -168,16 +168,13 @@ class SamplingCluster:
             node = self._placement.node(role, index)
         cpus = float(str(seated["num_cpus"]))
         make: Any = ray.remote  # whose types know no concurrency groups
-        handle: ActorHandle = (
-            make(concurrency_groups=_CONTROL)(cls)
-            .options(
-                **seated,
-                max_restarts=0,
-                max_task_retries=0,
-                runtime_env={"env_vars": _environment(role, cpus)},
-            )
-            .remote(*args)
-        )
+        remote = make(concurrency_groups=_CONTROL)(cls)
+        handle: ActorHandle = remote.options(
+            **seated,
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env={"env_vars": _environment(role, cpus)},
+        ).remote(*args)
         member = Member(role=role, index=index, handle=handle, node=node)
         self._members.append(member)
         return member

@@ -28,7 +28,7 @@ _BUILT_IN = {
     "rewards": "rewards.graders",
     "environment": "environments.environment",
     "advantage": "rollouts.advantages",
-    "loss": "trainer.loss",
+    "loss": "trainer.objectives",
 }
 """Kind of plug -> module of the built-in ones."""
 _TEXT_FILES = (

@@ -13,18 +13,19 @@ from configs.load import load_recipe
 from configs.schema import RunConfig
 from mixing.account import Account, SourceAccount, Tally, shares
 from mixing.allocator import Allocator
+from mixing.group_ids import parse_group_id
 from mixing.ledger import Row, read_account, rows
 from mixing.ledger_events import (
     Accepted,
     Attempt,
     Dispatched,
     Event,
+    Moved,
     Rejected,
     Score,
     Trained,
     from_row,
 )
-from mixing.mixer import parse_group_id
 from orchestrator.run_dir import read_last_metrics
 
 _UNITS = ("groups", "samples", "tokens")
@@ -52,9 +53,11 @@ class SourceReport:
     trained: Amount
     rejected: dict[str, int]
     """Groups by reason."""
+    moved: dict[str, int]
+    """Moves to a later step, by reason."""
     in_flight: int
     survival: float | None
-    """Accepted groups among those decided."""
+    """Accepted groups among those that were accepted, or not for what is in them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +97,8 @@ class Moment:
     step: int | None = None
     version: int | None = None
     """Dispatched: that the engines held; trained: of the weights after the step."""
+    before: int | None = None
+    """Moved: the step that it was destined for."""
     reason: str | None = None
     why: str | None = None
     samples: int | None = None
@@ -207,6 +212,7 @@ def _sources(account: Account, targets: Mapping[str, float]) -> dict[str, Source
             accepted=accepted[name],
             trained=trained[name],
             rejected=dict(accounts[name].rejected),
+            moved=dict(accounts[name].moved),
             in_flight=accounts[name].in_flight,
             survival=accounts[name].survival,
         )
@@ -269,6 +275,9 @@ def _moments(
                 if matches(group.group_id):
                     found = moment(group.group_id)
                     yield replace(found, step=event.step, version=event.version)
+        case Moved() if matches(event.group):
+            found = moment(event.group)
+            yield replace(found, step=event.step, before=event.before, reason=event.reason)
         case Accepted() if matches(event.group):
             yield replace(moment(event.group), score=event.score)
         case Rejected() if matches(event.group):

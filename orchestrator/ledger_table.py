@@ -19,7 +19,7 @@ def render_report(report: LedgerReport) -> RenderableType:
         Text(f"{report.run}: {after}", style="bold"),
         _groups(report),
         _shares(report),
-        *_rejections(report),
+        *_reasons(report),
         *(Text(fault, style="red") for fault in report.faults),
         _verdict(report),
     )
@@ -45,7 +45,9 @@ def _details(moment: Moment) -> str:
     parts: list[str] = []
     if moment.event == "dispatched":
         parts.append(f"for step {moment.step} under version {moment.version}")
-    if moment.reason is not None:
+    if moment.event == "moved":
+        parts.append(f"as {moment.reason} from step {moment.before} to step {moment.step}")
+    elif moment.reason is not None:
         parts.append(f"as {moment.reason}, {moment.why}")
     if moment.score is not None:
         score = moment.score
@@ -88,11 +90,14 @@ def _shares(report: LedgerReport) -> Table:
     return table
 
 
-def _rejections(report: LedgerReport) -> Iterator[Text]:
+def _reasons(report: LedgerReport) -> Iterator[Text]:
     for name, source in report.sources.items():
         if source.rejected:
             reasons = ", ".join(f"{n:,} {reason}" for reason, n in source.rejected.items())
             yield Text(f"{name} rejected: {reasons}")
+        if source.moved:
+            reasons = ", ".join(f"{n:,} {reason}" for reason, n in source.moved.items())
+            yield Text(f"{name} moved to a later step: {reasons}")
 
 
 def _verdict(report: LedgerReport) -> Text:

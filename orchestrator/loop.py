@@ -16,7 +16,6 @@ from mixing.allocator import MixExhausted
 from mixing.ledger import Ledger
 from mixing.mixer import Mixer
 from mixing.tokens import tally
-from orchestrator.buffer import GroupBuffer
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster
 from orchestrator.evaluator import evaluate
@@ -101,14 +100,12 @@ async def train(parts: Parts, restored: Restored) -> None:
     await parts.publisher.open()
     await parts.publisher.publish(first)
     await _evaluate(parts, first, last=first >= cfg.num_steps)  # the start, or one cut off
-    buffer = GroupBuffer()
     producer = RolloutProducer(
         cfg,
         mixer=parts.mixer,
         ledger=parts.ledger,
         rollout=cluster.rollout,
         reward=cluster.reward,
-        buffer=buffer,
         clock=clock,
         version=first,
         pending=restored.pending,
@@ -123,7 +120,7 @@ async def train(parts: Parts, restored: Restored) -> None:
                     break
                 groups = await parts.stop.or_else(
                     cluster.supervisor.until_failed(
-                        buffer.take(step),
+                        producer.take(step),
                         doing=f"the groups of step {step}",
                         timeout_s=cfg.health.generate_s,
                     )

@@ -15,7 +15,7 @@ from configs.validate import active_groups, find_warnings, validate_run
 from configs.versions import check_versions
 from environments.registry import validate_environments
 from mixing.opening import probe_sources, source_warnings
-from orchestrator.clip_check import check_clip
+from orchestrator.loss_check import check_loss
 from orchestrator.memory import MemoryEstimate, estimate_memory
 from orchestrator.plan_data import DataPlan, look_at_data
 from orchestrator.plan_mix import PlannedStep, SourcePlan, StagePlan, plan_mix
@@ -84,7 +84,7 @@ class BatchPlan:
     micro_batches_at_most: int
     """Per rank and training step, were every sample model.max_model_len long."""
     groups_in_flight: int
-    """At most, with sampling max_staleness steps ahead."""
+    """At most, with sampling as far ahead as each source may, and every group trained on."""
     sequences_in_flight: int
     engine_slots: int
     """Sequences that all engines decode at once."""
@@ -162,7 +162,7 @@ def make_plan(cfg: RunConfig, *, gpu_gib: float | None = None) -> RunPlan:
         stages=mix.stages,
         difficulty=plan_difficulty(cfg, items),
         evaluation=plan_evaluation(cfg, {d.name: d.held_out for d in look.data}),
-        batch=_plan_batch(cfg, mix.steps),
+        batch=_plan_batch(cfg, mix.steps, mix.sources),
         memory=memory,
         fullest_gpu_gib=fullest,
         problems=(*problems, *mix.problems, *look.problems),
@@ -237,12 +237,16 @@ def _plan_groups(cfg: RunConfig) -> tuple[GroupPlan, ...]:
     )
 
 
-def _plan_batch(cfg: RunConfig, steps: Sequence[PlannedStep]) -> BatchPlan:
+def _plan_batch(
+    cfg: RunConfig, steps: Sequence[PlannedStep], sources: Sequence[SourcePlan]
+) -> BatchPlan:
     batch, longest = cfg.batch, cfg.model.max_model_len
     samples = max((step.samples for step in steps), default=0)
     completion = max((step.completion_tokens for step in steps), default=0)
     per_rank = math.ceil(math.ceil(samples / batch.num_minibatches) / cfg.trainer.actors.count)
     fit = max(1, batch.max_tokens_per_microbatch // longest)
+    least = min(cfg.max_staleness(s) for s in cfg.sources)
+    further = {s.name: (s.max_staleness - least) * s.groups_most for s in sources}
     return BatchPlan(
         groups_per_step=batch.groups_per_step,
         samples_per_step=samples,
@@ -250,8 +254,9 @@ def _plan_batch(cfg: RunConfig, steps: Sequence[PlannedStep]) -> BatchPlan:
         tokens_at_most=samples * longest,
         optimizer_steps=batch.num_minibatches,
         micro_batches_at_most=batch.num_minibatches * math.ceil(per_rank / fit),
-        groups_in_flight=max_groups_in_flight(batch.groups_per_step, batch.max_staleness),
-        sequences_in_flight=samples * (1 + batch.max_staleness),
+        groups_in_flight=max_groups_in_flight(batch.groups_per_step, least) + sum(further.values()),
+        sequences_in_flight=samples * (1 + least)
+        + sum(further[s.name] * s.group_size for s in cfg.sources if s.name in further),
         engine_slots=cfg.rollout.actors.count * cfg.rollout.max_num_seqs,
     )
 
@@ -270,7 +275,7 @@ def _check_all(cfg: RunConfig, unsound: Sequence[Problem]) -> list[Problem]:
         *validate_rewards(cfg.sources),
         *validate_objectives(cfg.sources),
         *validate_advantages(cfg.sources),
-        *check_clip(cfg),
+        *check_loss(cfg),
     ]
     return [*found, *(problem for problem in others if problem.where not in seen)]
 

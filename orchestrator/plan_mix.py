@@ -35,6 +35,8 @@ class SourcePlan:
     """On average."""
     epochs: float | None
     """Times that the run goes through its items; None where these were not counted."""
+    max_staleness: int
+    """Steps that its sampling may run ahead of training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +156,7 @@ def _sources(
                 groups_in_run=in_run,
                 samples_per_step=round(mean * source.group_size, 4),
                 epochs=round(in_run / size, 3) if size else None,
+                max_staleness=cfg.max_staleness(source),
             )
         )
     return tuple(plans)

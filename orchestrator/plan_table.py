@@ -94,9 +94,9 @@ def _alike(bundles: tuple[Bundle, ...]) -> Iterator[tuple[Bundle, Bundle, Bundle
 
 
 def _sources(plan: RunPlan) -> Table:
-    table = _table(
-        "sources", "name", "share", "groups/step", "samples/step", "groups in run", "epochs"
-    )
+    columns = ["name", "share", "groups/step", "samples/step", "groups in run", "epochs"]
+    unlike = len({s.max_staleness for s in plan.sources}) > 1
+    table = _table("sources", *columns, *(["steps ahead"] if unlike else []))
     for s in plan.sources:
         table.add_row(
             s.name,
@@ -105,6 +105,7 @@ def _sources(plan: RunPlan) -> Table:
             f"{s.samples_per_step:g}",
             f"{s.groups_in_run:g}",
             "-" if s.epochs is None else f"{s.epochs:g}",
+            *([f"up to {s.max_staleness}"] if unlike else []),
         )
     return table
 

@@ -12,6 +12,7 @@ from configs.schema import RunConfig, dump
 _FREE = (
     "num_steps",
     "ray_address",
+    "mix.max_wait_s",
     "batch.max_attempts",
     "batch.max_failed_groups",
     "batch.max_tokens_per_microbatch",

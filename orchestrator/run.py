@@ -27,16 +27,17 @@ from mixing.mixer import Mixer
 from mixing.opening import open_sources
 from mixing.search_cache import find_once
 from mixing.sources import Source
-from orchestrator.clip_check import check_clip
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
 from orchestrator.hashes import run_hashes
 from orchestrator.loop import Parts, Stopped, StopRequest, train
+from orchestrator.loss_check import check_loss
 from orchestrator.plan_mix import plan_mix
 from orchestrator.publisher import WeightPublisher
 from orchestrator.recorder import Recorder
 from orchestrator.resume import Checkpointer
 from orchestrator.run_dir import RunDir
+from orchestrator.sandboxing import describe, find_tier, validate_sandbox
 from rewards.graders import validate_rewards
 from rewards.objective import validate_objectives
 from rollouts.advantages import validate_advantages
@@ -66,7 +67,8 @@ def check(cfg: RunConfig) -> tuple[Mapping[str, Source], Contamination]:
         validate_advantages,
     ):
         problems += validate(cfg.sources)
-    problems += check_clip(cfg)
+    problems += check_loss(cfg)
+    problems += validate_sandbox(cfg)
     if problems:
         # Two checks may find the same fault (a missing file); the first one's words stand.
         raise ConfigError(list({p.where: p for p in reversed(problems)}.values())[::-1])
@@ -87,8 +89,14 @@ def execute(cfg: RunConfig, run_dir: Path, resume: str, *, accept_changes: bool 
     """
     sources, found = check(cfg)
     hashes = run_hashes(cfg, {name: source.fingerprint for name, source in sources.items()})
+    tier = find_tier(cfg)
     with RunDir.open(
-        run_dir, cfg, resume, hashes=hashes, accept_changes=accept_changes
+        run_dir,
+        cfg,
+        resume,
+        hashes=hashes,
+        accept_changes=accept_changes,
+        sandbox="" if tier is None else str(tier),
     ) as directory:
         directory.record_contamination(found)
         return asyncio.run(_run(cfg, directory, sources, found))
@@ -116,6 +124,8 @@ async def _run(
             recorder.say(_opening(cfg, directory, restored.step))
             for warning in (*check_versions(), *found.problems(cfg.decontaminate)):
                 recorder.say(f"warning: {warning}")
+            if (tier := find_tier(cfg)) is not None:
+                recorder.say(describe(tier))
             for change in directory.accepted:
                 recorder.say(f"warning: accepted by --accept-changes: {change}")
             recorder.state("starting Ray")

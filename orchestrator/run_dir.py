@@ -61,6 +61,8 @@ class Attempt:
     """Of data, code, model and recipe; see `orchestrator.hashes`."""
     accepted: list[Change] = Field(default_factory=list)
     """What differs from the attempt before, and was said to be meant (`--accept-changes`)."""
+    sandbox: str = ""
+    """Tier that tested code runs in, and how it is set up; empty where none is tested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,7 @@ class RunDir:
         *,
         hashes: Mapping[str, Hashed] = MappingProxyType({}),
         accept_changes: bool = False,
+        sandbox: str = "",
     ) -> "RunDir":
         """Create or continue the run directory at `path`, lock it, and start its log.
 
@@ -104,6 +107,7 @@ class RunDir:
             resume: `auto` continues what is there, `never` wants an empty or missing directory.
             hashes: of what this attempt runs on; compared with those of the one before.
             accept_changes: go on although they differ, and note in run.json what did.
+            sandbox: tier that tested code runs in, for the record.
 
         Raises:
             ConfigError: the directory is in use, holds a run that is not to be resumed or is not
@@ -117,7 +121,7 @@ class RunDir:
             before = _read_record(path)
             fields = _check_resume(path, before, cfg, resume, hashes)
             accepted = _check_hashes(before, hashes, accept_changes)
-            record = _next_record(before, cfg, hashes, accepted)
+            record = _next_record(before, cfg, hashes, accepted, sandbox)
             for folder in (_ROLLOUTS, _CHECKPOINTS):
                 (path / folder).mkdir(exist_ok=True)
             save_config(cfg, path / _CONFIG)
@@ -401,6 +405,7 @@ def _next_record(
     cfg: RunConfig,
     hashes: Mapping[str, Hashed],
     accepted: list[Change],
+    sandbox: str,
 ) -> RunRecord:
     now = datetime.now(UTC)
     number = before.attempt + 1 if before else 1
@@ -414,6 +419,7 @@ def _next_record(
         versions={"python": sys.version.split()[0], **installed_versions()},
         hashes=dict(hashes),
         accepted=accepted,
+        sandbox=sandbox,
     )
     return RunRecord(
         id=before.id if before else f"{cfg.name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",

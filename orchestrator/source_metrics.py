@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from configs.evaluation import doublings
-from mixing.mixer import parse_group_id
+from mixing.group_ids import parse_group_id
 from rollouts.advantages import all_same
 from rollouts.filters import is_zero_variance
 from rollouts.pass_rates import pass_at_k

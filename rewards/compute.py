@@ -36,7 +36,7 @@ class ComputePool:
         """
         self._cfg = cfg
         self._timeouts = {p: g.timeout_s or cfg.timeout_s for p, g in graders.items()}
-        self._processes = [GraderProcess(graders) for _ in range(cfg.workers)]
+        self._processes = [GraderProcess(graders, cfg.sandbox) for _ in range(cfg.workers)]
         self._threads = ThreadPoolExecutor(cfg.workers, thread_name_prefix="grader")
         self._idle: asyncio.Queue[GraderProcess] = asyncio.Queue()
         self._background: set[asyncio.Task[object]] = set()

@@ -13,6 +13,7 @@ from typing import cast
 from pydantic import JsonValue
 
 from configs.graders.union import GraderConfig
+from configs.sandbox import SandboxConfig
 from rewards import wire
 from rewards.score import Score
 from rewards.subject import Subject
@@ -47,14 +48,16 @@ class GraderProcess:
     Nothing but `kill` reaps the worker, so its process id stays ours until then.
     """
 
-    def __init__(self, graders: Mapping[str, GraderConfig]):
+    def __init__(self, graders: Mapping[str, GraderConfig], sandbox: SandboxConfig | None = None):
         """Start nothing yet.
 
         Args:
             graders: COMPUTE graders by path.
+            sandbox: walls and limits of the code that they test.
         """
         self._hello: JsonValue = {
-            path: grader.model_dump(mode="json") for path, grader in graders.items()
+            "graders": {path: grader.model_dump(mode="json") for path, grader in graders.items()},
+            "sandbox": (sandbox or SandboxConfig()).model_dump(mode="json"),
         }
         self._process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None

@@ -28,6 +28,8 @@ COMPUTE: Mapping[str, str] = {
     "text_similarity": "rewards.text:prepare_text_similarity",
     "math": "rewards.math_answers:prepare_math",
     "json_fields": "rewards.fields:prepare_json_fields",
+    "python": "rewards.python_grader:prepare_python",
+    "code_tests": "rewards.code_tests:prepare_code_tests",
     "split_steps": "rewards.steps:prepare_split",
 }
 ASYNC: Mapping[str, str] = {
@@ -42,6 +44,8 @@ CHECKS: Mapping[str, str] = {
     "math": "rewards.math_answers:check_math",
     "json_fields": "rewards.fields:check_json_fields",
     "multi": "rewards.multi:check_multi",
+    "python": "rewards.python_grader:check_python",
+    "code_tests": "rewards.code_tests:check_code_tests",
     "split_steps": "rewards.steps:check_split",
 }
 """`(cfg, where) -> list[Problem]`: what is wrong with a grader beyond its fields' types."""

@@ -20,8 +20,10 @@ import numpy as np
 from pydantic import JsonValue
 
 from configs.graders.union import GRADER
+from configs.sandbox import SandboxConfig
 from rewards import wire
 from rewards.registry import load_prepare
+from rewards.sandbox.shared import configure
 from rewards.score import FailureKind, GradeFailed, Score
 from rewards.subject import Subject
 
@@ -35,7 +37,7 @@ def main() -> None:
     sock.set_inheritable(False)
     _die_with_parent(int(sys.argv[2]))
     try:
-        graders = _load(cast("dict[str, JsonValue]", wire.receive(sock)))
+        graders = _load(cast("dict[str, dict[str, JsonValue]]", wire.receive(sock)))
     except Exception as error:  # noqa: BLE001 - whatever it is, the pool must hear of it
         wire.send(sock, {"ready": False, "message": f"{type(error).__name__}: {error}"})
         return
@@ -56,9 +58,10 @@ def _die_with_parent(parent: int) -> None:
         sys.exit("the parent died before this worker started")
 
 
-def _load(graders: Mapping[str, JsonValue]) -> dict[str, Callable[[Subject], object]]:
+def _load(hello: Mapping[str, Mapping[str, JsonValue]]) -> dict[str, Callable[[Subject], object]]:
+    configure(SandboxConfig.model_validate(hello["sandbox"]))
     loaded: dict[str, Callable[[Subject], object]] = {}
-    for path, data in graders.items():
+    for path, data in hello["graders"].items():
         cfg = GRADER.validate_python(data)
         loaded[path] = load_prepare(cfg.type)(cfg, path)
     return loaded

@@ -16,19 +16,19 @@ class Verdict(StrEnum):
     RESAMPLE = "resample"
     """No gradient in it: a fresh task of the source takes its place."""
     KEEP = "keep"
-    """No gradient in it either, but its place had all its replacements: trained as it is, with
-    zero advantage, so that the step ends and shares stay exact."""
+    """No gradient in it either, but there are no replacements left: trained as it is, with zero
+    advantage, so that the step ends and shares stay exact."""
 
 
-def judge(summary: GroupSummary, cfg: DifficultyConfig, *, resampled: int) -> Verdict:
+def judge(summary: GroupSummary, cfg: DifficultyConfig, *, last_chance: bool) -> Verdict:
     """Decide on a group with at least one valid rollout.
 
     Args:
-        resampled: replacements for zero variance that its place in the step has had.
+        last_chance: its source has had all its replacements in the step.
     """
     if not cfg.drop_zero_variance or not is_zero_variance(summary):
         return Verdict.TRAIN
-    return Verdict.RESAMPLE if resampled < cfg.max_resamples else Verdict.KEEP
+    return Verdict.KEEP if last_chance else Verdict.RESAMPLE
 
 
 def is_zero_variance(summary: GroupSummary) -> bool:

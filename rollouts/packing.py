@@ -6,14 +6,14 @@ Invariants of a plan (tested over random input):
 3. No micro-batch is above the token budget, save one that holds a single longer sample.
 4. Every rank has as many micro-batches as every other, at most one round more than the smallest
    count that first-fit-decreasing found; empty ones fill up, and no round is empty on all ranks.
-5. `num_loss_tokens` is the sum over the minibatch's samples, counted before any sharding.
+5. `num_loss_tokens` and `num_samples` are the minibatch's, counted before any sharding.
 Equal input gives an equal plan on every machine.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from rollouts.types import (
     TrainingSample,
 )
 
+KLEstimator: TypeAlias = Literal["k1", "k2", "k3", "straight_through"]
+"""`straight_through` has k3's value."""
 _QUADRATIC_TOKENS = 32768
 """Length at which attention costs about as much as all the rest of a layer."""
 _MAX_LOG_RATIO = 20.0
@@ -98,6 +100,7 @@ def _plan_minibatch(samples: Sequence[SampleHandle], *, dp: int, max_tokens: int
             for row in grid
         ),
         num_loss_tokens=sum(s.num_loss_tokens for s in samples),
+        num_samples=sum(s.num_loss_tokens > 0 for s in samples),
     )
 
 
@@ -195,9 +198,7 @@ def _join(parts: Sequence[np.ndarray], dtype: np.dtype) -> np.ndarray:  # type: 
     return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype, copy=False)
 
 
-def apply_kl_to_advantages(
-    batch: MicroBatch, *, estimator: Literal["k1", "k2", "k3"]
-) -> MicroBatch:
+def apply_kl_to_advantages(batch: MicroBatch, *, estimator: KLEstimator) -> MicroBatch:
     """Take the KL to the reference from the per-token reward (`algorithm.kl.placement: reward`).
 
     On each masked token, A_t <- A_t - sum over masked t' >= t of its segment of
@@ -221,7 +222,7 @@ def apply_kl_to_advantages(
     return replace(batch, advantages=advantages.astype(np.float32))
 
 
-def _kl(log_ratio: np.ndarray, estimator: Literal["k1", "k2", "k3"]) -> np.ndarray:  # type: ignore[type-arg]
+def _kl(log_ratio: np.ndarray, estimator: KLEstimator) -> np.ndarray:  # type: ignore[type-arg]
     if estimator == "k1":
         return log_ratio
     if estimator == "k2":

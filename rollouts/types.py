@@ -347,7 +347,10 @@ class MinibatchPlan:
     grid: tuple[tuple[MicroBatchPlan, ...], ...]
     """[dp][n]: as many micro-batches on every rank, empty ones where samples ran out."""
     num_loss_tokens: int
-    """Loss tokens over all ranks and micro-batches: the one denominator of this step's loss."""
+    """Loss tokens over all ranks and micro-batches; with `num_samples`, what the denominator of
+    this step's loss is made of."""
+    num_samples: int
+    """Samples that have loss tokens, over all ranks and micro-batches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

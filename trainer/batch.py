@@ -58,6 +58,13 @@ def to_device(batch: MicroBatch, device: torch.device) -> DeviceBatch:
     )
 
 
+def segments(cu_seqlens: Tensor) -> Tensor:
+    """Return the place of each token's sample in the micro-batch, [T] int64."""
+    lengths = cu_seqlens[1:] - cu_seqlens[:-1]
+    places = torch.arange(len(lengths), device=cu_seqlens.device)
+    return torch.repeat_interleave(places, lengths)
+
+
 def _dummy(*, with_reference: bool) -> MicroBatch:
     zero = np.zeros(1, np.float32)
     return MicroBatch(

@@ -1,7 +1,7 @@
 """The trainer's part of a checkpoint: DeepSpeed's files, each rank's generators, and a card.
 
-Layout of the folder: `trainer.json` (the card), `latest`, `state/` (DeepSpeed), and
-`rng_rank_<n>.json`. Committing the folder (temporary name, fsync, manifest, rename) is the
+Layout of the folder: `trainer.json` (the card), `controls.json`, `latest`, `state/` (DeepSpeed),
+and `rng_rank_<n>.json`. Committing the folder (temporary name, fsync, manifest, rename) is the
 caller's: nothing here counts as saved until that is done.
 """
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from configs.errors import ConfigError, Problem
 from configs.schema import RunConfig
 from trainer import rng
+from trainer.controls import Controls
 
 TAG = "state"
 _CARD = "trainer.json"
@@ -32,7 +33,9 @@ class TrainerCard(BaseModel):
     optimizer_steps: int
 
 
-def save(engine: deepspeed.DeepSpeedEngine, cfg: RunConfig, folder: Path) -> None:
+def save(
+    engine: deepspeed.DeepSpeedEngine, cfg: RunConfig, folder: Path, controls: Controls
+) -> None:
     """Write every rank's part; returns when all ranks have written theirs."""
     folder.mkdir(parents=True, exist_ok=True)
     engine.save_checkpoint(str(folder), tag=TAG, client_state={}, save_latest=True)
@@ -40,11 +43,13 @@ def save(engine: deepspeed.DeepSpeedEngine, cfg: RunConfig, folder: Path) -> Non
     if dist.get_rank() == 0:
         card = _card(cfg, optimizer_steps=int(engine.global_steps))
         (folder / _CARD).write_text(json.dumps(card.model_dump(mode="json")))
+        controls.save(folder)
     dist.barrier()
 
 
-def load(engine: deepspeed.DeepSpeedEngine, cfg: RunConfig, folder: Path) -> None:
-    """Set the engine's whole state from `folder`; ConfigError where it does not fit this run."""
+def load(engine: deepspeed.DeepSpeedEngine, cfg: RunConfig, folder: Path) -> Controls:
+    """Set the engine's whole state from `folder`, and return the controls; ConfigError where it
+    does not fit this run."""
     saved = read_card(folder)
     wanted = _card(cfg, optimizer_steps=saved.optimizer_steps)
     if saved != wanted:
@@ -61,6 +66,7 @@ def load(engine: deepspeed.DeepSpeedEngine, cfg: RunConfig, folder: Path) -> Non
         raise ConfigError(Problem(where=str(folder / TAG), what="holds no DeepSpeed checkpoint"))
     rng.read(folder / _rng_name(dist.get_rank()))
     dist.barrier()
+    return Controls.load(folder)
 
 
 def read_card(folder: Path) -> TrainerCard:

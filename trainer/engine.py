@@ -1,9 +1,10 @@
 """One rank of the training group: DeepSpeed around the policy.
 
 What must hold:
-- The loss of an optimizer step is sum / num_loss_tokens with the global token count. Each rank
-  backs up its own sum times world_size / num_loss_tokens, because DeepSpeed averages gradients
-  over ranks; accumulation is 1 in DeepSpeed's eyes, so nothing else is divided.
+- The loss of an optimizer step is sum / denominator, counted over all ranks before anything is
+  sharded or masked. Each rank backs up its own sum times world_size / denominator, because
+  DeepSpeed averages gradients over ranks; accumulation is 1 in DeepSpeed's eyes, so nothing else
+  is divided.
 - All ranks make the same calls with equally many micro-batches: every forward, backward and
   reduction may be a collective.
 - No optimizer step happens on a non-finite loss or gradient, and all ranks learn of it together.
@@ -16,7 +17,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -32,11 +33,14 @@ from configs.schema import RunConfig
 from rollouts.packing import apply_kl_to_advantages
 from rollouts.types import F32, MicroBatch
 from trainer import checkpoint
-from trainer.batch import DeviceBatch, to_device
+from trainer.batch import DeviceBatch, segments, to_device
+from trainer.controls import Controls
+from trainer.corrections import correction_weights
 from trainer.errors import NonFiniteError, RatioError
-from trainer.loss import LossInputs, LossOutput, resolve_loss
+from trainer.loss import LossInputs, LossOutput, sample_sum
 from trainer.metrics import Metric, Reduced, reduce_metrics
 from trainer.model import PolicyModel, load_policy
+from trainer.objectives import resolve_loss
 from trainer.schedule import lr_factor
 from trainer.scorer import score_micro_batches
 from trainer.zero3 import partitioned_loading
@@ -62,6 +66,8 @@ class Minibatch:
     """As many on every rank; empty ones fill up."""
     num_loss_tokens: int
     """Over all ranks."""
+    num_samples: int
+    """With loss tokens, over all ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +75,7 @@ class MinibatchMetrics:
     """One optimizer step, the same on every rank."""
 
     loss: float
-    """Global sum / num_loss_tokens."""
+    """Global sum / denominator."""
     grad_norm: float
     """Global norm before clipping."""
     lr: float
@@ -103,6 +109,7 @@ class PolicyEngine:
         self.cfg = cfg
         self.rank, self.world_size = rank, world_size
         self._loss = resolve_loss(cfg.algorithm.loss)
+        self._controls = Controls.start(cfg.algorithm)
         kind: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
         settings = deepspeed_config(cfg, device=kind)
         # DeepSpeed reads these; each Ray actor sees its own GPU as number 0.
@@ -169,38 +176,38 @@ class PolicyEngine:
         for i, minibatch in enumerate(minibatches):
             frozen = None if proximal is None else proximal[i]
             tolerance = RATIO_TOLERANCE[self.cfg.model.dtype] if i == 0 else math.inf
-            done.append(
-                self._train_minibatch(
-                    minibatch.micro_batches, minibatch.num_loss_tokens, frozen, tolerance
-                )
-            )
-        return StepOutcome(metrics=_summary(done), seconds=dict(self._seconds))
+            done.append(self._train_minibatch(minibatch, frozen, tolerance))
+        metrics = _summary(done)
+        algorithm = self.cfg.algorithm
+        if algorithm.kl.target is not None:
+            metrics["kl_scale"] = self._controls.kl_scale
+        if algorithm.entropy.coef > 0 or algorithm.entropy.target is not None:
+            metrics["entropy_coef"] = self._controls.bonus(algorithm)
+        self._controls.follow(algorithm, metrics)
+        return StepOutcome(metrics=metrics, seconds=dict(self._seconds))
 
     def train_minibatch(
-        self,
-        micro_batches: Sequence[MicroBatch],
-        num_loss_tokens: int,
-        proximal: Sequence[F32] | None,
+        self, minibatch: Minibatch, proximal: Sequence[F32] | None
     ) -> MinibatchMetrics:
         """Do one optimizer step.
 
         Where `algorithm.kl.placement` is `reward`, the KL is taken from the advantages here.
 
         Args:
-            num_loss_tokens: Over all ranks.
             proximal: [T] for each micro-batch; None takes the policy's own, so the ratio is 1.
         """
-        return self._train_minibatch(micro_batches, num_loss_tokens, proximal, math.inf)
+        return self._train_minibatch(minibatch, proximal, math.inf)
 
     def _train_minibatch(
-        self,
-        micro_batches: Sequence[MicroBatch],
-        num_loss_tokens: int,
-        proximal: Sequence[F32] | None,
-        ratio_tolerance: float,
+        self, minibatch: Minibatch, proximal: Sequence[F32] | None, ratio_tolerance: float
     ) -> MinibatchMetrics:
-        if num_loss_tokens < 1 or not micro_batches:
-            raise ValueError(f"nothing to train on: {num_loss_tokens=}, {len(micro_batches)=}")
+        micro_batches = minibatch.micro_batches
+        if minibatch.num_loss_tokens < 1 or minibatch.num_samples < 1 or not micro_batches:
+            raise ValueError(
+                f"nothing to train on: {minibatch.num_loss_tokens} loss tokens of "
+                f"{minibatch.num_samples} samples in {len(micro_batches)} micro-batches"
+            )
+        denominator = self._denominator(minibatch)
         lr = float(self._engine.get_lr()[0])
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         deviation = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -210,9 +217,9 @@ class PolicyEngine:
                 last = i == len(micro_batches) - 1
                 self._engine.set_gradient_accumulation_boundary(last)
                 x, out = self._forward(batch, None if proximal is None else proximal[i])
-                scale = self.world_size / num_loss_tokens
+                scale = self.world_size / denominator
                 self._engine.backward(out.total * scale, scale_wrt_gas=False)
-                loss += out.total.detach().double() / num_loss_tokens
+                loss += out.total.detach().double() / denominator
                 deviation = torch.maximum(deviation, _deviation(x))
                 parts.append(out.metrics)
             total, worst = self._agree(loss, deviation, ratio_tolerance)
@@ -223,12 +230,23 @@ class PolicyEngine:
             grad_norm=grad_norm,
             lr=lr,
             ratio_max_deviation=worst,
-            num_loss_tokens=num_loss_tokens,
+            num_loss_tokens=minibatch.num_loss_tokens,
             stats=reduce_metrics(parts, self.device),
         )
 
+    def _denominator(self, minibatch: Minibatch) -> int:
+        """What the loss's sum over all ranks is divided by."""
+        aggregation = self.cfg.algorithm.aggregation
+        if aggregation == "token_mean":
+            return minibatch.num_loss_tokens
+        if aggregation == "sequence_mean":
+            return minibatch.num_samples
+        return minibatch.num_samples * self.cfg.constant_tokens
+
     def _forward(self, batch: MicroBatch, proximal: F32 | None) -> tuple[LossInputs, LossOutput]:
-        kl = self.cfg.algorithm.kl
+        algorithm = self.cfg.algorithm
+        kl = algorithm.kl
+        batch = replace(batch, kl_coef=batch.kl_coef * np.float32(self._controls.kl_scale))
         if kl.placement == "reward":
             batch = apply_kl_to_advantages(batch, estimator=kl.estimator)
         b: DeviceBatch = to_device(batch, self.device)
@@ -239,28 +257,49 @@ class PolicyEngine:
             frozen = logprobs.detach()
         else:
             frozen = torch.from_numpy(np.asarray(proximal, np.float32)).to(self.device)
-        x = LossInputs(
-            policy_logprobs=logprobs,
-            proximal_logprobs=frozen,
-            rollout_logprobs=b.rollout_logprobs,
-            ref_logprobs=b.ref_logprobs,
-            advantages=b.advantages,
-            loss_mask=b.loss_mask,
-            loss_weight=b.loss_weight,
-            kl_coef=b.kl_coef,
-            clip_low=b.clip_low,
-            clip_high=b.clip_high,
-            entropy=entropy,
-            importance_cap=self.cfg.algorithm.importance_cap,
-            kl_estimator=kl.estimator,
-            kl_in_loss=kl.placement == "loss",
-        ).filled()
+        x = self._loss_inputs(b, logprobs, entropy, frozen)
         out = self._loss(x)
         if out.total.requires_grad:
             return x, out
         # A loss that used no token leaves no graph: anchor it, so that backward still runs.
         anchored = out.total + 0.0 * x.policy_logprobs.sum()
         return x, LossOutput(total=anchored, metrics=out.metrics)
+
+    def _loss_inputs(
+        self, b: DeviceBatch, logprobs: Tensor, entropy: Tensor, proximal: Tensor
+    ) -> LossInputs:
+        algorithm = self.cfg.algorithm
+        segment = segments(b.cu_seqlens)
+        weight = b.loss_weight
+        if algorithm.aggregation == "sequence_mean":
+            tokens = sample_sum(torch.ones_like(weight), b.loss_mask, segment)
+            weight = weight / tokens.clamp(min=1)
+        return LossInputs(
+            policy_logprobs=logprobs,
+            proximal_logprobs=proximal,
+            rollout_logprobs=b.rollout_logprobs,
+            ref_logprobs=b.ref_logprobs,
+            advantages=b.advantages,
+            loss_mask=b.loss_mask,
+            segment=segment,
+            loss_weight=weight,
+            correction=correction_weights(
+                algorithm.correction,
+                policy=logprobs,
+                proximal=proximal,
+                rollout=b.rollout_logprobs,
+                advantages=b.advantages,
+                mask=b.loss_mask,
+                segment=segment,
+            ),
+            kl_coef=b.kl_coef,
+            clip_low=b.clip_low,
+            clip_high=b.clip_high,
+            entropy=entropy,
+            entropy_coef=self._controls.bonus(algorithm),
+            kl_estimator=algorithm.kl.estimator,
+            kl_in_loss=algorithm.kl.placement == "loss",
+        ).filled()
 
     def _agree(self, loss: Tensor, deviation: Tensor, tolerance: float) -> tuple[float, float]:
         """Share every rank's loss and ratio; raise on all ranks if one is out of bounds."""
@@ -351,11 +390,11 @@ class PolicyEngine:
 
     def save(self, folder: str | Path) -> None:
         """Write this rank's part of a checkpoint into `folder`. A collective."""
-        checkpoint.save(self._engine, self.cfg, Path(folder))
+        checkpoint.save(self._engine, self.cfg, Path(folder), self._controls)
 
     def load(self, folder: str | Path) -> None:
         """Set weights, optimizer, schedule and generators from `folder`. A collective."""
-        checkpoint.load(self._engine, self.cfg, Path(folder))
+        self._controls = checkpoint.load(self._engine, self.cfg, Path(folder))
 
 
 def _quieten() -> None:
@@ -389,4 +428,16 @@ def _summary(done: Sequence[MinibatchMetrics]) -> dict[str, float]:
         for name, stat in minibatch.stats.items():
             merged[name] = merged[name].merge(stat) if name in merged else stat
     metrics.update({n: s.result for n, s in merged.items() if s.result is not None})
+    metrics.update(_derived(metrics))
     return metrics
+
+
+def _derived(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return what is no mean of its own: effective sample size of the sampler's tokens as a share
+    of them, E[w]^2 / E[w^2], and the sampler's perplexity over the trainer's."""
+    if not {"mismatch/weight", "mismatch/chi2", "mismatch/log_gap"} <= metrics.keys():
+        return {}
+    return {
+        "mismatch/ess": metrics["mismatch/weight"] ** 2 / (1 + metrics["mismatch/chi2"]),
+        "mismatch/ppl_ratio": math.exp(metrics["mismatch/log_gap"]),
+    }

@@ -12,6 +12,7 @@ from configs.graders.answers import (
     MathGrader,
     ReasoningGymGrader,
 )
+from configs.graders.code import CodeTestsGrader, PythonGrader
 from configs.graders.rft import MultiGrader, StringCheckGrader, TextSimilarityGrader
 from configs.graders.steps import SplitStepsGrader, StepsGrader
 
@@ -25,6 +26,8 @@ GraderConfig = Annotated[
     | JsonFieldsGrader
     | LengthGrader
     | ReasoningGymGrader
+    | PythonGrader
+    | CodeTestsGrader
     | SplitStepsGrader
     | StepsGrader,
     Field(discriminator="type"),

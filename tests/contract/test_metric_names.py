@@ -10,7 +10,7 @@ from configs.schema import RunConfig
 from mixing.curriculum import CurriculumSnapshot
 from mixing.difficulty import DifficultySnapshot
 from mixing.feedback import SourceDifficulty
-from mixing.ledger_events import Reason
+from mixing.ledger_events import MoveReason, Reason
 from orchestrator.publisher import SyncReport
 from orchestrator.run_totals import RunTotals
 from orchestrator.source_metrics import METRICS, PART_METRICS
@@ -120,6 +120,7 @@ def emitted() -> set[str]:
         ledger={
             **dict.fromkeys(("ledger/dispatched", "ledger/trained", "ledger/in_flight"), 1),
             **{f"ledger/rejected/{reason}": 0 for reason in Reason},
+            **{f"ledger/moved/{reason}": 0 for reason in MoveReason},
         },
         difficulty=difficulty(),
     )

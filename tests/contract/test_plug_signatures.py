@@ -63,7 +63,8 @@ def test_an_environment_is_one(name: str):
 
 
 def test_a_loss_takes_loss_inputs_and_gives_a_loss_output():
-    from trainer.loss import BUILT_IN, LossInputs, LossOutput
+    from trainer.loss import LossInputs, LossOutput
+    from trainer.objectives import BUILT_IN
 
     for loss in BUILT_IN.values():
         signature = inspect.signature(loss, eval_str=True)
@@ -168,7 +169,7 @@ def _fill(value: object, name: str) -> object:
 
 
 def test_a_loss_that_does_not_fit_is_refused(mine: str):
-    from trainer.loss import resolve_loss
+    from trainer.objectives import resolve_loss
 
     with pytest.raises(ConfigError):
         resolve_loss(PlugConfig(use=f"{mine}:nope"))

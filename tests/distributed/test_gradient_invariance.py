@@ -4,11 +4,8 @@ The yardstick is naive: each sample alone through the plain Hugging Face model, 
 the loss written out again here, divided by the global token count.
 """
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,41 +14,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-WORKER = Path(__file__).with_name("trainer_worker.py")
+RunWorld = Callable[[str, int, Path, Path], None]
 WORLDS = (1, 2)
 TOLERANCE = 1e-5
-
-
-def load_worker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("trainer_worker", WORKER)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run_world(mode: str, world: int, models: Path, out: Path, timeout: float) -> None:
-    """Run all ranks of one world; on failure show the ranks' output and leave none behind."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    logs = [out / f"{mode}_{world}_{rank}.log" for rank in range(world)]
-    ranks = []
-    for rank, log in enumerate(logs):
-        command = [sys.executable, WORKER, mode, rank, world, models, out]
-        with log.open("w") as sink:
-            ranks.append(
-                subprocess.Popen(
-                    list(map(str, command)), stdout=sink, stderr=subprocess.STDOUT, env=env
-                )
-            )
-    try:
-        codes = [process.wait(timeout=timeout) for process in ranks]
-    finally:
-        for process in ranks:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-    tails = "\n".join(log.read_text()[-3000:] for log in logs)
-    assert codes == [0] * world, f"ranks ended with {codes}:\n{tails}"
 
 
 def naive_gradients(model_dir: Path, worker: ModuleType) -> tuple[dict[str, np.ndarray], float]:
@@ -94,11 +59,6 @@ def naive_gradients(model_dir: Path, worker: ModuleType) -> tuple[dict[str, np.n
 
 
 @pytest.fixture(scope="module")
-def worker() -> ModuleType:
-    return load_worker()
-
-
-@pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, worker: ModuleType) -> Path:
     folder = tmp_path_factory.mktemp("models")
     worker.make_model(folder / "tied", tied=True)
@@ -109,12 +69,12 @@ def models(tmp_path_factory: pytest.TempPathFactory, worker: ModuleType) -> Path
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("world", WORLDS)
 def test_gradients_are_those_of_the_naive_loss(
-    world: int, models: Path, worker: ModuleType, tmp_path: Path
+    world: int, models: Path, worker: ModuleType, run_world: RunWorld, tmp_path: Path
 ) -> None:
     """ZeRO 0-3 x {1, 2, 4} micro-batches x {packed, padded}, tied and untied, offload and
     recomputation, and a rank without tokens: all within 1e-5 of the largest element. The policy
     has moved, and samples of several clip ranges lie side by side."""
-    run_world("gradients", world, models, tmp_path, timeout=240)
+    run_world("gradients", world, models, tmp_path)
     expected = {tied: naive_gradients(models / tied, worker) for tied in ("tied", "untied")}
     files = sorted(tmp_path.glob("*.npz"))
     assert len(files) == 8 * 7 + 4 * 5
@@ -131,10 +91,12 @@ def test_gradients_are_those_of_the_naive_loss(
 
 
 @pytest.mark.timeout(300)
-def test_bad_numbers_stop_every_rank_before_the_update(models: Path, tmp_path: Path) -> None:
+def test_bad_numbers_stop_every_rank_before_the_update(
+    models: Path, run_world: RunWorld, tmp_path: Path
+) -> None:
     """A NaN on rank 1, an infinite gradient, a ratio that is off: the same error on both ranks,
     with step, rank and value, and the weights as they were; gradients in every stage and dtype."""
-    run_world("failures", 2, models, tmp_path, timeout=240)
+    run_world("failures", 2, models, tmp_path)
     seen = [json.loads((tmp_path / f"failures_{rank}.json").read_text()) for rank in (0, 1)]
     assert seen[0] == seen[1]
     assert len(seen[0]) == 4 + 2 + 2

@@ -1,10 +1,7 @@
 """Save, load, go on: bitwise what not stopping gives; and the export that Hugging Face loads."""
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from configs.errors import ConfigError
 from trainer.export import export, main
 
-WORKER = Path(__file__).with_name("trainer_worker.py")
+RunWorld = Callable[[str, int, Path, Path], None]
 CHECKPOINTS = [
     (0, "float32"),
     (0, "bfloat16"),
@@ -27,45 +24,14 @@ CHECKPOINTS = [
 ]
 
 
-def load_worker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("trainer_worker", WORKER)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def worker() -> ModuleType:
-    return load_worker()
-
-
-@pytest.fixture(scope="module")
-def resumed(tmp_path_factory: pytest.TempPathFactory, worker: ModuleType) -> Path:
+def resumed(
+    tmp_path_factory: pytest.TempPathFactory, worker: ModuleType, run_world: RunWorld
+) -> Path:
     """Run the resume worlds once; the folder holds their checkpoints and reports."""
     folder = tmp_path_factory.mktemp("resume")
     worker.make_model(folder / "models" / "tied", tied=True)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    world = 2
-    logs = [folder / f"rank_{rank}.log" for rank in range(world)]
-    ranks = []
-    for rank, log in enumerate(logs):
-        command = [sys.executable, WORKER, "resume", rank, world, folder / "models", folder]
-        with log.open("w") as sink:
-            ranks.append(
-                subprocess.Popen(
-                    list(map(str, command)), stdout=sink, stderr=subprocess.STDOUT, env=env
-                )
-            )
-    try:
-        codes = [process.wait(timeout=240) for process in ranks]
-    finally:
-        for process in ranks:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-    tails = "\n".join(log.read_text()[-3000:] for log in logs)
-    assert codes == [0] * world, f"ranks ended with {codes}:\n{tails}"
+    run_world("resume", 2, folder / "models", folder)
     return folder
 
 

@@ -33,13 +33,17 @@ from configs.schema import (
 )
 from rollouts.packing import assemble
 from rollouts.types import MicroBatch, TrainingSample
+from trainer.controls import Controls
 from trainer.engine import Minibatch, PolicyEngine
 from trainer.errors import NonFiniteError, RatioError
 from trainer.loss import LossInputs, LossOutput
+from trainer.objectives import resolve_loss
 
 VOCAB = 64
 NUM_SAMPLES = 8
 NOTHING = np.zeros(0, np.float32)
+FOLLOWING = {"kl": {"coef": 0.1, "target": 0.01}, "entropy": {"coef": 0.01, "target": 9.0}}
+"""Coefficients that move every step."""
 
 
 def make_model(folder: Path, *, tied: bool = True) -> None:
@@ -176,6 +180,25 @@ def drifted_from(engine: Probe, samples: Sequence[TrainingSample]) -> list[np.nd
     ]
 
 
+def train_drifted(
+    engine: Probe,
+    samples: Sequence[TrainingSample],
+    pieces: Sequence[Sequence[int]],
+    proximal: Sequence[np.ndarray],
+) -> float:
+    """Train one minibatch laid out in `pieces`; return the loss."""
+    frozen = [np.concatenate([NOTHING, *(proximal[i] for i in p)]) for p in pieces]
+    return engine.train_minibatch(as_minibatch(lay_out(samples, pieces), samples), frozen).loss
+
+
+def as_minibatch(batches: Sequence[MicroBatch], samples: Sequence[TrainingSample]) -> Minibatch:
+    return Minibatch(
+        micro_batches=tuple(batches),
+        num_loss_tokens=count_tokens(samples),
+        num_samples=sum(bool(s.loss_mask[1:].any()) for s in samples),
+    )
+
+
 def close(engine: PolicyEngine) -> None:
     """Free the engine so that the next one in this process starts clean."""
     engine._engine.destroy()
@@ -190,7 +213,6 @@ def weights(engine: PolicyEngine) -> dict[str, np.ndarray]:
 def run_gradients(rank: int, world: int, models_dir: Path, out: Path) -> None:
     """Every (stage, packing, split) case: save the gradients and norms that rank 0 saw."""
     samples = make_samples()
-    tokens = count_tokens(samples)
     plain: list[dict[str, object]] = [{"zero_stage": s} for s in (0, 1, 2, 3)]
     extra: list[dict[str, object]] = [
         {"zero_stage": 2, "offload": "optimizer"},
@@ -205,21 +227,62 @@ def run_gradients(rank: int, world: int, models_dir: Path, out: Path) -> None:
         engine = Probe(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
         before, proximal = weights(engine), drifted_from(engine, samples)
 
-        def train(pieces: Sequence[Sequence[int]], engine=engine, proximal=proximal) -> float:
-            frozen = [np.concatenate([NOTHING, *(proximal[i] for i in p)]) for p in pieces]
-            return engine.train_minibatch(lay_out(samples, pieces), tokens, frozen).loss
-
         for packing in ("packed", "padded"):
             engine.model.packing = packing  # type: ignore[assignment]
             for micro in (1, 2, 4) if knobs in plain else (1, 4):
                 pieces = deal(len(samples), rank=rank, world=world, micro=micro)
-                save_case(out, rank, knobs, tied, packing, micro, engine, train(pieces))
+                loss = train_drifted(engine, samples, pieces, proximal)
+                save_case(out, rank, knobs, tied, packing, micro, engine, loss)
         # A rank with no tokens at all.
-        loss = train([range(len(samples)) if rank == 0 else ()])
+        lone = [range(len(samples)) if rank == 0 else ()]
+        loss = train_drifted(engine, samples, lone, proximal)
         save_case(out, rank, knobs, tied, "lone", 1, engine, loss)
         after = weights(engine)
         assert all(np.array_equal(before[n], after[n]) for n in before), "lr 0 moved weights"
         close(engine)
+
+
+def objectives() -> dict[str, dict[str, object]]:
+    """Sections `algorithm` to compare: every loss, aggregation, correction and KL form."""
+    kl = {"coef": 0.1, "estimator": "straight_through"}
+    cases: dict[str, dict[str, object]] = {
+        f"{loss}-{aggregation}": {
+            "loss": {"use": loss},
+            "aggregation": aggregation,
+            "constant_tokens": 20 if aggregation == "constant" else None,
+            "kl": kl,
+        }
+        for loss in ("ppo_clip", "gspo", "cispo", "policy_gradient", "trust_region")
+        for aggregation in ("token_mean", "sequence_mean", "constant")
+    }
+    cases["dual"] = {"loss": {"use": "ppo_clip", "args": {"dual_clip": 1.2}}, "kl": kl}
+    cases["entropy"] = {"kl": kl, "entropy": {"coef": 0.05}}
+    for weight in ("truncate", "mask", "none"):
+        for level in ("token", "sequence", "geometric"):
+            correction = {"weight": weight, "level": level, "low": 0.8, "high": 1.3}
+            cases[f"{weight}-{level}"] = {"kl": kl, "correction": correction}
+    cases["drift"] = {"kl": kl, "correction": {"max_sequence_kl": 0.05}}
+    return cases
+
+
+def run_objectives(rank: int, world: int, models_dir: Path, out: Path) -> None:
+    """Every objective in a few layouts: save the gradients and losses that rank 0 saw."""
+    layouts = ((("packed", 2),), (("packed", 4), ("padded", 1)))[world - 1]
+    samples = make_samples()
+    cfg = run_config(models_dir / "tied", zero_stage=2)
+    engine = Probe(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
+    proximal = drifted_from(engine, samples)
+    for name, section in objectives().items():
+        algorithm = AlgorithmConfig.model_validate(section)
+        engine.cfg = cfg.model_copy(update={"algorithm": algorithm})
+        engine._loss = resolve_loss(algorithm.loss)
+        engine._controls = Controls.start(algorithm)
+        for packing, micro in layouts:
+            engine.model.packing = packing  # type: ignore[assignment]
+            pieces = deal(len(samples), rank=rank, world=world, micro=micro)
+            loss = train_drifted(engine, samples, pieces, proximal)
+            save_case(out, rank, {"of": name}, True, packing, micro, engine, loss)
+    close(engine)
 
 
 def save_case(
@@ -248,7 +311,6 @@ def _bad_gradient(x: LossInputs) -> LossOutput:
 def run_failures(rank: int, world: int, models_dir: Path, out: Path) -> None:
     """Non-finite losses and gradients, and a ratio that is off: same error on all ranks."""
     samples = make_samples()
-    tokens = count_tokens(samples)
     seen: dict[str, dict[str, object]] = {}
     cases = [(s, "bfloat16", "gradient") for s in (0, 1, 2, 3)]
     cases += [(s, "float32", "gradient") for s in (0, 3)]
@@ -257,7 +319,7 @@ def run_failures(rank: int, world: int, models_dir: Path, out: Path) -> None:
         cfg = run_config(models_dir / "tied", zero_stage=stage, dtype=dtype)
         engine = PolicyEngine(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
         before = weights(engine)
-        error = fail(engine, failure, samples, tokens, rank, world)
+        error = fail(engine, failure, samples, rank, world)
         same = all(np.array_equal(before[n], w) for n, w in weights(engine).items())
         seen[f"{stage}.{dtype}.{failure}"] = {**error, "weights_kept": same}
         close(engine)
@@ -268,7 +330,6 @@ def fail(
     engine: PolicyEngine,
     failure: str,
     samples: Sequence[TrainingSample],
-    tokens: int,
     rank: int,
     world: int,
 ) -> dict[str, object]:
@@ -278,7 +339,7 @@ def fail(
         batches[0] = dataclasses.replace(batches[0], advantages=advantages)
     if failure == "gradient":
         engine._loss = _bad_gradient
-    minibatch = Minibatch(micro_batches=tuple(batches), num_loss_tokens=tokens)
+    minibatch = as_minibatch(batches, samples)
     if failure == "ratio":
         shift(engine)
     try:
@@ -308,9 +369,7 @@ def train(engine: PolicyEngine, steps: range, rank: int, world: int) -> list[dic
         for half in range(2):
             samples = make_samples(seed=10 * step + half)
             batches = share(samples, rank=rank, world=world, micro=2)
-            minibatches.append(
-                Minibatch(micro_batches=batches, num_loss_tokens=count_tokens(samples))
-            )
+            minibatches.append(as_minibatch(batches, samples))
         history.append(dict(engine.train_step(step, minibatches).metrics))
     return history
 
@@ -327,6 +386,7 @@ def run_resume(rank: int, world: int, models_dir: Path, out: Path) -> None:
     cases += [(0, "bfloat16"), (1, "bfloat16"), (3, "bfloat16")]
     for stage, dtype in cases:
         cfg = run_config(models_dir / "tied", zero_stage=stage, dtype=dtype)
+        cfg = cfg.model_copy(update={"algorithm": AlgorithmConfig.model_validate(FOLLOWING)})
         folder = out / f"ckpt_{stage}_{dtype}_{world}"
         random.seed(rank)
         np.random.seed(rank)
@@ -369,9 +429,13 @@ def main() -> None:
         init_method=f"file://{out}/rendezvous_{mode}_{world}",
         timeout=datetime.timedelta(seconds=60),
     )
-    {"gradients": run_gradients, "failures": run_failures, "resume": run_resume}[mode](
-        rank, world, models_dir, out
-    )
+    modes = {
+        "gradients": run_gradients,
+        "objectives": run_objectives,
+        "failures": run_failures,
+        "resume": run_resume,
+    }
+    modes[mode](rank, world, models_dir, out)
     dist.barrier()
     dist.destroy_process_group()
 

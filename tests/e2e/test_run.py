@@ -130,8 +130,10 @@ def start():
 
 
 def records(run_dir: Path, name: str) -> list[dict]:
+    """Return a file's objects; the last line may be half written while the run goes on."""
     path = run_dir / name
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def steps(run_dir: Path) -> list[int]:

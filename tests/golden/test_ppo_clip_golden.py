@@ -7,8 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.loss import LossInputs, kl_estimate, ppo_clip
+from configs.schema import CorrectionConfig
+from trainer.corrections import correction_weights
+from trainer.kl import kl_estimate
+from trainer.loss import LossInputs
 from trainer.metrics import Max, Mean, Metric
+from trainer.objectives import ppo_clip
 
 
 def inputs(
@@ -27,21 +31,36 @@ def inputs(
     estimator: str = "k3",
 ) -> LossInputs:
     n = len(policy)
-    proximal = policy if proximal is None else proximal
-    rollout = proximal if rollout is None else rollout
+    now = torch.tensor(policy, requires_grad=True)
+    before = now.detach() if proximal is None else torch.tensor(proximal)
+    sampler = before if rollout is None else torch.tensor(rollout)
+    gains = torch.tensor([1.0] * n if advantages is None else advantages)
+    kept = torch.tensor([True] * n if mask is None else mask)
+    one = torch.zeros(n, dtype=torch.int64)
+    correction = correction_weights(
+        CorrectionConfig(weight="none") if cap is None else CorrectionConfig(high=cap),
+        policy=now,
+        proximal=before,
+        rollout=sampler,
+        advantages=gains,
+        mask=kept,
+        segment=one,
+    )
     return LossInputs(
-        policy_logprobs=torch.tensor(policy, requires_grad=True),
-        proximal_logprobs=torch.tensor(proximal),
-        rollout_logprobs=torch.tensor(rollout),
+        policy_logprobs=now,
+        proximal_logprobs=before,
+        rollout_logprobs=sampler,
         ref_logprobs=None if ref is None else torch.tensor(ref),
-        advantages=torch.tensor([1.0] * n if advantages is None else advantages),
-        loss_mask=torch.tensor([True] * n if mask is None else mask),
+        advantages=gains,
+        loss_mask=kept,
+        segment=one,
+        correction=correction,
         loss_weight=torch.tensor([1.0] * n if weight is None else weight),
         kl_coef=torch.full((n,), kl_coef),
         clip_low=torch.tensor([math.nan] * n if low is None else low),
         clip_high=torch.tensor([math.nan] * n if high is None else high),
         entropy=torch.zeros(n),
-        importance_cap=cap,
+        entropy_coef=0.0,
         kl_estimator=estimator,  # type: ignore[arg-type]
         kl_in_loss=True,
     )
@@ -156,6 +175,7 @@ def test_clip_fractions_count_what_was_really_clipped() -> None:
         ("k1", 0.5, 1.0),
         ("k2", 0.125, 0.5),
         ("k3", math.exp(-0.5) - 1 + 0.5, 1 - math.exp(-0.5)),
+        ("straight_through", math.exp(-0.5) - 1 + 0.5, 0.5),
     ],
 )
 def test_kl_estimators(estimator: str, value: float, grad: float) -> None:
@@ -198,7 +218,9 @@ def test_truncated_importance_weights() -> None:
     assert ppo_clip(x).total.item() == pytest.approx(-sum(weights))
     assert gradient(x) == pytest.approx([-w for w in weights])
     metrics = ppo_clip(x).metrics
-    assert mean(metrics["mismatch/truncated"]) == pytest.approx(1 / 3)
+    assert mean(metrics["mismatch/correction"]) == pytest.approx(sum(weights) / 3)
+    assert mean(metrics["mismatch/weight"]) == pytest.approx((1.5 + 4 + 0.25) / 3)
+    assert mean(metrics["mismatch/log_gap"]) == pytest.approx(LOG(1.5 * 4 * 0.25) / 3)
     assert largest(metrics["mismatch/max_gap"]) == pytest.approx(LOG(4))
     assert mean(metrics["mismatch/chi2"]) == pytest.approx((1.5**2 + 16 + 0.0625) / 3 - 1)
     # k3 of KL(rollout || proximal) = w - 1 - log w

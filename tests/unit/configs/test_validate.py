@@ -80,6 +80,16 @@ KL = {"algorithm": {"kl": {"coef": 0.1}}}
 HALF = {"gpus": 0.5}
 
 CASES: list[tuple[str, dict[str, object], str]] = [
+    (
+        "constant tokens that nothing reads",
+        {"algorithm": {"constant_tokens": 9}},
+        "algorithm.constant_tokens",
+    ),
+    (
+        "a KL target without a KL",
+        {"algorithm": {"kl": {"target": 0.1}}},
+        "algorithm.kl.target",
+    ),
     ("same name", {"sources": [{}, {}]}, "sources"),
     ("no rewards", {"sources": [{"rewards": []}]}, "sources.sums.rewards"),
     (
@@ -296,6 +306,18 @@ def test_a_model_folder_that_lacks_something(
         ({"reference": {"actors": {"count": 2}}}, "reference", "no reference is started"),
         (on_gpus(trainer={}), "rollout.actors.gpus", "Give both"),
         ({"model": {"path": "org/name"}}, "model.path", "hub name"),
+        ({"algorithm": {"loss": {"use": "gspo"}}}, "algorithm.aggregation", "sequence_mean"),
+        (
+            {"algorithm": {"loss": {"use": "trust_region"}, "correction": {"high": 3}}},
+            "algorithm.correction",
+            "does nothing",
+        ),
+        ({"algorithm": {"correction": {"low": 0.1}}}, "algorithm.correction.low", "`mask` alone"),
+        (
+            {"algorithm": {"kl": {"coef": 0.1, "estimator": "k1"}}},
+            "algorithm.kl.estimator",
+            "0 on average",
+        ),
         (
             {
                 **on_gpus(trainer=HALF, rollout={**HALF, "colocate_with": "trainer"}),

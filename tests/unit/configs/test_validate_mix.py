@@ -159,6 +159,12 @@ BAD: list[tuple[str, RunConfig, str, str]] = [
         "between 0 and 1",
     ),
     (
+        "a wait that the run does not live to see",
+        recipe(mix={"max_wait_s": 600}, health={"generate_s": 500}),
+        "mix.max_wait_s",
+        "is 600, but the run ends when a step's groups take health.generate_s=500",
+    ),
+    (
         "a metric at the very end",
         stage({"until": {"step": 5}, **AFTER}, {"until": GATE, **AFTER}),
         "stages.1.until",
@@ -286,5 +292,7 @@ def test_what_is_probably_not_meant_is_warned_about() -> None:
     assert warnings(recipe([{"weight": 0.1}, {}])) == [("sources.a.weight", "gives 0.36 g")]
     assert warnings(recipe([{"weight": 0}, {}], stages=[{"weights": {"a": 3}}])) == []
     assert warnings(recipe(mix={"on_exhausted": "stop"})) == [("mix.on_exhausted", "is stop, but")]
+    ahead = recipe([{"max_staleness": 100}, {"max_staleness": 99}])
+    assert warnings(ahead) == [("sources.a.max_staleness", "is 100: all ")]
     late = stage({"until": {"step": 500}, **AFTER}, {"group_size": {"a": 1}})
     assert [w[0] for w in warnings(late)] == ["stages.0.until.step", "stages.1.group_size.a"]

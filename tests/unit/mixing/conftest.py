@@ -19,7 +19,8 @@ MakeRun = Callable[..., RunConfig]
 def make_run(tmp_path: Path) -> MakeRun:
     """Return a maker of recipes: `sizes` training rows a source, `weights`, `groups` a step.
 
-    `limits` and `group_sizes` are by source; other keys are sections of the recipe.
+    `limits`, `group_sizes` and `bounds` of staleness are by source; other keys are sections of the
+    recipe.
     """
 
     def make(
@@ -31,6 +32,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         max_staleness: int = 0,
         limits: dict[str, dict[str, float]] | None = None,
         group_sizes: dict[str, int] | None = None,
+        bounds: dict[str, int] | None = None,
         **sections: object,
     ) -> RunConfig:
         sources: list[SourceConfig] = []
@@ -45,6 +47,7 @@ def make_run(tmp_path: Path) -> MakeRun:
                     rewards=(RewardConfig(name="r", use="exact"),),
                     weight=(weights or {}).get(name, 1.0),
                     group_size=(group_sizes or {}).get(name, 3),
+                    max_staleness=(bounds or {}).get(name),
                     limits=LimitsConfig.model_validate((limits or {}).get(name, {})),
                 )
             )

@@ -9,10 +9,19 @@ import pytest
 
 from configs.schema import RunConfig
 from mixing.allocator import Allocator, MixExhausted
-from mixing.mixer import Mixer, parse_group_id
+from mixing.group_ids import parse_group_id
+from mixing.mixer import Mixer
 from mixing.shares import exact
+from rollouts.types import GroupRequest
 
 MakeRun = Callable[..., RunConfig]
+
+
+def instead(mixer: Mixer, request: GroupRequest) -> GroupRequest:
+    """Give a group up; return what is sampled in its place."""
+    mixer.casting.give_up(request.group_id)
+    (fresh,) = mixer.refill(request.step, fresh=True)
+    return fresh
 
 
 def plan(mixer: Mixer, steps: range) -> list[list[str]]:
@@ -238,9 +247,9 @@ def test_max_items_counts_draws_over_epochs_and_replacements(make_run: MakeRun) 
     cfg = make_run({"a": 4, "b": 40}, groups=4, limits={"a": {"max_items": 11}})
     mixer = Mixer(cfg)
     first = mixer.plan_step(1)
-    replaced = mixer.replace(next(r for r in first if r.task.source == "a"))
+    fresh = instead(mixer, next(r for r in first if r.task.source == "a"))
     rest = [r for step in range(2, 12) for r in mixer.plan_step(step)]
-    drawn = [r for r in [*first, replaced, *rest] if r.task.source == "a"]
+    drawn = [r for r in [*first, fresh, *rest] if r.task.source == "a"]
     assert len(drawn) == 11
 
 
@@ -301,7 +310,7 @@ def test_a_failed_group_of_a_source_without_another_item_is_given_by_who_is_owed
     cfg = make_run({"a": 2, "b": 40}, groups=4, group_sizes={"a": 5, "b": 7})
     mixer = Mixer(cfg)
     first = mixer.plan_step(1)
-    fresh = mixer.replace(next(r for r in first if r.task.source == "a"))
+    fresh = instead(mixer, next(r for r in first if r.task.source == "a"))
     assert fresh.task.source == "b" and fresh.group_size == 7
     assert fresh.task.task_id not in {r.task.task_id for r in first}
     kinds = [(e.kind, e.source, e.step) for e in mixer.take_events()]
@@ -318,8 +327,8 @@ def test_a_group_given_by_another_source_is_given_back_when_there_are_items(
     mixer = Mixer(make_run({"a": 3, "b": 40}, groups=4, limits=limits))
     first = mixer.plan_step(1)
     ours = [r for r in first if r.task.source == "a"]
-    mixer.replace(ours[0])  # the third row
-    fresh = mixer.replace(ours[1])
+    instead(mixer, ours[0])  # the third row
+    fresh = instead(mixer, ours[1])
     assert fresh.task.source == "b"
     assert Counter(plan(mixer, range(2, 3))[0]) == {"a": 3, "b": 1}
     assert Counter(plan(mixer, range(3, 4))[0]) == {"a": 2, "b": 2}
@@ -335,7 +344,7 @@ def test_a_stages_group_size_is_asked_for_and_kept_by_replacements(make_run: Mak
     late = mixer.plan_step(3)
     assert {r.task.source: r.group_size for r in early} == {"a": 16, "b": 3}
     assert {r.task.source: r.group_size for r in late} == {"a": 3, "b": 3}
-    again = mixer.replace(next(r for r in early if r.task.source == "a"))
+    again = instead(mixer, next(r for r in early if r.task.source == "a"))
     assert (again.task.source, again.group_size) == ("a", 16)
     retried = mixer.retry(again)
     assert retried is not None and retried.group_size == 16
@@ -355,7 +364,7 @@ def test_a_group_that_fails_as_the_last_limit_is_used_up_is_still_replaced(
 ) -> None:
     mixer = Mixer(make_run({"a": 4}, groups=2, limits={"a": {"max_epochs": 1}}))
     planned = [mixer.plan_step(step) for step in (1, 2)]
-    fresh = mixer.replace(planned[1][0])
+    fresh = instead(mixer, planned[1][0])
     assert fresh.task.task_id not in {r.task.task_id for r in planned[1]}
     assert fresh.group_id not in {r.group_id for step in planned for r in step}
     assert [e.kind for e in mixer.take_events()] == ["overdrawn"]

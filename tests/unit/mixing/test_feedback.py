@@ -14,10 +14,18 @@ from configs.schema import BatchConfig, ModelConfig, RunConfig, SourceConfig
 from mixing.feedback import open_pools
 from mixing.mixer import Mixer
 from mixing.opening import open_sources
+from rollouts.filters import Verdict
 from rollouts.types import GroupRequest, GroupSummary
 
 Play = Callable[[GroupRequest, float], GroupSummary]
 Rate = Callable[[GroupRequest], float]
+
+
+def instead(mixer: Mixer, request: GroupRequest) -> GroupRequest:
+    """Give a group up; return what is sampled in its place."""
+    mixer.casting.give_up(request.group_id)
+    (fresh,) = mixer.refill(request.step, fresh=True)
+    return fresh
 
 
 def recipe(
@@ -44,7 +52,7 @@ def recipe(
         )
     return RunConfig(
         name="t",
-        num_steps=10,
+        num_steps=100,
         model=ModelConfig(path="m"),
         sources=tuple(sources),
         batch=BatchConfig.model_validate({"groups_per_step": 6, **batch}),
@@ -59,54 +67,46 @@ def by_answer(request: GroupRequest) -> float:
 class Driver:
     """What the producer and the loop do, without actors; groups finish in an order of the dice."""
 
-    def __init__(self, mixer: Mixer, play: Play, rate: Rate, *, ahead: int, dice: random.Random):
-        self.mixer, self.play, self.rate = mixer, play, rate
-        self.ahead, self.dice = ahead, dice
-        self.in_flight: dict[int, list[GroupRequest]] = {}
-        self.done: dict[int, dict[int, GroupSummary]] = {}
+    def __init__(self, mixer: Mixer, play: Play, rate: Rate, *, dice: random.Random):
+        self.mixer, self.play, self.rate, self.dice = mixer, play, rate, dice
+        self.pending: dict[str, GroupRequest] = {}
+        self.running: list[str] = []
         self.trained: list[tuple[str, ...]] = []
         self.replaced = 0
 
+    def order(self) -> None:
+        """Have sampled what may be."""
+        for request in self.mixer.order(len(self.trained)):
+            self.pending[request.group_id] = request
+            self.running.append(request.group_id)
+
     def step(self) -> None:
-        """Plan until `ahead` steps beyond the next one, then finish that and train it."""
+        """Finish groups, of any step, until the next one has its own; train it."""
         number = len(self.trained) + 1
-        for planned in range(number, number + self.ahead + 1):
-            if planned not in self.in_flight:
-                self.in_flight[planned] = list(self.mixer.plan_step(planned))
-                self.done[planned] = {}
-        while len(self.done[number]) < len(self.in_flight[number]):
+        self.order()
+        while (lineup := self.mixer.casting.lineup(number)) is None:
             self.finish_one()
-        self.trained.append(tuple(r.group_id for r in self.in_flight.pop(number)))
-        del self.done[number]
-        self.mixer.observe_rewards(number)
+        self.trained.append(lineup)
+        gone = {*lineup, *self.mixer.casting.close(number).surplus}
+        self.pending = {g: r for g, r in self.pending.items() if g not in gone}
+        self.running = [g for g in self.running if g not in gone]
 
     def finish_one(self) -> None:
-        """Grade any group in flight: train on it, or sample what replaces it."""
-        step, place = self.dice.choice(
-            [
-                (step, place)
-                for step, requests in self.in_flight.items()
-                for place in range(len(requests))
-                if place not in self.done[step]
-            ]
-        )
-        request = self.in_flight[step][place]
-        summary = self.play(request, self.rate(request))
-        fresh = self.mixer.graded(request, summary)
-        if fresh is None:
-            self.done[step][place] = summary
-            return
-        assert (fresh.step, fresh.task.source) == (step, request.task.source)
-        assert fresh.task.task_id not in {r.task.task_id for r in self.in_flight[step]}
-        self.in_flight[step][place] = fresh
-        self.replaced += 1
+        """Grade any group under way."""
+        group_id = self.dice.choice(self.running)
+        self.running.remove(group_id)
+        request = self.pending[group_id]
+        verdict = self.mixer.casting.graded(self.play(request, self.rate(request)))
+        if verdict is Verdict.RESAMPLE:
+            self.replaced += 1
+            del self.pending[group_id]
+            self.order()
 
     def resumed(self, mixer: Mixer) -> "Driver":
         """Go on from a checkpoint: what was graded and not trained is sampled again."""
         mixer.load_state_dict(json.loads(json.dumps(self.mixer.state_dict())))
-        other = Driver(mixer, self.play, self.rate, ahead=self.ahead, dice=self.dice)
-        other.in_flight = {step: list(requests) for step, requests in self.in_flight.items()}
-        other.done = {step: {} for step in self.in_flight}
+        other = Driver(mixer, self.play, self.rate, dice=self.dice)
+        other.pending, other.running = dict(self.pending), list(self.pending)
         other.trained, other.replaced = list(self.trained), self.replaced
         return other
 
@@ -129,18 +129,17 @@ def test_the_same_tasks_are_trained_whoever_finishes_first_and_wherever_it_was_c
     tmp_path: Path, play: Play, seed: int, ahead: int
 ) -> None:
     cfg = recipe(tmp_path, DIFFICULTIES, max_staleness=ahead)
-    whole = Driver(Mixer(cfg), play, by_answer, ahead=ahead, dice=random.Random(seed))
+    whole = Driver(Mixer(cfg), play, by_answer, dice=random.Random(seed))
     for _ in range(60):
         whole.step()
     assert whole.replaced > 40
     dice = random.Random(seed + 1000)
-    cut = Driver(Mixer(cfg), play, by_answer, ahead=ahead, dice=dice)
+    cut = Driver(Mixer(cfg), play, by_answer, dice=dice)
     cuts = set(dice.sample(range(60), 5))
     for step in range(60):
         if step in cuts:
-            for _ in range(dice.randint(0, 5) if cut.in_flight else 0):
-                if any(len(cut.done[s]) < len(r) for s, r in cut.in_flight.items()):
-                    cut.finish_one()
+            for _ in range(min(dice.randint(0, 5), len(cut.running))):
+                cut.finish_one()
             cut = cut.resumed(Mixer(cfg))
         cut.step()
     assert cut.trained == whole.trained
@@ -151,7 +150,7 @@ def test_a_step_always_ends_with_exact_shares_even_if_nothing_teaches(
     tmp_path: Path, play: Play
 ) -> None:
     cfg = recipe(tmp_path, DIFFICULTIES)
-    driver = Driver(Mixer(cfg), play, lambda _: 1.0, ahead=0, dice=random.Random(0))
+    driver = Driver(Mixer(cfg), play, lambda _: 1.0, dice=random.Random(0))
     for _ in range(40):
         driver.step()
         groups = driver.trained[-1]
@@ -174,7 +173,7 @@ def test_spares_that_were_not_needed_are_trained_on_before_anything_new(
         return 0.5
 
     driver = Driver(
-        Mixer(cfg), lambda r, _: play_mixed(play(r, rate(r))), rate, ahead=0, dice=random.Random(0)
+        Mixer(cfg), lambda r, _: play_mixed(play(r, rate(r))), rate, dice=random.Random(0)
     )
     for _ in range(10):
         driver.step()
@@ -206,7 +205,7 @@ def test_replaced_groups_count_for_the_window(tmp_path: Path, play: Play) -> Non
         "max_resamples": 1,
     }
     cfg = recipe(tmp_path, {"a": difficulty}, groups_per_step=3)
-    driver = Driver(Mixer(cfg), play, lambda _: 1.0, ahead=0, dice=random.Random(0))
+    driver = Driver(Mixer(cfg), play, lambda _: 1.0, dice=random.Random(0))
     driver.step()
     found = driver.mixer.difficulty("a")
     assert found is not None and found.items is not None
@@ -228,11 +227,12 @@ def test_a_failed_group_keeps_its_place(tmp_path: Path, play: Play) -> None:
     requests = mixer.plan_step(1)
     again = mixer.retry(requests[2])
     assert again is not None and again.task == requests[2].task
-    fresh = mixer.replace(again)
+    fresh = instead(mixer, again)
     assert fresh.task not in [r.task for r in requests]
     for request in (*requests[:2], fresh, *requests[3:]):
-        mixer.graded(request, play_mixed(play(request, 0.5)))
-    mixer.observe_rewards(1)
+        mixer.casting.graded(play_mixed(play(request, 0.5)))
+    assert mixer.casting.lineup(1) is not None
+    mixer.casting.close(1)
     found = mixer.difficulty("a")
     assert found is not None and found.items is not None
     assert found.items.unseen == 30 - 6
@@ -273,7 +273,7 @@ def test_a_curriculum_moves_with_the_mixer_and_survives_a_resume(play: Play) -> 
     )
     cfg = RunConfig(
         name="t",
-        num_steps=10,
+        num_steps=100,
         model=ModelConfig(path="m"),
         sources=(source,),
         batch=BatchConfig(groups_per_step=4, max_staleness=1),
@@ -284,7 +284,7 @@ def test_a_curriculum_moves_with_the_mixer_and_survives_a_resume(play: Play) -> 
         level = int(request.task.task_id.split("/L")[1].split("/")[0])
         return 1.0 if level < 3 else 0.5 if level == 3 else 0.0
 
-    whole = Driver(Mixer(cfg), play, rate, ahead=1, dice=random.Random(1))
+    whole = Driver(Mixer(cfg), play, rate, dice=random.Random(1))
     for _ in range(40):
         whole.step()
     found = whole.mixer.difficulty("sums")
@@ -292,7 +292,7 @@ def test_a_curriculum_moves_with_the_mixer_and_survives_a_resume(play: Play) -> 
     assert found.curriculum.level in (2, 3, 4) and found.figures()["level"] >= 2
     levels = Counter(g.split("/")[2] for step in whole.trained[20:] for g in step)
     assert levels["L3"] > 0.6 * levels.total()
-    cut = Driver(Mixer(cfg), play, rate, ahead=1, dice=random.Random(2))
+    cut = Driver(Mixer(cfg), play, rate, dice=random.Random(2))
     for step in range(40):
         if step in (3, 11, 26):
             cut = cut.resumed(Mixer(cfg))
@@ -310,8 +310,8 @@ def test_limits_hold_beside_windows_and_across_resumes(
     sources = {s.name: s for s in cfg.sources}
     sources[limited] = sources[limited].model_copy(update={"limits": LimitsConfig(**limits)})
     cfg = cfg.model_copy(update={"sources": tuple(sources.values())})
-    whole = Driver(Mixer(cfg), play, by_answer, ahead=ahead, dice=random.Random(1))
-    cut = Driver(Mixer(cfg), play, by_answer, ahead=ahead, dice=random.Random(7))
+    whole = Driver(Mixer(cfg), play, by_answer, dice=random.Random(1))
+    cut = Driver(Mixer(cfg), play, by_answer, dice=random.Random(7))
     for step in range(60):
         whole.step()
         if step in (5, 11, 12, 13, 30):
@@ -324,9 +324,7 @@ def test_limits_hold_beside_windows_and_across_resumes(
 
 
 def test_other_data_are_followed_anew_and_no_id_comes_twice(tmp_path: Path, play: Play) -> None:
-    before = Driver(
-        Mixer(recipe(tmp_path, DIFFICULTIES)), play, by_answer, ahead=0, dice=random.Random(1)
-    )
+    before = Driver(Mixer(recipe(tmp_path, DIFFICULTIES)), play, by_answer, dice=random.Random(1))
     for _ in range(12):
         before.step()
     state = json.loads(json.dumps(before.mixer.state_dict()))
@@ -335,7 +333,7 @@ def test_other_data_are_followed_anew_and_no_id_comes_twice(tmp_path: Path, play
     found = changed.difficulty("windowed")
     assert found is not None and found.items is not None
     assert found.items.unseen == found.items.live == 20
-    after = Driver(changed, play, by_answer, ahead=0, dice=random.Random(2))
+    after = Driver(changed, play, by_answer, dice=random.Random(2))
     after.trained = list(before.trained)
     for _ in range(12):
         after.step()

@@ -16,6 +16,7 @@ from mixing.ledger_events import (
     Dispatched,
     DispatchedGroup,
     Event,
+    MoveReason,
     Reason,
     Rejected,
     Score,
@@ -81,7 +82,9 @@ def graded(of: GroupRequest, valid: int = 3) -> GroupSummary:
 def batch_of(step: int, samples: Sequence[SampleHandle]) -> TrainBatch:
     """Deal the samples to two ranks."""
     grid = tuple((MicroBatchPlan(samples=tuple(samples[rank::2])),) for rank in range(2))
-    return TrainBatch(step=step, minibatches=(MinibatchPlan(grid=grid, num_loss_tokens=1),))
+    return TrainBatch(
+        step=step, minibatches=(MinibatchPlan(grid=grid, num_loss_tokens=1, num_samples=1),)
+    )
 
 
 def whole_batch(step: int, groups: Sequence[GroupSummary]) -> TrainBatch:
@@ -337,6 +340,16 @@ BREACHES: dict[str, tuple[str, Callable[[Book], None], str]] = {
         lambda b: b.ledger.accepted(graded(B)),
         "accepted while never dispatched: arith/train/2#e0a0",
     ),
+    "moved back": (
+        "accepted",
+        lambda b: b.ledger.moved(b.a.group_id, 1, MoveReason.LATE),
+        "moved from step 1 to 1 while in step 1: arith/train/1#e0a0",
+    ),
+    "moved after training": (
+        "trained",
+        lambda b: b.ledger.moved(b.a.group_id, 2, MoveReason.LATE),
+        "moved from step 2 to 2 while trained already: arith/train/1#e0a0",
+    ),
     "trained twice": ("trained", lambda b: b.train(2), "trained twice: arith/train/1#e0a0"),
     "a step trained twice": (
         "trained",
@@ -455,6 +468,10 @@ def test_figures_are_sums_by_reason(tmp_path: Path) -> None:
         "ledger/rejected/failed": 0,
         "ledger/rejected/given_up": 1,
         "ledger/rejected/zero_variance": 0,
+        "ledger/rejected/surplus": 0,
+        "ledger/rejected/stale": 0,
+        "ledger/moved/late": 0,
+        "ledger/moved/surplus": 0,
     }
     assert book.ledger.failed_groups == 1
 
@@ -491,3 +508,28 @@ def test_a_full_disk_ends_the_run_by_name(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("mixing.ledger.os.write", full)
     with pytest.raises(LedgerError, match=r"ledger.jsonl cannot be written: No space left"):
         ledger.dispatched((A,), 0)
+
+
+def test_a_moved_group_is_not_lost_and_a_dropped_one_has_its_score(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    book = Book(path, "accepted")
+    book.ledger.dispatched((B,), 0)
+    book.ledger.moved(B.group_id, 3, MoveReason.LATE)
+    book.train(1)
+    book.ledger.check((B,))
+    book.ledger.moved(B.group_id, 5, MoveReason.SURPLUS)
+    book.ledger.accepted(graded(B, 2))
+    book.ledger.dropped(B.group_id, Reason.SURPLUS, "enough without it")
+    book.ledger.check(())
+    account = read_account(path)
+    source = account.sources["arith"]
+    assert source.moved == {"late": 1, "surplus": 1} and source.rejected == {"surplus": 1}
+    assert (source.accepted.groups, source.survival) == (1, 1.0)
+
+
+def test_a_group_that_nobody_waits_for_may_be_dropped_ungraded(tmp_path: Path) -> None:
+    book = Book(tmp_path / "ledger.jsonl", "dispatched")
+    book.ledger.dropped(book.a.group_id, Reason.SURPLUS, "enough without it")
+    book.ledger.check(())
+    account = read_account(tmp_path / "ledger.jsonl")
+    assert account.balanced and account.sources["arith"].survival is None

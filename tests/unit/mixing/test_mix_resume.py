@@ -16,6 +16,13 @@ MakeRun = Callable[..., RunConfig]
 STEPS = 60
 
 
+def instead(mixer: Mixer, request: GroupRequest) -> GroupRequest:
+    """Give a group up; return what is sampled in its place."""
+    mixer.casting.give_up(request.group_id)
+    (fresh,) = mixer.refill(request.step, fresh=True)
+    return fresh
+
+
 def random_recipe(make_run: MakeRun, rng: random.Random) -> RunConfig:
     names = [f"s{i}" for i in range(rng.randint(2, 4))]
     limits: dict[str, dict[str, float]] = {}
@@ -72,7 +79,7 @@ class Run:
                 continue
             requests = list(self.mixer.plan_step(step))
             if step % 3 == 0:
-                requests[0] = self.mixer.replace(requests[0])
+                requests[0] = instead(self.mixer, requests[0])
             self.planned[step] = requests
 
     def train(self, step: int) -> None:

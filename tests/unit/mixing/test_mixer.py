@@ -11,11 +11,19 @@ from hypothesis import strategies as st
 
 from configs.errors import ConfigError
 from configs.schema import RunConfig
-from mixing.mixer import Mixer, parse_group_id
+from mixing.group_ids import parse_group_id
+from mixing.mixer import Mixer
 from rollouts.types import GroupRequest
 
 MakeRun = Callable[..., RunConfig]
 WEIGHTS = {"a": 2.0, "b": 1.0, "c": 0.5}
+
+
+def instead(mixer: Mixer, request: GroupRequest) -> GroupRequest:
+    """Give a group up; return what is sampled in its place."""
+    mixer.casting.give_up(request.group_id)
+    (fresh,) = mixer.refill(request.step, fresh=True)
+    return fresh
 
 
 def ids(requests: tuple[GroupRequest, ...]) -> list[str]:
@@ -69,7 +77,7 @@ def test_retries_are_bounded_and_replacements_are_fresh(make_run: MakeRun) -> No
     assert {(r.task.task_id, r.step, r.sampling) for r in attempts} == {
         (requests[0].task.task_id, 1, requests[0].sampling)
     }
-    fresh = mixer.replace(attempts[-1])
+    fresh = instead(mixer, attempts[-1])
     assert fresh.task.source == requests[0].task.source and fresh.step == 1
     assert fresh.task not in [r.task for r in requests]
     assert parse_group_id(fresh.group_id)[2] == 0
@@ -80,10 +88,10 @@ def test_retries_are_bounded_and_replacements_are_fresh(make_run: MakeRun) -> No
 def test_replacements_in_flight_over_an_epoch_do_not_repeat_a_step(make_run: MakeRun) -> None:
     mixer = Mixer(make_run({"a": 6}, groups=4, max_staleness=1))
     first, second = mixer.plan_step(1), mixer.plan_step(2)
-    replaced = mixer.replace(first[0])
-    assert replaced.task not in [r.task for r in first]
-    replaced = mixer.replace(second[0])
-    assert replaced.task not in [r.task for r in second]
+    fresh = instead(mixer, first[0])
+    assert fresh.task not in [r.task for r in first]
+    fresh = instead(mixer, second[0])
+    assert fresh.task not in [r.task for r in second]
 
 
 def test_steps_are_planned_once_in_rising_order(make_run: MakeRun) -> None:
@@ -117,7 +125,7 @@ def test_resume_is_no_resume(
             requests = mixer.plan_step(step)
             made += requests
             if step in replaced:
-                made.append(mixer.replace(requests[0]))
+                made.append(instead(mixer, requests[0]))
         return made
 
     whole = Mixer(cfg)
@@ -133,8 +141,8 @@ def test_a_restored_pending_request_is_replaced_as_without_the_stop(make_run: Ma
     pending = (whole.plan_step(1), whole.plan_step(2))[1]
     resumed = Mixer(cfg)
     resumed.load_state_dict(json.loads(json.dumps(whole.state_dict())))
-    fresh = resumed.replace(pending[0])
-    assert fresh == whole.replace(pending[0])
+    fresh = instead(resumed, pending[0])
+    assert fresh == instead(whole, pending[0])
     assert fresh.task not in [r.task for r in pending]
 
 

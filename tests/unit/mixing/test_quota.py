@@ -116,3 +116,32 @@ def test_interleave_orders_as_exact_fractions_do(counts: list[int]) -> None:
         for k in range(count)
     ]
     assert list(interleave(by_name)) == [name for _, _, name in sorted(places)]
+
+
+@given(weights, st.integers(2, 20), st.integers(0, 2**32))
+def test_what_steps_missed_is_made_up_for_so_that_shares_of_what_came_are_exact(
+    shares: dict[str, float], groups: int, seed: int
+) -> None:
+    """A group that never came leaves a smaller step, of which each source is due its share."""
+    quota, due, dice = Quota(list(shares)), targets(shares, groups), random.Random(seed)
+    got = dict.fromkeys(shares, Fraction(0))
+    total = Fraction(0)
+    for step in range(120):
+        counts = quota.next_counts(due)
+        missed = dice.choice([n for n, c in counts.items() if c]) if dice.random() < 0.3 else None
+        if missed is not None and step < 60:
+            quota.miss(missed, due)
+            counts[missed] -= 1
+        for name, count in counts.items():
+            got[name] += count
+        total += sum(counts.values())
+        assert sum(quota.credit.values()) == 0
+    for name, target in due.items():
+        assert got[name] - total * target / groups == -quota.credit[name]
+
+
+def test_what_a_source_is_owed_is_bounded() -> None:
+    quota, due = Quota(["a", "b"]), targets({"a": 1.0, "b": 1.0}, 4)
+    for _ in range(1000):
+        quota.miss("a", due)
+    assert 64 <= quota.credit["a"] <= 65

@@ -189,7 +189,7 @@ def test_run_shows_cross_field_problems_before_anything_starts():
         ),
         (
             "from mixing.allocator import MixExhausted\n"
-            "raise MixExhausted('step 4 cannot be filled', wanted=False)",
+            "raise MixExhausted('step 4 cannot be filled', step=4, wanted=False)",
             1,
             "MixExhausted: step 4 cannot be filled",
         ),

@@ -77,7 +77,7 @@ def test_everything_that_the_run_rests_on_has_a_hash(folder: Path):
         "code.my_lib_of_test.deep",
         "code.environments.environment",
         "code.rollouts.advantages",
-        "code.trainer.loss",
+        "code.trainer.objectives",
         "sources.mine.rewards.right.args.rubric",
         "model.config.json",
         "model.tokenizer.json",

@@ -14,6 +14,7 @@ from mixing.ledger_events import (
     Dispatched,
     DispatchedGroup,
     Event,
+    Moved,
     Rejected,
     Score,
     Trained,
@@ -225,3 +226,23 @@ def test_bad_input_exits_2(run_dir: Path, tmp_path: Path, capsys) -> None:
     assert code == 2 and "Give one of sums, late." in err
     code, _, err = ask(capsys, tmp_path / "nowhere")
     assert code == 2 and "is no run directory" in err
+
+
+def test_moves_and_what_they_came_to_are_told(run_dir: Path, capsys) -> None:
+    history = [
+        *HISTORY,
+        Moved(time=85, group="[b]/train/3#e0a0", before=2, step=3, reason="late"),
+        Rejected(
+            time=90, group="[b]/train/3#e0a0", reason="stale", why="sampled by 0", score=score(2)
+        ),
+    ]
+    write(run_dir, history)
+    code, out, _ = ask(capsys, run_dir)
+    assert code == 0
+    assert "[b] rejected: 1 given_up, 1 stale" in out
+    assert "[b] moved to a later step: 1 late" in out
+    _, out, _ = ask(capsys, run_dir, "--json")
+    b = json.loads(out)["sources"]["[b]"]
+    assert b["moved"] == {"late": 1} and b["survival"] == 0.5
+    _, out, _ = ask(capsys, run_dir, "--item", "[b]/train/3")
+    assert "moved as late from step 2 to step 3" in out and "rejected as stale" in out

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from configs.schema import RunConfig
 from mixing.ledger import Ledger
+from mixing.mixer import Mixer
 from orchestrator.clock import PhaseClock
 from orchestrator.loop import Parts, Stopped, StopRequest, train
 from orchestrator.publisher import SyncReport
@@ -27,7 +28,6 @@ from rollouts.types import (
     RolloutStats,
     RolloutStatus,
     SampleHandle,
-    Sampling,
     StepResult,
     Task,
     TrainBatch,
@@ -71,39 +71,20 @@ def task(source: str, split: str, item: int) -> Task:
     )
 
 
-class FakeMixer:
-    def plan_step(self, step: int) -> tuple[GroupRequest, ...]:
-        return tuple(
-            GroupRequest(
-                group_id=f"{name}/train/{step}#e{step // 4}a0",
-                task=task(name, "train", step),
-                group_size=2,
-                sampling=Sampling(temperature=1.0, max_tokens=4),
-                step=step,
-            )
-            for name in NAMES
-        )
+class MadeSource:
+    """A source of made items, of which none comes twice in these tests."""
 
-    def held_out(self, source: str) -> tuple[Task, ...]:
-        return tuple(task(source, "held_out", i) for i in range(ITEMS))
+    size = 1000
+    fingerprint = "made"
 
-    def target_shares(self, step: int) -> Mapping[str, float]:
-        return {"a": 0.5, "b": 0.5}
+    def __init__(self, name: str) -> None:
+        self._name = name
 
-    def observe_trained(self, *_: object) -> None: ...
+    def task(self, index: int) -> Task:
+        return task(self._name, "train", index)
 
-    observe_eval = observe_trained
-
-    def take_events(self) -> tuple[()]:
-        return ()
-
-    def graded(self, *_: object) -> None: ...
-
-    def observe_rewards(self, step: int) -> tuple[()]:
-        return ()
-
-    def difficulty_metrics(self) -> dict[str, float]:
-        return {}
+    def held_out(self) -> tuple[Task, ...]:
+        return tuple(task(self._name, "held_out", i) for i in range(ITEMS))
 
 
 @dataclass
@@ -206,7 +187,7 @@ def attempt(path: Path, cfg: RunConfig, cluster: FakeCluster, *, after: int = 0)
         parts = Parts(
             cfg=cfg,
             cluster=cluster,  # type: ignore[arg-type]
-            mixer=FakeMixer(),  # type: ignore[arg-type]
+            mixer=Mixer(cfg, {name: MadeSource(name) for name in NAMES}),
             ledger=ledger,
             publisher=cluster,  # type: ignore[arg-type]
             recorder=recorder,

@@ -1,8 +1,13 @@
 """What `braid plan` says about the mix: by stage and source, and how long limits last."""
 
+import io
+
+from rich.console import Console
+
 from configs.schema import RunConfig
 from orchestrator.plan import make_plan
 from orchestrator.plan_mix import plan_mix
+from orchestrator.plan_table import render_plan
 
 ITEMS = dict.fromkeys("abc", 100)
 
@@ -97,3 +102,24 @@ def test_shares_of_samples_follow_each_stages_own_group_sizes() -> None:
     rows = [[(x.share, x.groups_per_step) for x in s.sources] for s in plan.stages]
     assert rows == [[(0.5, 4.0), (0.5, 4.0)], [(0.5, 2.0), (0.5, 6.0)]]
     assert {s.samples for s in plan.steps[5:]} == {96}
+
+
+def test_each_sources_lead_is_shown_where_they_differ() -> None:
+    alike = make_plan(recipe([{}, {}], batch={"groups_per_step": 8, "max_staleness": 2}))
+    assert [s.max_staleness for s in alike.sources] == [2, 2]
+    assert alike.batch.groups_in_flight == 24 and alike.batch.sequences_in_flight == 192
+    unlike = make_plan(
+        recipe(
+            [{}, {"max_staleness": 5, "group_size": 4}],
+            batch={"groups_per_step": 8, "max_staleness": 2},
+        )
+    )
+    assert [s.max_staleness for s in unlike.sources] == [2, 5]
+    # 3 steps of all, and 3 steps more of the 4 groups that are b's
+    assert unlike.batch.groups_in_flight == 24 + 12
+    assert unlike.batch.sequences_in_flight == 3 * 48 + 12 * 4
+    for plan, shown in ((alike, False), (unlike, True)):
+        console = Console(width=120, record=True, file=io.StringIO())
+        console.print(render_plan(plan))
+        text = console.export_text()
+        assert ("steps ahead" in text) is ("up to 5" in text) is shown

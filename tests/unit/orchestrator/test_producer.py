@@ -1,7 +1,6 @@
 """The producer against fake fleets: order, staleness, failure, and what a checkpoint carries."""
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from actors.errors import RunError
 from configs.schema import RunConfig
 from mixing.ledger import Ledger, LedgerError, read_account
-from orchestrator.buffer import GroupBuffer
+from mixing.mixer import Mixer
 from orchestrator.clock import PhaseClock
 from orchestrator.producer import RolloutProducer
 from rollouts.types import (
@@ -25,13 +24,12 @@ from rollouts.types import (
     RolloutStats,
     RolloutStatus,
     SampleHandle,
-    Sampling,
     Task,
     TrainBatch,
 )
 
 
-def config(**batch: int) -> RunConfig:
+def config(*, difficulty: dict[str, object] | None = None, **batch: int) -> RunConfig:
     return RunConfig.model_validate(
         {
             "name": "fake",
@@ -42,67 +40,52 @@ def config(**batch: int) -> RunConfig:
                     "name": "a",
                     "data": {"procedural": "reasoning_gym/chain_sum"},
                     "rewards": [{"name": "r", "use": "exact"}],
+                    "group_size": 2,
+                    "difficulty": difficulty or {},
                 }
             ],
-            "batch": {"groups_per_step": 2, **batch},
+            "batch": {"groups_per_step": 2, "max_attempts": 1, **batch},
+            "mix": {"over_dispatch": 1},
         }
     )
 
 
-class FakeMixer:
-    """Numbers tasks; attempts and replacements as the real one names them."""
+class NumberedSource:
+    """Names its tasks 1, 2, 3, ... in the order in which they are asked for first."""
 
-    def __init__(self, attempts: int = 2, flat: Sequence[str] = ()) -> None:
-        self.drawn = 0
-        self.flat = flat
-        """Tasks without variance in their rewards."""
-        self.heard: list[str] = []
-        self.attempts = attempts
+    size = 1000
+    fingerprint = "numbered"
 
-    def _draw(self, step: int) -> GroupRequest:
-        self.drawn += 1
-        name = f"a/train/{self.drawn}"
-        task = Task(
-            task_id=name,
+    def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}
+
+    @property
+    def drawn(self) -> int:
+        """Tasks so far."""
+        return len(self._numbers)
+
+    def task(self, index: int) -> Task:
+        number = self._numbers.setdefault(index, len(self._numbers) + 1)
+        return Task(
+            task_id=f"a/train/{number}",
             source="a",
             prompt=(Message(role="user", content="?"),),
             answer="!",
             metadata={"nested": {"list": [1, 2.5, None]}},
         )
-        return GroupRequest(
-            group_id=f"{name}#e0a0",
-            task=task,
-            group_size=2,
-            sampling=Sampling(temperature=1.0, max_tokens=4),
-            step=step,
-        )
 
-    def plan_step(self, step: int) -> tuple[GroupRequest, ...]:
-        return (self._draw(step), self._draw(step))
-
-    def retry(self, request: GroupRequest) -> GroupRequest | None:
-        attempt = int(request.group_id[-1]) + 1
-        if attempt >= self.attempts:
-            return None
-        return replace(request, group_id=f"{request.group_id[:-1]}{attempt}")
-
-    def replace(self, request: GroupRequest) -> GroupRequest:
-        return self._draw(request.step)
-
-    def graded(self, request: GroupRequest, summary: GroupSummary) -> GroupRequest | None:
-        self.heard.append(summary.group_id)
-        return self._draw(request.step) if request.task.task_id in self.flat else None
-
-    def observe_rewards(self, step: int) -> tuple[str, ...]:
-        self.heard.append(f"trained {step}")
+    def held_out(self) -> tuple[Task, ...]:
         return ()
 
 
 @dataclass
 class FakeFleets:
-    """Samples and grades at once; `fails` names tasks without a valid rollout, and `hold` waits."""
+    """Samples and grades at once; `fails` names tasks without a valid rollout, `flat` those with
+    equal rewards, and `hold` waits. The policy's version is the steps that were trained."""
 
     fails: set[str] = field(default_factory=set)
+    flat: set[str] = field(default_factory=set)
+    version: int = 0
     requests: list[GroupRequest] = field(default_factory=list)
     hold: asyncio.Event | None = None
     crash: bool = False
@@ -122,12 +105,16 @@ class FakeFleets:
         assert isinstance(request, GroupRequest)
         bad = request.task.task_id in self.fails
         error = RolloutError(boundary=Boundary.REWARD, kind="timeout", message="too slow")
-        stats = RolloutStats(
-            reward=None if bad else 1.0,
-            reward_parts={},
-            num_completion_tokens=1,
-            status=RolloutStatus.INVALID if bad else RolloutStatus.COMPLETED,
-            error=error if bad else None,
+        rewards = (1.0, 1.0) if request.task.task_id in self.flat else (1.0, 0.0)
+        stats = tuple(
+            RolloutStats(
+                reward=None if bad else reward,
+                reward_parts={},
+                num_completion_tokens=1,
+                status=RolloutStatus.INVALID if bad else RolloutStatus.COMPLETED,
+                error=error if bad else None,
+            )
+            for reward in rewards
         )
         handle = SampleHandle(ref=None, row=0, num_tokens=2, num_loss_tokens=1)
         return GroupSummary(
@@ -135,11 +122,11 @@ class FakeFleets:
             task_id=request.task.task_id,
             source="a",
             step=request.step,
-            rollouts=(stats, stats),
+            rollouts=stats,
             samples=() if bad else (handle, handle),
             group_ref=None,
-            oldest_version=0,
-            newest_version=0,
+            oldest_version=self.version,
+            newest_version=self.version,
             generate_s=0.0,
             grade_s=0.0,
         )
@@ -152,29 +139,30 @@ def ledger_path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def producing(ledger_path: Path):
-    """Return a maker of a buffer and its producer, with a ledger that knows of `pending`."""
+    """Return a maker of producers, with a ledger that knows of `pending` and a mixer at `state`."""
 
-    def make(cfg: RunConfig, fleets: FakeFleets, mixer: FakeMixer, version: int = 0, pending=()):
-        buffer = GroupBuffer()
+    def make(cfg: RunConfig, fleets: FakeFleets, version: int = 0, pending=(), state=None):
         with Ledger.open(ledger_path, attempt=1, step=0, offset=0, pending=()) as before:
             before.dispatched(pending, version)
             if version:
                 before.trained(version, version, (), plan(version, ()))
             offset = before.offset
-        producer = RolloutProducer(
+        mixer = Mixer(cfg, {"a": NumberedSource()})
+        if state is not None:
+            mixer.load_state_dict(state)
+        fleets.version = version
+        return RolloutProducer(
             cfg,
-            mixer=mixer,  # type: ignore[arg-type]
+            mixer=mixer,
             ledger=Ledger.open(
                 ledger_path, attempt=2, step=version, offset=offset, pending=pending
             ),
             rollout=fleets,  # type: ignore[arg-type]
             reward=fleets,  # type: ignore[arg-type]
-            buffer=buffer,
             clock=PhaseClock(),
             version=version,
             pending=pending,
         )
-        return buffer, producer
 
     return make
 
@@ -183,11 +171,18 @@ def plan(step: int, groups) -> TrainBatch:
     """Put all samples into one micro-batch."""
     samples = tuple(s for g in groups for s in g.samples)
     grid = ((MicroBatchPlan(samples=samples),),)
-    return TrainBatch(step=step, minibatches=(MinibatchPlan(grid=grid, num_loss_tokens=1),))
+    return TrainBatch(
+        step=step, minibatches=(MinibatchPlan(grid=grid, num_loss_tokens=1, num_samples=1),)
+    )
 
 
 def train(producer: RolloutProducer, step: int, groups) -> None:
     producer.trained(step, step, groups, plan(step, groups))
+
+
+def advance(producer: RolloutProducer, fleets: FakeFleets, version: int) -> None:
+    fleets.version = version
+    producer.advance(version)
 
 
 def run(coroutine):
@@ -203,15 +198,15 @@ async def settle() -> None:
 def test_sampling_runs_ahead_by_exactly_the_staleness(producing, staleness):
     async def scenario():
         fleets = FakeFleets()
-        buffer, producer = producing(config(max_staleness=staleness), fleets, FakeMixer())
+        producer = producing(config(max_staleness=staleness), fleets)
         ahead = []
         async with producer:
             for step in range(1, 5):
-                groups = await buffer.take(step)
+                groups = await producer.take(step)
                 await settle()
                 ahead.append(max(r.step for r in fleets.requests) - step)
                 train(producer, step, groups)
-                producer.advance(step)
+                advance(producer, fleets, step)
         return ahead
 
     assert run(scenario()) == [min(staleness, 4 - s) for s in range(1, 5)]
@@ -220,9 +215,9 @@ def test_sampling_runs_ahead_by_exactly_the_staleness(producing, staleness):
 def test_every_group_trained_is_no_longer_pending_and_pending_survives_json(producing):
     async def scenario():
         fleets = FakeFleets()
-        buffer, producer = producing(config(max_staleness=1), fleets, FakeMixer())
+        producer = producing(config(max_staleness=1), fleets)
         async with producer:
-            groups = await buffer.take(1)
+            groups = await producer.take(1)
             await settle()
             before = RolloutProducer.parse_pending(producer.pending_state())
             train(producer, 1, groups)
@@ -235,31 +230,31 @@ def test_every_group_trained_is_no_longer_pending_and_pending_survives_json(prod
 
 def test_pending_groups_are_sampled_first_and_nothing_is_planned_for_their_step(producing):
     async def scenario():
-        first = FakeMixer()
-        pending = first.plan_step(3)
-        fleets, mixer = FakeFleets(), FakeMixer()
-        buffer, producer = producing(config(), fleets, mixer, version=2, pending=pending)
+        before = Mixer(config(), {"a": NumberedSource()})
+        pending = before.order(2)
+        fleets = FakeFleets()
+        state = before.state_dict()
+        producer = producing(config(), fleets, version=2, pending=pending, state=state)
         async with producer:
-            groups = await buffer.take(3)
-        return [g.group_id for g in groups], [r.group_id for r in pending], mixer.drawn
+            groups = await producer.take(3)
+        return [g.group_id for g in groups], [r.group_id for r in pending], fleets.requests
 
-    groups, pending, drawn = run(scenario())
-    assert groups == pending
-    assert drawn == 0
+    groups, pending, requests = run(scenario())
+    assert groups == pending == [r.group_id for r in requests]
 
 
 def test_a_failed_group_is_sampled_again_then_replaced(producing, ledger_path):
     async def scenario():
         fleets = FakeFleets(fails={"a/train/1"})
-        buffer, producer = producing(config(), fleets, FakeMixer(attempts=2))
+        producer = producing(config(), fleets)
         async with producer:
-            groups = await buffer.take(1)
+            groups = await producer.take(1)
             state = RolloutProducer.parse_pending(producer.pending_state())
             producer.check_ledger()
         return [g.group_id for g in groups], [r.group_id for r in fleets.requests], state
 
     groups, requests, pending = run(scenario())
-    assert groups == ["a/train/3#e0a0", "a/train/2#e0a0"]
+    assert groups == ["a/train/2#e0a0", "a/train/3#e0a0"]
     assert sorted(requests) == [
         "a/train/1#e0a0",
         "a/train/1#e0a1",
@@ -274,18 +269,17 @@ def test_a_failed_group_is_sampled_again_then_replaced(producing, ledger_path):
 
 def test_a_group_that_teaches_nothing_is_replaced_and_is_no_failure(producing, ledger_path: Path):
     async def scenario():
-        fleets, mixer = FakeFleets(), FakeMixer(flat=["a/train/1", "a/train/3"])
-        buffer, producer = producing(config(max_failed_groups=0), fleets, mixer)
+        fleets = FakeFleets(flat={"a/train/1", "a/train/3"})
+        cfg = config(max_failed_groups=0, difficulty={"drop_zero_variance": True})
+        producer = producing(cfg, fleets)
         async with producer:
-            groups = await buffer.take(1)
+            groups = await producer.take(1)
             pending = RolloutProducer.parse_pending(producer.pending_state())
             train(producer, 1, groups)
-        return [g.group_id for g in groups], [r.group_id for r in pending], mixer.heard
+        return [g.group_id for g in groups], [r.group_id for r in pending]
 
-    groups, pending, heard = run(scenario())
-    assert groups == pending == ["a/train/4#e0a0", "a/train/2#e0a0"]
-    assert sorted(heard[:-1]) == [f"a/train/{n}#e0a0" for n in range(1, 5)]
-    assert heard[-1] == "trained 1"
+    groups, pending = run(scenario())
+    assert groups == pending == ["a/train/2#e0a0", "a/train/4#e0a0"]
     account = read_account(ledger_path).sources["a"]
     assert account.rejected == {"zero_variance": 2} and account.trained.groups == 2
 
@@ -293,11 +287,11 @@ def test_a_group_that_teaches_nothing_is_replaced_and_is_no_failure(producing, l
 def test_what_was_graded_and_is_not_trained_on_is_kept_for_its_step_once(producing):
     async def scenario():
         fleets = FakeFleets(fails={"a/train/1", "a/train/3"})
-        buffer, producer = producing(config(max_staleness=1), fleets, FakeMixer(attempts=2))
+        producer = producing(config(max_staleness=1), fleets)
         async with producer:
-            await buffer.take(1)
-            producer.advance(1)
-            await buffer.take(2)
+            train(producer, 1, await producer.take(1))
+            advance(producer, fleets, 1)
+            await producer.take(2)
         return [producer.take_rejected(step) for step in (1, 2, 3, 1)]
 
     first, second, none, again = run(scenario())
@@ -309,9 +303,9 @@ def test_what_was_graded_and_is_not_trained_on_is_kept_for_its_step_once(produci
 def test_too_many_failed_groups_end_the_run_with_the_reason(producing):
     async def scenario():
         fleets = FakeFleets(fails={f"a/train/{i}" for i in range(1, 100)})
-        buffer, producer = producing(config(max_failed_groups=5), fleets, FakeMixer())
+        producer = producing(config(max_failed_groups=5), fleets)
         async with producer:
-            await buffer.take(1)
+            await producer.take(1)
 
     with pytest.raises(RunError, match=r"6 groups failed.*max_failed_groups=5.*too slow"):
         run(scenario())
@@ -319,12 +313,16 @@ def test_too_many_failed_groups_end_the_run_with_the_reason(producing):
 
 def test_requests_restored_beyond_the_last_step_stay_pending(producing):
     async def scenario():
-        mixer = FakeMixer()
-        pending = (*mixer.plan_step(3), *mixer.plan_step(4), *mixer.plan_step(5))
+        longer = config(max_staleness=2).model_copy(update={"num_steps": 5})
+        before = Mixer(longer, {"a": NumberedSource()})
+        pending = before.order(2)
+        assert {r.step for r in pending} == {3, 4, 5}
         cfg = config(max_staleness=2).model_copy(update={"num_steps": 3})
-        buffer, producer = producing(cfg, FakeFleets(), mixer, version=2, pending=pending)
+        fleets = FakeFleets()
+        state = before.state_dict()
+        producer = producing(cfg, fleets, version=2, pending=pending, state=state)
         async with producer:
-            train(producer, 3, await buffer.take(3))
+            train(producer, 3, await producer.take(3))
             return pending, RolloutProducer.parse_pending(producer.pending_state())
 
     before, after = run(scenario())
@@ -333,9 +331,9 @@ def test_requests_restored_beyond_the_last_step_stay_pending(producing):
 
 def test_a_group_or_sample_that_training_forgot_ends_the_run(producing):
     async def scenario(forget):
-        buffer, producer = producing(config(), FakeFleets(), FakeMixer())
+        producer = producing(config(), FakeFleets())
         async with producer:
-            groups = await buffer.take(1)
+            groups = await producer.take(1)
             producer.trained(1, 1, *forget(groups))
 
     def a_group(groups):
@@ -350,12 +348,27 @@ def test_a_group_or_sample_that_training_forgot_ends_the_run(producing):
         run(scenario(a_sample))
 
 
+def test_a_group_older_than_its_bound_ends_the_run(producing):
+    async def scenario():
+        fleets = FakeFleets()
+        producer = producing(config(max_staleness=1), fleets)
+        async with producer:
+            for step in (1, 2, 3):
+                train(producer, step, await producer.take(step))
+                fleets.version = -1  # of a group that an engine would have held back
+                producer.advance(step)
+            await producer.take(4)
+
+    with pytest.raises(RunError, match=r"is 3 steps old, more than the 1 that source a allows"):
+        run(scenario())
+
+
 def test_a_high_rate_of_invalid_rollouts_ends_the_run_with_examples(producing):
     async def scenario():
         fleets = FakeFleets(fails={f"a/train/{i}" for i in range(1, 100)})
-        buffer, producer = producing(config(max_failed_groups=1000), fleets, FakeMixer())
+        producer = producing(config(max_failed_groups=1000), fleets)
         async with producer:
-            await buffer.take(1)
+            await producer.take(1)
 
     with pytest.raises(RunError, match=r"source 'a'.*(?s:.*)timeout: too slow"):
         run(scenario())
@@ -363,9 +376,9 @@ def test_a_high_rate_of_invalid_rollouts_ends_the_run_with_examples(producing):
 
 def test_a_dead_engine_fails_the_waiting_take(producing):
     async def scenario():
-        buffer, producer = producing(config(), FakeFleets(crash=True), FakeMixer())
+        producer = producing(config(), FakeFleets(crash=True))
         async with producer:
-            await buffer.take(1)
+            await producer.take(1)
 
     with pytest.raises(RunError, match="is gone"):
         run(scenario())
@@ -374,7 +387,7 @@ def test_a_dead_engine_fails_the_waiting_take(producing):
 def test_leaving_cancels_what_is_in_flight(producing):
     async def scenario():
         fleets = FakeFleets(hold=asyncio.Event())
-        _, producer = producing(config(), fleets, FakeMixer())
+        producer = producing(config(), fleets)
         before = asyncio.all_tasks()
         async with producer:
             await settle()

@@ -15,9 +15,10 @@ import pytest
 from rich.console import Console
 
 from configs.schema import RunConfig
+from mixing.group_ids import parse_group_id
 from mixing.ledger import Ledger, rows
 from mixing.ledger_events import Trained, from_row
-from mixing.mixer import Mixer, parse_group_id
+from mixing.mixer import Mixer
 from orchestrator.clock import PhaseClock
 from orchestrator.ledger_cmd import read_life, read_report
 from orchestrator.loop import Parts, Stopped, StopRequest, train
@@ -40,10 +41,17 @@ from rollouts.types import (
 
 STEPS = 14
 FATES = ("fine", "fine", "fine", "flaky", "hopeless")
-"""Of tasks: `flaky` fails at its first attempt, `hopeless` at each."""
+"""Of tasks: `flaky` fails at its first attempt, `hopeless` at each. Besides, tasks of `c` may be
+flat: all their rewards are equal."""
 
 
-def recipe(folder: Path, staleness: int) -> RunConfig:
+Bounds = tuple[int | None, int | None, int | None]
+"""Staleness of each source, None for the batch's."""
+
+
+def recipe(folder: Path, staleness: int, bounds: Bounds = (None, None, None)) -> RunConfig:
+    own = dict(zip("abc", bounds, strict=True))
+
     def source(name: str, weight: float, size: int) -> dict[str, Any]:
         path = folder / f"{name}.jsonl"
         lines = [json.dumps({"prompt": f"{name} {i}", "answer": "x"}) for i in range(size + 2)]
@@ -52,6 +60,8 @@ def recipe(folder: Path, staleness: int) -> RunConfig:
             "name": name,
             "weight": weight,
             "group_size": 2,
+            "max_staleness": own[name],
+            "difficulty": {"drop_zero_variance": name == "c"},
             "data": {"jsonl": str(path), "held_out": 2},
             "rewards": [{"name": "r", "use": "exact"}],
         }
@@ -104,12 +114,16 @@ class Actors:
         fate = random.Random(f"{task_id}/{epoch}").choice(self._fates)
         ok = fate == "fine" or (fate == "flaky" and attempt > 0)
         error = RolloutError(boundary=Boundary.REWARD, kind="timeout", message="too slow")
-        stats = RolloutStats(
-            reward=1.0 if ok else None,
-            reward_parts={},
-            num_completion_tokens=3,
-            status=RolloutStatus.COMPLETED if ok else RolloutStatus.INVALID,
-            error=None if ok else error,
+        flat = random.Random(f"{task_id}/{epoch}/reward").random() < 0.4
+        stats = tuple(
+            RolloutStats(
+                reward=reward if ok else None,
+                reward_parts={},
+                num_completion_tokens=3,
+                status=RolloutStatus.COMPLETED if ok else RolloutStatus.INVALID,
+                error=None if ok else error,
+            )
+            for reward in ((1.0, 1.0) if flat else (1.0, 0.0))
         )
         samples = (
             SampleHandle(ref=request.group_id, row=i, num_tokens=5, num_loss_tokens=3)
@@ -120,7 +134,7 @@ class Actors:
             task_id=task_id,
             source=request.task.source,
             step=request.step,
-            rollouts=(stats,) * request.group_size,
+            rollouts=stats,
             samples=tuple(samples),
             group_ref=None,
             oldest_version=request.step - 1,
@@ -209,12 +223,24 @@ def trained_tasks(path: Path) -> list[tuple[int, list[str]]]:
     return [(e.step, sorted(g.group_id for g in e.groups)) for e in steps]
 
 
-@pytest.mark.parametrize("staleness", [0, 1, 2])
-@pytest.mark.parametrize("seed", range(4))
+ALIKE: Bounds = (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("seed", "staleness", "bounds"),
+    [
+        (0, 0, ALIKE),
+        (1, 1, ALIKE),
+        (2, 2, ALIKE),
+        (3, 0, (None, None, 3)),
+        (4, 0, (2, 1, None)),
+        (5, 1, (0, 4, 2)),
+    ],
+)
 def test_killed_five_times_it_trains_on_the_same_tasks(
-    tmp_path: Path, staleness: int, seed: int
+    tmp_path: Path, seed: int, staleness: int, bounds: Bounds
 ) -> None:
-    cfg = recipe(tmp_path, staleness)
+    cfg = recipe(tmp_path, staleness, bounds)
     whole = uninterrupted(cfg, tmp_path / "whole", seed, FATES)
 
     rng, path = random.Random(seed), tmp_path / "killed"
@@ -234,7 +260,8 @@ def test_killed_five_times_it_trains_on_the_same_tasks(
     assert report.attempts == 6 and report.balanced and report.step == STEPS
     assert report.lost == report.trained_twice == [] and report.in_flight == 0
     assert sum(s.trained.groups for s in report.sources.values()) == 7 * STEPS
-    assert report.sources["a"].rejected.keys() == {"failed", "given_up"}
+    assert {"failed", "given_up"} <= report.sources["a"].rejected.keys()
+    assert report.sources["c"].rejected["zero_variance"] > 0
     metrics = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])
     assert metrics["ledger/trained"] == 7 * STEPS and metrics["ledger/in_flight"] == 0
     assert metrics["source/b/total/groups"] == report.sources["b"].trained.groups

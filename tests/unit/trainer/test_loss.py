@@ -11,8 +11,9 @@ import torch.distributed as dist
 
 from configs.errors import ConfigError
 from configs.schema import PlugConfig
-from trainer.loss import LossInputs, LossOutput, resolve_loss
+from trainer.loss import LossInputs, LossOutput
 from trainer.metrics import Max, Mean, Reduced, Sum, reduce_metrics
+from trainer.objectives import resolve_loss
 
 CPU = torch.device("cpu")
 
@@ -33,12 +34,14 @@ def tokens(n: int) -> LossInputs:
         ref_logprobs=None,
         advantages=zeros + 1,
         loss_mask=torch.ones(n, dtype=torch.bool),
+        segment=torch.zeros(n, dtype=torch.int64),
+        correction=zeros + 1,
         loss_weight=zeros + 1,
         kl_coef=zeros,
         clip_low=zeros + torch.nan,
         clip_high=zeros + torch.nan,
         entropy=zeros,
-        importance_cap=None,
+        entropy_coef=0.0,
         kl_estimator="k3",
         kl_in_loss=True,
     )

@@ -1,6 +1,8 @@
-"""Whether the chosen loss reads the clip ranges that sources set; its source is read, not run."""
+"""Whether the loss exists, takes its arguments, and reads what sources set; its source is read, not
+run, because losses import torch."""
 
 import ast
+import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,13 +10,53 @@ from configs.errors import Problem
 from configs.schema import RunConfig
 from orchestrator.plug_files import find_module, own_modules
 
-_BUILT_IN = "trainer.loss"
+_BUILT_IN = "trainer.objectives"
 _STREAMS = ("clip_low", "clip_high")
-_READERS = ("clip_range", "ppo_clip")
+_READERS = ("clip_range", "ppo_clip", "gspo", "cispo")
 """Functions of the built-in losses' module that read both streams for who calls them."""
 
 
-def check_clip(cfg: RunConfig) -> list[Problem]:
+def check_loss(cfg: RunConfig) -> list[Problem]:
+    """Return every problem with the loss: a name or argument that no built-in one has, and the clip
+    ranges of sources that it would pass over."""
+    return [*_check_name(cfg), *_check_clip(cfg)]
+
+
+def _check_name(cfg: RunConfig) -> Iterator[Problem]:
+    use, args = cfg.algorithm.loss.use, cfg.algorithm.loss.args
+    if ":" in use:
+        return
+    path = find_module(_BUILT_IN)
+    assert path is not None, f"{_BUILT_IN} has no source file"
+    losses = {n: f for n, f in _functions(path).items() if n in _listed(path)}
+    if use not in losses:
+        near = difflib.get_close_matches(use, list(losses), n=1, cutoff=0.5)
+        yield Problem(
+            where="algorithm.loss",
+            what=f"{use!r} is not a built-in loss ({', '.join(losses)})",
+            fix=(f"Did you mean `{near[0]}`? " if near else "")
+            + "Your own is written `package.module:function`.",
+        )
+        return
+    known = [arg.arg for arg in losses[use].args.kwonlyargs]
+    for name in args:
+        if name not in known:
+            has = f"has {', '.join(known)}" if known else "takes no argument"
+            yield Problem(where=f"algorithm.loss.args.{name}", what=f"unknown: `{use}` {has}")
+
+
+def _listed(path: Path) -> set[str]:
+    """Return the keys of the module's BUILT_IN."""
+    for node in _parse(path).body:
+        match node:
+            case ast.AnnAssign(target=ast.Name(id="BUILT_IN"), value=ast.Dict(keys=keys)):
+                return {str(key.value) for key in keys if isinstance(key, ast.Constant)}
+            case _:
+                continue
+    raise AssertionError(f"{path} has no BUILT_IN")
+
+
+def _check_clip(cfg: RunConfig) -> list[Problem]:
     """Return a problem for each clip range of a source that the loss would pass over."""
     given = [
         (f"sources.{source.name}.{field}", field, value)
@@ -27,7 +69,7 @@ def check_clip(cfg: RunConfig) -> list[Problem]:
         Problem(
             where=where,
             what=f"is {value:g}, but the loss `{cfg.algorithm.loss.use}` does not read {field}",
-            fix=f"Remove it; or let the loss use x.{field}, or trainer.loss.clip_range.",
+            fix=f"Remove it; or let the loss use x.{field}, or trainer.objectives.clip_range.",
         )
         for where, field, value in given
         if read is not None and field not in read
@@ -61,7 +103,7 @@ def _mentioned(tree: ast.AST) -> Iterator[str]:
             yield node.attr
 
 
-def _functions(path: Path) -> dict[str, ast.AST]:
+def _functions(path: Path) -> dict[str, ast.FunctionDef]:
     body = _parse(path).body
     return {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
 

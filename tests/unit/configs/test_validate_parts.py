@@ -3,7 +3,7 @@
 import pytest
 
 from configs.schema import SourceConfig
-from configs.validate_objective import check_objective
+from configs.validate_parts import check_parts
 from rewards.objective import validate_objectives
 from rollouts.advantages import validate_advantages
 
@@ -22,7 +22,7 @@ def source(objective: dict[str, object], *parts: dict[str, object], **more: obje
 
 
 def problems(of: SourceConfig) -> dict[str, str]:
-    found = [*check_objective(of), *validate_objectives([of]), *validate_advantages([of])]
+    found = [*check_parts(of), *validate_objectives([of]), *validate_advantages([of])]
     assert all(p.fix or "is not a formula" in p.what for p in found), found
     return {p.where.removeprefix("sources.s."): f"{p.what} {p.fix}" for p in found}
 

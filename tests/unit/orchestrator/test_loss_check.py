@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from configs.schema import RunConfig
+from configs.schema import AlgorithmConfig, RunConfig
 from configs.validate import find_warnings
-from orchestrator.clip_check import check_clip
+from orchestrator.loss_check import check_loss
 from orchestrator.plan import make_plan
 
 WRAPPED = "from trainer import loss\n\ndef mine(x):\n    return loss.ppo_clip(x, clip_low=0.1)\n"
@@ -42,20 +42,20 @@ def recipe(loss: str, minibatches: int = 2, **clip: float) -> RunConfig:
 def test_a_range_that_the_loss_does_not_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, refused: list[str]
 ) -> None:
-    (tmp_path / "losses_of_clip_test.py").write_text(source)
+    (tmp_path / "losses_of_check_test.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
-    loss = "losses_of_clip_test:mine"
-    problems = check_clip(recipe(loss, clip_low=0.1, clip_high=0.5))
+    loss = "losses_of_check_test:mine"
+    problems = check_loss(recipe(loss, clip_low=0.1, clip_high=0.5))
     assert [p.where for p in problems] == [f"sources.s.{field}" for field in refused]
     for problem, field in zip(problems, refused, strict=True):
         assert f"does not read {field}" in problem.what and loss in problem.what
         assert f"x.{field}" in problem.fix
-    assert check_clip(recipe(loss)) == []
+    assert check_loss(recipe(loss)) == []
 
 
 def test_the_built_in_loss_reads_them_and_the_plan_asks() -> None:
-    assert check_clip(recipe("ppo_clip", clip_low=0.1, clip_high=0.5)) == []
-    assert check_clip(recipe("no_module_of_that_name:f", clip_low=0.1)) == []
+    assert check_loss(recipe("ppo_clip", clip_low=0.1, clip_high=0.5)) == []
+    assert check_loss(recipe("no_module_of_that_name:f", clip_low=0.1)) == []
     plan = make_plan(recipe("json:dumps", clip_low=0.1))
     assert "sources.s.clip_low" in [p.where for p in plan.problems]
 
@@ -73,3 +73,30 @@ def test_a_range_that_can_never_act_is_pointed_out() -> None:
     for minibatches, told in ((1, True), (2, False)):
         warnings = find_warnings(recipe("ppo_clip", minibatches, clip_high=0.5))
         assert ("sources.s.clip_high" in [w.where for w in warnings]) is told
+
+
+@pytest.mark.parametrize("use", ["ppo_clip", "gspo", "cispo", "policy_gradient", "trust_region"])
+def test_built_in_losses_are_known_without_torch(use: str) -> None:
+    assert check_loss(recipe(use)) == []
+
+
+def test_an_unknown_loss_is_refused_with_the_near_name() -> None:
+    (problem,) = check_loss(recipe("gsop"))
+    assert problem.where == "algorithm.loss"
+    assert "trust_region" in problem.what and "Did you mean `gspo`?" in problem.fix
+
+
+def test_an_unknown_argument_is_refused_with_those_there_are() -> None:
+    algorithm = {"loss": {"use": "ppo_clip", "args": {"clip_hihg": 1, "dual_clip": 3}}}
+    cfg = recipe("ppo_clip").model_copy(
+        update={"algorithm": AlgorithmConfig.model_validate(algorithm)}
+    )
+    (problem,) = check_loss(cfg)
+    assert problem.where == "algorithm.loss.args.clip_hihg"
+    assert "clip_high" in problem.what and "dual_clip" in problem.what
+
+
+@pytest.mark.parametrize("loss", ["policy_gradient", "trust_region"])
+def test_a_loss_without_a_range_refuses_those_of_sources(loss: str) -> None:
+    (problem,) = check_loss(recipe(loss, clip_low=0.1))
+    assert problem.where == "sources.s.clip_low"

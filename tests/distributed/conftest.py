@@ -1,0 +1,54 @@
+"""Worlds of trainer ranks, each a process of its own."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+WORKER = Path(__file__).with_name("trainer_worker.py")
+RunWorld = Callable[[str, int, Path, Path], None]
+
+
+@pytest.fixture(scope="session")
+def worker() -> ModuleType:
+    """The module that a rank runs."""
+    spec = importlib.util.spec_from_file_location("trainer_worker", WORKER)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def run_world() -> RunWorld:
+    """Run all ranks of one world in a mode of the worker: `(mode, world, models, out)`."""
+    return _run_world
+
+
+def _run_world(mode: str, world: int, models: Path, out: Path) -> None:
+    """On failure show the ranks' output; leave none behind."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    logs = [out / f"{mode}_{world}_{rank}.log" for rank in range(world)]
+    ranks: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank, log in enumerate(logs):
+            command = [sys.executable, WORKER, mode, rank, world, models, out]
+            with log.open("w") as sink:
+                ranks.append(
+                    subprocess.Popen(
+                        list(map(str, command)), stdout=sink, stderr=subprocess.STDOUT, env=env
+                    )
+                )
+        codes = [process.wait(timeout=240) for process in ranks]
+    finally:
+        for process in ranks:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+    tails = "\n".join(log.read_text()[-3000:] for log in logs)
+    assert codes == [0] * world, f"ranks ended with {codes}:\n{tails}"

@@ -1,0 +1,91 @@
+"""Graders that run code, in the killable workers of a pool."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from configs.data import DataConfig
+from configs.sandbox import SandboxConfig
+from configs.schema import RewardConfig, RewardGroupConfig, SourceConfig
+from rewards.pool import GraderPool, GraderStartError
+from rewards.sandbox.inside.processes import Tree
+from rollouts.types import Rollout, RolloutStatus, Task
+
+Make = Callable[..., Rollout]
+MakeTask = Callable[..., Task]
+
+
+def source(grader: dict[str, Any]) -> SourceConfig:
+    reward = RewardConfig.model_validate({"name": "r", "grader": grader})
+    return SourceConfig(name="s", data=DataConfig(jsonl="x"), rewards=(reward,))
+
+
+async def grade(cfg: RewardGroupConfig, grader: dict[str, Any], *pairs: tuple[Rollout, Task]):
+    """Grade with one worker; return the rollouts, and the worker's processes that outlive it."""
+    pool = GraderPool(cfg, [source(grader)])
+    await pool.start()
+    try:
+        graded = [await pool.grade(rollout, task) for rollout, task in pairs]
+        (worker,) = pool.pids
+        below = Tree.descendants(worker)
+        assert below
+    finally:
+        await pool.close()
+    for _ in range(200):
+        left = [pid for pid in below if Tree.children(pid) or _lives(pid)]
+        if not left:
+            break
+        await asyncio.sleep(0.02)
+    return graded, left
+
+
+def _lives(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] != b"Z"
+    except OSError:
+        return False
+
+
+def test_code_is_graded_and_a_killed_worker_leaves_nothing(rollout: Make, task: MakeTask):
+    given = task(tests=["assert f(1) == 2", "assert f(2) == 4"])
+    texts = (
+        "def f(x): return 2 * x",
+        "def f(x): return 2",
+        "while True: pass",
+        "import os; os._exit(0)",
+    )
+    cfg = RewardGroupConfig(sandbox=SandboxConfig(cpu_s=0.3))
+    graded, left = asyncio.run(
+        grade(cfg, {"type": "code_tests"}, *((rollout(text), given) for text in texts))
+    )
+    assert [r.reward for r in graded] == [1.0, 0.5, 0.0, 0.0]
+    assert left == []
+
+
+def test_a_python_grader_that_raises_makes_the_rollout_invalid(rollout: Make, task: MakeTask):
+    source = "def grade(sample, item):\n    return 1 / len(sample['output_text'].strip())\n"
+    pairs = [(rollout(text), task()) for text in ("ab", " ")]
+    graded, _ = asyncio.run(
+        grade(RewardGroupConfig(), {"type": "python", "source": source}, *pairs)
+    )
+    assert graded[0].reward == 0.5
+    assert graded[1].status is RolloutStatus.INVALID
+    assert graded[1].error is not None
+    assert graded[1].error.kind == "python_grader_runtime_error"
+    assert "ZeroDivisionError" in graded[1].error.message
+
+
+def test_a_worker_without_the_required_tier_does_not_start(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    cfg = RewardGroupConfig(sandbox=SandboxConfig(require="bwrap"))
+    pool = GraderPool(cfg, [source({"type": "code_tests"})])
+
+    async def start() -> None:
+        with pytest.raises(GraderStartError, match=r"reward\.sandbox\.require"):
+            await pool.start()
+        await pool.close()
+
+    asyncio.run(start())
