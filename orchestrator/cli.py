@@ -1,7 +1,7 @@
 """The `braid` command. Imports nothing heavy until a command needs it.
 
-Exit codes: 0 done, 1 the run failed, 2 bad input, 3 `baseline` found a source that is no-go,
-130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done, 1 the run or the grader failed, 2 bad input, 3 `baseline` found a source that is
+no-go or `judge calibrate` a judge below its threshold, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import json
@@ -20,6 +20,7 @@ from rich.console import Console
 from configs.errors import ConfigError, Problem
 from configs.load import load_recipe
 from orchestrator.import_cmd import import_app
+from orchestrator.judge_cmd import judge_app
 from orchestrator.render_cmd import render
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(import_app, name="import")
+app.add_typer(judge_app, name="judge")
 app.command()(render)
 BAD_INPUT, FAILED = 2, 1
 
@@ -136,6 +138,38 @@ def baseline(
 
     cfg = load_recipe(recipe, overrides or ())
     raise typer.Exit(execute(cfg, items=items, samples=samples, as_json=as_json))
+
+
+@app.command()
+def grade(
+    grader: Annotated[
+        str, typer.Argument(metavar="GRADER", help="YAML or JSON file of a grader, or {...}.")
+    ],
+    item: Annotated[
+        str, typer.Option("--item", metavar="JSON", help="The row, or @FILE with it.")
+    ] = "{}",
+    sample: Annotated[
+        str | None, typer.Option("--sample", metavar="TEXT", help="The answer, or @FILE with it.")
+    ] = None,
+    judges: Annotated[
+        Path | None, typer.Option("--judges", help="File of judges that it may ask.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the RFT `graders/run` response.")
+    ] = False,
+) -> None:
+    """Grade one answer; exit 1 if the grader cannot judge it."""
+    from orchestrator.grade_cmd import grade_one, read_grader, read_item, read_sample, render_graded
+
+    if sample is None:
+        raise ConfigError(Problem(where="--sample", what="is missing", fix="Give an answer."))
+    row = read_item(item)
+    graded = grade_one(read_grader(grader), row, read_sample(sample), judges)
+    if as_json:
+        sys.stdout.write(json.dumps(graded.response(), indent=2, ensure_ascii=False) + "\n")
+    else:
+        Console().print(render_graded(graded, row), soft_wrap=True)
+    raise typer.Exit(FAILED if graded.failed is not None else 0)
 
 
 @app.command()
@@ -275,6 +309,7 @@ _NAMED_FAILURES = (
     ("orchestrator.checkpoints", "CheckpointError"),
     ("mixing.ledger", "LedgerError"),
     ("mixing.allocator", "MixExhausted"),
+    ("rewards.score", "GradeFailed"),
 )
 
 

@@ -16,12 +16,15 @@ from mixing.decontaminate import decontaminate
 from mixing.opening import open_source
 from mixing.search_cache import find_once
 from mixing.sources import Source
+from rewards.rows import check_rows
 from rollouts.types import Message, Task
 
 READ_BYTES = 4 * 2**20
 """Most of data files, together, that a plan reads."""
 PROMPTS_SEEN = 10_000
 """Most training prompts of a source that a plan looks at, spread over it."""
+ROWS_GRADED = 2000
+"""Most training rows of a source that are looked through for what its graders ask of them."""
 _TOKENIZED = 8
 """Prompts with most characters whose tokens are counted."""
 _CHARS_A_TOKEN = 4
@@ -75,7 +78,7 @@ def look_at_data(cfg: RunConfig, items: Mapping[str, int | None], *, sound: bool
     overlap, told = _check_overlap(cfg, opened)
     return DataLook(
         data=data,
-        problems=(*(too_long if counted else ()), *overlap),
+        problems=(*(too_long if counted else ()), *overlap, *check_graded_rows(cfg, opened)),
         warnings=(*(() if counted else too_long), *told),
     )
 
@@ -117,10 +120,17 @@ def _describe(
     )
 
 
-def _spread(source: Source) -> Iterator[Task]:
+def _spread(source: Source, most: int = PROMPTS_SEEN) -> Iterator[Task]:
     """Yield the held-out items, and training items spread over the source."""
-    seen = min(source.size, PROMPTS_SEEN)
+    seen = min(source.size, most)
     return chain(source.held_out(), (source.task(k * source.size // seen) for k in range(seen)))
+
+
+def check_graded_rows(cfg: RunConfig, opened: Mapping[str, Source]) -> list[Problem]:
+    """Return what the graders cannot find in the opened sources' rows: in all of them, or in so
+    many of a large source."""
+    rows = {name: _spread(source, ROWS_GRADED) for name, source in opened.items()}
+    return check_rows(cfg.sources, rows)
 
 
 def _chars(prompt: Sequence[Message]) -> int:

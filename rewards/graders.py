@@ -16,9 +16,10 @@ from pydantic import JsonValue
 
 from configs.errors import ConfigError, Problem
 from configs.graders.answers import FunctionGrader, ReasoningGymGrader
+from configs.graders.union import GraderConfig
 from configs.plugs import bind, resolve
 from configs.schema import SourceConfig
-from rewards.registry import check_grader
+from rewards.registry import check_grader, children
 from rewards.shape import check_pattern
 from rewards.subject import Subject
 from rollouts.types import Rollout, Task
@@ -155,7 +156,7 @@ def validate_rewards(sources: Sequence[SourceConfig]) -> list[Problem]:
         for name in sorted({n for n in names if names.count(n) > 1}):
             problems.append(Problem(where=f"{where}.{name}", what="two parts have this name"))
         for reward in source.rewards:
-            if reward.use == "reasoning_gym" and source.data.procedural is None:
+            if source.data.procedural is None and _scores_by_gym(reward.definition):
                 problems.append(
                     Problem(
                         where=f"{where}.{reward.name}",
@@ -166,3 +167,10 @@ def validate_rewards(sources: Sequence[SourceConfig]) -> list[Problem]:
             at = "" if reward.grader is None else ".grader"
             problems.extend(check_grader(reward.definition, f"{where}.{reward.name}{at}"))
     return problems
+
+
+def _scores_by_gym(cfg: GraderConfig) -> bool:
+    """Whether a grader, or one that it is made of, needs reasoning-gym's tasks."""
+    uses = isinstance(cfg, FunctionGrader) and cfg.use == "reasoning_gym"
+    below = any(_scores_by_gym(child) for _, child in children(cfg))
+    return uses or isinstance(cfg, ReasoningGymGrader) or below

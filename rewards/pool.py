@@ -6,13 +6,17 @@ failure.
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+
+from pydantic import JsonValue
 
 from configs.graders.union import GraderConfig
 from configs.schema import RewardConfig, RewardGroupConfig, SourceConfig
 from rewards.compute import ComputePool, GraderStartError
 from rewards.evaluate import evaluate
+from rewards.judges.client import Judge
+from rewards.judges.panel import NO_JUDGES, NO_REWARD_MODELS, Panel, RewardModel
 from rewards.objective import Total, prepare_total
 from rewards.registry import leaves
 from rewards.score import FailureKind, GradeFailed, Score
@@ -26,7 +30,15 @@ __all__ = ["GraderPool", "GraderStartError"]
 class GraderPool:
     """Grades rollouts of the sources. Use from one event loop."""
 
-    def __init__(self, cfg: RewardGroupConfig, sources: Sequence[SourceConfig]):
+    def __init__(
+        self,
+        cfg: RewardGroupConfig,
+        sources: Sequence[SourceConfig],
+        *,
+        judges: Panel[Judge] = NO_JUDGES,
+        reward_models: Panel[RewardModel] = NO_REWARD_MODELS,
+    ):
+        self.judges, self.reward_models = judges, reward_models
         self._rewards = {source.name: source.rewards for source in sources}
         self._totals = {source.name: prepare_total(source) for source in sources}
         self._compute = ComputePool(cfg, _leaves(sources))
@@ -63,9 +75,10 @@ class GraderPool:
                 return _invalid(rollout, score.kind, f"{part.name}: {score.message}")
             scores[part.name] = score
         try:
-            return _graded(rollout, parts, scores, self._totals[task.source])
+            found = _graded(rollout, parts, scores, self._totals[task.source])
         except GradeFailed as failed:
-            return _invalid(rollout, failed.kind, failed.message)
+            found = _invalid(rollout, failed.kind, failed.message)
+        return replace(found, reward_notes=_notes(scores))
 
     async def close(self) -> None:
         """Kill all workers and reap them. Gradings under way become INVALID."""
@@ -114,6 +127,16 @@ def _graded(
     if not math.isfinite(reward):
         raise GradeFailed(FailureKind.NOT_A_NUMBER, f"{values} come to {reward}")
     return replace(rollout, reward=reward, reward_parts=values, spans=tuple(spans))
+
+
+def _notes(scores: Mapping[str, Score]) -> dict[str, JsonValue]:
+    """Return what the graders of a rollout had to say besides their scores."""
+    notes: dict[str, JsonValue] = {}
+    for name, score in scores.items():
+        parts: dict[str, JsonValue] = {"parts": dict(score.parts)} if score.parts else {}
+        if said := {**parts, **score.notes}:
+            notes[name] = said
+    return notes
 
 
 def _invalid(rollout: Rollout, kind: str, message: str) -> Rollout:

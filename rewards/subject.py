@@ -24,13 +24,12 @@ class Subject:
     @cached_property
     def item(self) -> Mapping[str, JsonValue]:
         """The row, as templates name it: its free fields, and `answer`."""
-        answer = {} if self.task.answer is None else {"answer": self.task.answer}
-        return {**answer, **self.task.metadata}
+        return item_of(self.task)
 
     @cached_property
     def sample(self) -> Mapping[str, JsonValue]:
         """The answer, as templates name it: `output_text`, `output_json` where the text parses
-        as JSON, `choices`."""
+        as JSON, `choices`. There are no `output_tools`: rollouts carry text alone."""
         text = self.rollout.last_text
         message: dict[str, JsonValue] = {"role": "assistant", "content": text}
         sample: dict[str, JsonValue] = {"output_text": text, "choices": [{"message": message}]}
@@ -64,6 +63,12 @@ class Subject:
                 reward_parts={},
             ),
         )
+
+
+def item_of(task: Task) -> dict[str, JsonValue]:
+    """Return a task's row, as templates name it: its free fields, and `answer`."""
+    answer: dict[str, JsonValue] = {} if task.answer is None else {"answer": task.answer}
+    return {**answer, **task.metadata}
 
 
 def _no_constant(name: str) -> None:

@@ -12,7 +12,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 import configs
 from configs.load import load_recipe
@@ -125,6 +131,11 @@ def build(
             _say(f"step {step + 1}: loss {mean:.3f}, {time.monotonic() - started:.0f} s")
 
     sft(model, tokenizer, text(seed, settings, careless_steps), settings, report)
+    save(model, tokenizer, out)
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """Write bfloat16 safetensors, config, tokenizer and template to `out`."""
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id

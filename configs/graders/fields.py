@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from configs.base import Config, Fraction, NonNegativeFloat
 from configs.graders.rft import TextMetric
@@ -103,15 +103,9 @@ class ObjectField(Comparison):
     """Fields of the answer that the truth has not: ignored, or each a wrong field of weight 1."""
 
 
-def _spelt(given: object) -> object:
-    """Take a bare `number` for `{type: number}`."""
-    return {"type": given} if isinstance(given, str) else given
-
-
 FieldConfig = Annotated[
     ExactField | NumberField | TextField | DateField | SetField | ListField | ObjectField,
     Field(discriminator="type"),
-    BeforeValidator(_spelt),
 ]
 """How one field is compared: its `type`, or a mapping with it."""
 Fields = dict[str, FieldConfig]

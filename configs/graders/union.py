@@ -13,6 +13,12 @@ from configs.graders.answers import (
     ReasoningGymGrader,
 )
 from configs.graders.code import CodeTestsGrader, PythonGrader
+from configs.graders.judged import (
+    LabelModelGrader,
+    RewardModelGrader,
+    RubricGrader,
+    ScoreModelGrader,
+)
 from configs.graders.rft import MultiGrader, StringCheckGrader, TextSimilarityGrader
 from configs.graders.steps import SplitStepsGrader, StepsGrader
 
@@ -26,6 +32,10 @@ GraderConfig = Annotated[
     | JsonFieldsGrader
     | LengthGrader
     | ReasoningGymGrader
+    | ScoreModelGrader
+    | LabelModelGrader
+    | RubricGrader
+    | RewardModelGrader
     | PythonGrader
     | CodeTestsGrader
     | SplitStepsGrader

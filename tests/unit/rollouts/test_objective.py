@@ -178,7 +178,9 @@ def test_a_group_of_equal_totals_and_different_parts_has_signal_under_gdpo_alone
     told = summary(graded, weighed)
     assert not is_zero_variance(told)
     assert judge(told, drop, last_chance=False) is Verdict.TRAIN
-    assert judge(summary(graded, source("weighted_sum")), drop, last_chance=False) is Verdict.RESAMPLE
+    assert (
+        judge(summary(graded, source("weighted_sum")), drop, last_chance=False) is Verdict.RESAMPLE
+    )
 
 
 def test_parts_that_trade_off_unevenly_are_told_apart() -> None:
