@@ -24,7 +24,13 @@ from rewards.judges.request import Transport
 from rewards.monitors.traits import answer_hash, in_slice, text_traits
 from rewards.pool import GraderPool
 from rollouts.advantages import resolve_advantage
-from rollouts.samples import chunk_for_store, to_training_samples
+from rollouts.samples import (
+    GroupCredits,
+    chunk_for_store,
+    credit_group,
+    rollout_stats,
+    to_training_samples,
+)
 from rollouts.scopes import estimator_plug, mean_advantage
 from rollouts.types import (
     GeneratedGroup,
@@ -33,7 +39,6 @@ from rollouts.types import (
     Ref,
     Rollout,
     RolloutGroup,
-    RolloutStats,
     SampleHandle,
 )
 
@@ -96,7 +101,8 @@ class RewardActor:
         task = group.request.task
         graded = await asyncio.gather(*(self._grade(r, group.request) for r in group.rollouts))
         group = replace(group, rollouts=tuple(graded))
-        samples = self._store_samples(group) if group.request.step >= 0 else ()
+        credits = self._credit(group) if group.request.step >= 0 else None
+        samples = () if credits is None else self._store_samples(group, credits)
         self._graded += len(graded)
         versions = [v for r in graded for v in r.versions] or [-1]
         return GroupSummary(
@@ -104,7 +110,10 @@ class RewardActor:
             task_id=task.task_id,
             source=task.source,
             step=group.request.step,
-            rollouts=tuple(map(_stats, graded)),
+            rollouts=tuple(
+                replace(stats, traits=text_traits(rollout))
+                for stats, rollout in zip(rollout_stats(graded, credits), graded, strict=True)
+            ),
             samples=samples,
             group_ref=ray.put(group),
             oldest_version=min(versions),
@@ -112,6 +121,7 @@ class RewardActor:
             generate_s=group.generate_s,
             grade_s=time.monotonic() - began,
             reference=None if task.answer is None else answer_hash(task.answer),
+            has_signal=None if credits is None else credits.advantages.has_signal,
         )
 
     async def _grade(self, rollout: Rollout, request: GroupRequest) -> Rollout:
@@ -124,11 +134,15 @@ class RewardActor:
             return graded
         return replace(graded, gold=await self._pool.gold(graded, request.task))
 
-    def _store_samples(self, group: RolloutGroup) -> tuple[SampleHandle, ...]:
+    def _credit(self, group: RolloutGroup) -> GroupCredits:
         source = self._cfg.source(group.request.task.source)
-        samples = to_training_samples(
-            group, source, self._cfg.kl_coef(source), self._estimators[source.name]
-        )
+        return credit_group(group, source, self._estimators[source.name])
+
+    def _store_samples(
+        self, group: RolloutGroup, credits: GroupCredits
+    ) -> tuple[SampleHandle, ...]:
+        source = self._cfg.source(group.request.task.source)
+        samples = to_training_samples(group, source, self._cfg.kl_coef(source), credits)
         handles: list[SampleHandle] = []
         for chunk in chunk_for_store(samples, STORE_CHUNK_BYTES):
             ref = ray.put(chunk)
@@ -165,19 +179,6 @@ class RewardActor:
         await self._pool.close()
 
 
-def _stats(rollout: Rollout) -> RolloutStats:
-    return RolloutStats(
-        reward=rollout.reward,
-        reward_parts=rollout.reward_parts,
-        num_completion_tokens=rollout.num_completion_tokens,
-        status=rollout.status,
-        error=rollout.error,
-        traits=text_traits(rollout),
-        gold=rollout.gold,
-        tampering=rollout.tampering,
-    )
-
-
 def _rollout_lines(group: RolloutGroup, step: int) -> list[str]:
     task = group.request.task
     prompt = [{"role": m.role, "content": m.content} for m in task.prompt]
@@ -194,6 +195,7 @@ def _rollout_lines(group: RolloutGroup, step: int) -> list[str]:
                 "status": r.status,
                 "reward": r.reward,
                 "reward_parts": dict(r.reward_parts),
+                "spans": [[s.part, s.turn, s.start, s.end, s.score] for s in r.spans],
                 "reward_notes": dict(r.reward_notes),
                 "gold": None if r.gold is None else r.gold.score,
                 "tampering": r.tampering,

@@ -104,6 +104,7 @@ class RolloutRunner:
             max_model_len=self._cfg.model.max_model_len,
             generate=self._generate,
             renderer=self._renderer,
+            locate_text=self._cfg.source(request.task.source).credits_tokens,
         )
 
     async def probe(self, requests: Sequence[GroupRequest]) -> tuple[TrainingSample, ...]:

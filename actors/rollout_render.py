@@ -8,6 +8,7 @@ import numpy as np
 
 from configs.errors import ConfigError, Problem
 from configs.schema import ModelConfig
+from rollouts.token_ends import token_ends
 from rollouts.types import I32, Message
 
 if TYPE_CHECKING:
@@ -59,5 +60,17 @@ class ChatRenderer:
     def decode(self, ids: I32) -> str:
         """Return the text of sampled ids, special tokens left out."""
         text = self._tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text
+
+    def token_ends(self, ids: I32, text: str) -> I32:
+        """Return how many characters of `text` (`ids` decoded) stand after each token [C]."""
+        return token_ends(ids.tolist(), text, self._decode)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is not None:  # four times as fast as through transformers
+            return backend.decode(list(ids), skip_special_tokens=True)
+        text = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         assert isinstance(text, str)
         return text

@@ -159,7 +159,9 @@ def _warn_source(cfg: RunConfig, source: SourceConfig) -> Iterator[Problem]:
             where=_where(source, "every"),
             what=f"is {settings.every}, beyond the run's {cfg.num_steps} steps: it never comes due",
         )
-    known = all(r.use in _UNIT_REWARDS for r in source.rewards)
+    known = source.objective.combine != "formula" and all(
+        r.use in _UNIT_REWARDS for r in source.rewards
+    )
     largest = sum(max(0.0, r.weight) for r in source.rewards)
     if known and source.rewards and settings.pass_threshold > largest + 1e-9:
         yield Problem(

@@ -26,6 +26,7 @@ from configs.graders.union import GraderConfig
 from configs.judges import Judges, RewardModels
 from configs.mix import LimitsConfig, MixConfig, StageConfig
 from configs.monitors import GoldConfig, MonitorsConfig, WatchConfig
+from configs.objective import CreditConfig, ObjectiveConfig
 from configs.sandbox import SandboxConfig
 
 
@@ -61,6 +62,8 @@ class RewardConfig(Config):
     """A grader object, or the path of a YAML or JSON file that holds one."""
     weight: float = 1.0
     """Factor in the weighted sum."""
+    credit: CreditConfig | None = None
+    """How scores of steps reach the tokens; empty credits the rollout as a whole."""
 
     @model_validator(mode="after")
     def _either(self) -> Self:
@@ -107,7 +110,9 @@ class SourceConfig(Config):
     environment: PlugConfig = PlugConfig(use="single_turn")
     """The world a task is played in: `single_turn`, or `module:Class`."""
     rewards: tuple[RewardConfig, ...]
-    """Parts of the reward, summed by weight."""
+    """Parts of the reward."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """How the parts are combined; empty sums them by weight."""
     gold: GoldConfig | None = None
     """A stricter grader of a slice of the rollouts, to see whether the reward can be trusted."""
     watch: WatchConfig = WatchConfig()
@@ -121,7 +126,8 @@ class SourceConfig(Config):
     sampling: SamplingConfig = SamplingConfig()
     """How training completions are drawn."""
     advantage: PlugConfig = PlugConfig(use="grpo")
-    """Advantage estimator: `grpo`, `mean_baseline`, or `module:function` of rewards [G]."""
+    """Advantage estimator: `grpo`, `mean_baseline`, `grpo_process`, or `module:function` of rewards
+    [G] or of the group."""
     advantage_scope: Literal["group", "source", "batch"] = "group"
     """Rollouts whose standard deviation divides advantages: `group` leaves it to the estimator,
     `source` takes the step's of this source, `batch` the step's of all sources that say so."""
@@ -141,6 +147,11 @@ class SourceConfig(Config):
     """How its held-out evaluation differs from the run's."""
     difficulty: DifficultyConfig = DifficultyConfig()
     """Which of its items are worth training on."""
+
+    @property
+    def credits_tokens(self) -> bool:
+        """Whether some part's scores of steps reach the tokens that wrote them."""
+        return any(r.credit is not None and r.credit.to == "tokens" for r in self.rewards)
 
 
 class BatchConfig(Config):

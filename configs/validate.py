@@ -17,6 +17,7 @@ from configs.validate_judges import check_judges, warn_judges
 from configs.validate_mix import check_mix, warn_mix
 from configs.validate_monitors import check_monitors, warn_monitors
 from configs.validate_objective import check_objective, warn_objective, warn_source_objective
+from configs.validate_parts import check_parts
 
 
 def validate_run(cfg: RunConfig) -> list[Problem]:
@@ -120,6 +121,7 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
         yield from check_data(source)
         yield from check_difficulty(cfg, source)
         yield from check_monitors(source)
+        yield from check_parts(source)
         leave_out = cfg.decontaminate.procedural and cfg.decontaminate.action == "drop"
         if leave_out and source.data.curriculum.start is not None:
             yield Problem(
@@ -134,7 +136,8 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
         for part, count in Counter(r.name for r in source.rewards).items():
             if count > 1:
                 yield Problem(where=at, what=f"{count} parts are called `{part}`")
-        if source.rewards and all(r.weight == 0 for r in source.rewards):
+        by_weight = source.objective.combine != "formula"
+        if by_weight and source.rewards and all(r.weight == 0 for r in source.rewards):
             yield Problem(where=at, what="all weights are 0, so every reward would be 0")
 
 

@@ -52,6 +52,10 @@ class Renderer(Protocol):
         """Return the text of `ids`, special tokens left out."""
         ...
 
+    def token_ends(self, ids: I32, text: str) -> I32:
+        """Return how many characters of `text` (`ids` decoded) stand after each token [C]."""
+        ...
+
 
 class _Failed(Exception):
     """Carries a failure out of the episode; never leaves this module."""
@@ -70,12 +74,14 @@ async def play(
     max_model_len: int,
     generate: GenerateFn,
     renderer: Renderer,
+    locate_text: bool = False,
 ) -> Rollout:
     """Play `task` in `env` until it is done, a token limit is reached or something fails.
 
     Args:
         index: place in the group.
         sampling: `max_tokens` bounds each completion; `max_model_len` bounds the episode.
+        locate_text: note which characters each token wrote, for credit by text.
 
     Returns:
         The rollout: COMPLETED, TRUNCATED, or INVALID with its error and the turns so far.
@@ -83,7 +89,7 @@ async def play(
     Raises:
         EngineDead: from `generate`; and cancellation passes through too.
     """
-    episode = _Episode(env, sampling, max_model_len, generate, renderer)
+    episode = _Episode(env, sampling, max_model_len, generate, renderer, locate_text)
     error: RolloutError | None = None
     try:
         status = await episode.run(task)
@@ -108,7 +114,9 @@ class _Episode:
         max_model_len: int,
         generate: GenerateFn,
         renderer: Renderer,
+        locate_text: bool,
     ):
+        self._locate_text = locate_text
         self._env, self._sampling, self._max_model_len = env, sampling, max_model_len
         self._generate, self._renderer = generate, renderer
         self._ids: I32 = np.zeros(0, np.int32)
@@ -183,9 +191,17 @@ class _Episode:
         _check(completion)
         try:
             text = self._renderer.decode(completion.token_ids)
+            ends = None
+            if self._locate_text:
+                ends = self._renderer.token_ends(completion.token_ids, text)
         except Exception as error:
             raise _Failed(Boundary.RENDER, type(error).__name__, str(error)) from error
-        turn = Turn(prompt_ids=rendered[len(self._ids) :], completion=completion, text=text)
+        turn = Turn(
+            prompt_ids=rendered[len(self._ids) :],
+            completion=completion,
+            text=text,
+            token_ends=ends,
+        )
         self.turns.append(turn)
         self._ids = np.concatenate([rendered, completion.token_ids])
         return turn

@@ -32,6 +32,7 @@ from orchestrator.plan_source import (
     plan_evaluation,
 )
 from rewards.graders import validate_rewards
+from rewards.objective import validate_objectives
 from rollouts.advantages import validate_advantages
 from rollouts.staleness import max_groups_in_flight
 
@@ -280,6 +281,7 @@ def _check_all(cfg: RunConfig, unsound: Sequence[Problem]) -> list[Problem]:
         *unsound,
         *validate_environments(cfg.sources),
         *validate_rewards(cfg.sources),
+        *validate_objectives(cfg.sources),
         *validate_advantages(cfg.sources),
         *check_loss(cfg),
     ]

@@ -44,6 +44,7 @@ from orchestrator.run_dir import RunDir
 from orchestrator.sandboxing import describe, find_tier, validate_sandbox
 from rewards.graders import validate_rewards
 from rewards.judges.request import Transport
+from rewards.objective import validate_objectives
 from rollouts.advantages import validate_advantages
 
 log = logging.getLogger("braid.run")
@@ -64,7 +65,12 @@ def check(cfg: RunConfig) -> tuple[Mapping[str, Source], Contamination]:
     except ConfigError as error:
         problems += error.problems
     problems += plan_mix(cfg, {name: source.size for name, source in sources.items()}).problems
-    for validate in (validate_environments, validate_rewards, validate_advantages):
+    for validate in (
+        validate_environments,
+        validate_rewards,
+        validate_objectives,
+        validate_advantages,
+    ):
         problems += validate(cfg.sources)
     problems += check_loss(cfg)
     problems += validate_sandbox(cfg)

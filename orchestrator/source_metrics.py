@@ -7,7 +7,7 @@ once from its members, and is left out where there are none: nothing averages av
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
@@ -17,6 +17,7 @@ import numpy as np
 from configs.evaluation import doublings
 from mixing.group_ids import parse_group_id
 from rollouts.advantages import all_same
+from rollouts.filters import is_zero_variance
 from rollouts.pass_rates import pass_at_k
 from rollouts.staleness import staleness
 from rollouts.types import (
@@ -38,12 +39,19 @@ class Pool:
     Args:
         groups: at least one.
         version: the policy that trains on them.
+        gated: reward parts that stand behind a gate.
     """
 
     def __init__(
-        self, kind: str, groups: Sequence[GroupSummary], *, pass_threshold: float, version: int
+        self,
+        kind: str,
+        groups: Sequence[GroupSummary],
+        *,
+        pass_threshold: float,
+        version: int,
+        gated: Collection[str] = (),
     ):
-        self.kind, self.groups, self.version = kind, groups, version
+        self.kind, self.groups, self.version, self.gated = kind, groups, version, gated
         self._threshold = pass_threshold
 
     @cached_property
@@ -196,7 +204,7 @@ def _epoch(_: Pool, group: GroupSummary) -> float:
 
 
 def _no_contrast(_: Pool, group: GroupSummary) -> float:
-    return len(group.rewards) > 1 and all_same(np.array(group.rewards))
+    return len(group.rewards) > 1 and is_zero_variance(group)
 
 
 METRICS: tuple[Metric[Any], ...] = (
@@ -261,10 +269,39 @@ def _pass_at(pool: Pool) -> Iterator[tuple[str, float]]:
 
 
 def _reward_parts(pool: Pool) -> Iterator[tuple[str, float]]:
-    """Yield each part's mean over the rollouts that have it."""
+    """Yield the metrics of every part."""
     for part in dict.fromkeys(p for r in pool.valid for p in r.reward_parts):
-        values = [r.reward_parts[part] for r in pool.valid if part in r.reward_parts]
-        yield f"reward_part/{part}", float(np.mean(values))
+        for suffix, value in _of_part(pool, part):
+            yield f"reward_part/{part}{suffix}", value
+
+
+def _of_part(pool: Pool, part: str) -> Iterator[tuple[str, float]]:
+    """Yield what one part was, before and after gates and estimator, by suffix (`PART_METRICS`)."""
+    have = [r for r in pool.valid if part in r.reward_parts]
+    values = [r.reward_parts[part] for r in have]
+    yield "", float(np.mean(values))
+    yield "/std", float(np.std(values))
+    groups = [
+        [r.reward_parts.get(part) for r in g.rollouts if r.reward is not None] for g in pool.judged
+    ]
+    compared = [np.array(g, np.float64) for g in groups if len(g) > 1 and None not in g]
+    if compared:
+        yield "/same", float(np.mean([all_same(g) for g in compared]))
+    if part in pool.gated:
+        yield "/open", float(np.mean([part not in r.closed_parts for r in have]))
+    added = [r.part_advantages[part] for r in have if part in r.part_advantages]
+    if added:
+        yield "/advantage_rms", float(np.sqrt(np.mean(np.square(added))))
+
+
+PART_METRICS = {
+    "": "valid rollouts that have it",
+    "/std": "valid rollouts that have it",
+    "/same": "judged groups of two or more",
+    "/open": "valid rollouts that have it",
+    "/advantage_rms": "valid rollouts that have it",
+}
+"""Suffix of `reward_part/<part>` -> denominator."""
 
 
 def _answers(pool: Pool) -> Iterator[tuple[str, float]]:

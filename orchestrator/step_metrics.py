@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from configs.evaluation import eval_settings
-from configs.schema import RunConfig
+from configs.schema import RunConfig, SourceConfig
 from orchestrator.publisher import SyncReport
 from orchestrator.source_metrics import ALL, TRAINED, Pool, pool_metrics
 from rollouts.staleness import staleness
@@ -68,8 +68,7 @@ def step_metrics(cfg: RunConfig, done: TrainedStep) -> dict[str, float]:
     metrics.update(_times(done))
     metrics.update((f"train/{k}", v) for k, v in done.result.metrics.items())
     for source in cfg.sources:
-        threshold = eval_settings(cfg, source).pass_threshold
-        metrics.update(_source(source.name, done, threshold))
+        metrics.update(_source(cfg, source, done))
     return metrics
 
 
@@ -84,13 +83,20 @@ def _times(done: TrainedStep) -> dict[str, float]:
     return times
 
 
-def _source(name: str, done: TrainedStep, pass_threshold: float) -> dict[str, float]:
+def _source(cfg: RunConfig, source: SourceConfig, done: TrainedStep) -> dict[str, float]:
+    name = source.name
     trained = [g for g in done.groups if g.source == name]
     graded = [*trained, *(g for g in done.rejected if g.source == name)]
     found: dict[str, float] = {}
     for kind, groups in ((ALL, graded), (TRAINED, trained)):
         if groups:
-            pool = Pool(kind, groups, pass_threshold=pass_threshold, version=done.step - 1)
+            pool = Pool(
+                kind,
+                groups,
+                pass_threshold=eval_settings(cfg, source).pass_threshold,
+                version=done.step - 1,
+                gated={gate.part for gate in source.objective.gates},
+            )
             found.update((f"{kind}/{key}", value) for key, value in pool_metrics(pool))
     if graded:
         found["survival"] = len(trained) / len(graded)

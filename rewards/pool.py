@@ -1,4 +1,4 @@
-"""Grades rollouts: every part of a source's reward, then their sum.
+"""Grades rollouts: every part of a source's reward, then what they come to.
 
 A rollout leaves with a finite reward or as INVALID with the reason; never with a 0 in place of a
 failure.
@@ -18,10 +18,12 @@ from rewards.evaluate import evaluate
 from rewards.judges.client import Judge
 from rewards.judges.panel import NO_JUDGES, NO_REWARD_MODELS, Panel, RewardModel
 from rewards.monitors.traits import count_tampering
+from rewards.objective import Total, prepare_total
 from rewards.registry import leaves
 from rewards.score import FailureKind, GradeFailed, Score
 from rewards.subject import Subject
-from rollouts.types import Boundary, Gold, Rollout, RolloutError, RolloutStatus, Task
+from rollouts.credit import aggregate, check_spans
+from rollouts.types import Boundary, Gold, Rollout, RolloutError, RolloutStatus, SpanScore, Task
 
 __all__ = ["GraderPool", "GraderStartError"]
 
@@ -40,6 +42,7 @@ class GraderPool:
         self.judges, self.reward_models = judges, reward_models
         self._rewards = {source.name: source.rewards for source in sources}
         self._golds = {source.name: source.gold for source in sources if source.gold}
+        self._totals = {source.name: prepare_total(source) for source in sources}
         self._compute = ComputePool(cfg, _leaves(sources))
 
     @property
@@ -73,7 +76,11 @@ class GraderPool:
             if isinstance(score, GradeFailed):
                 return _invalid(rollout, score.kind, f"{part.name}: {score.message}")
             scores[part.name] = score
-        return replace(_sum(rollout, parts, scores), reward_notes=_notes(scores))
+        try:
+            found = _graded(rollout, parts, scores, self._totals[task.source])
+        except GradeFailed as failed:
+            found = _invalid(rollout, failed.kind, failed.message)
+        return replace(found, reward_notes=_notes(scores))
 
     async def gold(self, rollout: Rollout, task: Task) -> Gold:
         """Return what the source's gold grader says of a rollout; the source has one."""
@@ -111,14 +118,34 @@ def _gold_path(source: str) -> str:
     return f"{source}/:gold"  # no part of the reward can be called so
 
 
-def _sum(rollout: Rollout, parts: Sequence[RewardConfig], scores: dict[str, Score]) -> Rollout:
-    values = {name: score.value for name, score in scores.items()}
-    total = sum(part.weight * values[part.name] for part in parts)
-    if not math.isfinite(total):
-        why = f"the weighted sum of {values} is {total}"
-        return _invalid(rollout, FailureKind.NOT_A_NUMBER, why)
-    tampering = sum(count_tampering(score.notes) for score in scores.values())
-    return replace(rollout, reward=total, reward_parts=values, tampering=tampering)
+def _graded(
+    rollout: Rollout, parts: Sequence[RewardConfig], scores: dict[str, Score], total: Total
+) -> Rollout:
+    """Return the rollout with its reward, the parts as they were graded, and their spans.
+
+    Raises:
+        GradeFailed: a span lies nowhere in the text, or the parts come to no finite number.
+    """
+    values: dict[str, float] = {}
+    spans: list[SpanScore] = []
+    for part in parts:
+        score = scores[part.name]
+        if (wrong := check_spans(score.spans, rollout)) is not None:
+            raise GradeFailed(FailureKind.BAD_SPAN, f"{part.name}: {wrong}")
+        spans.extend(replace(span, part=part.name) for span in score.spans)
+        values[part.name] = score.value
+        if score.spans and part.credit is not None and part.credit.aggregate is not None:
+            values[part.name] = aggregate(score.spans, part.credit)
+    reward = total(values)
+    if not math.isfinite(reward):
+        raise GradeFailed(FailureKind.NOT_A_NUMBER, f"{values} come to {reward}")
+    return replace(
+        rollout,
+        reward=reward,
+        reward_parts=values,
+        spans=tuple(spans),
+        tampering=sum(count_tampering(score.notes) for score in scores.values()),
+    )
 
 
 def _notes(scores: Mapping[str, Score]) -> dict[str, JsonValue]:

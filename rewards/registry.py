@@ -33,9 +33,11 @@ COMPUTE: Mapping[str, str] = {
     "text_similarity": "rewards.text:prepare_text_similarity",
     "math": "rewards.math_answers:prepare_math",
     "json_fields": "rewards.fields:prepare_json_fields",
+    "split_steps": "rewards.steps:prepare_split",
 }
 ASYNC: Mapping[str, str] = {
     "multi": "rewards.multi:evaluate_multi",
+    "steps": "rewards.steps:evaluate_steps",
     "score_model": "rewards.judges.scoring:evaluate_score",
     "label_model": "rewards.judges.scoring:evaluate_label",
     "rubric": "rewards.judges.rubric:evaluate_rubric",
@@ -51,6 +53,7 @@ CHECKS: Mapping[str, str] = {
     "math": "rewards.math_answers:check_math",
     "json_fields": "rewards.fields:check_json_fields",
     "multi": "rewards.multi:check_multi",
+    "split_steps": "rewards.steps:check_split",
     "score_model": "rewards.judges.checks:check_score",
     "label_model": "rewards.judges.checks:check_label",
     "rubric": "rewards.judges.checks:check_rubric",
@@ -106,5 +109,6 @@ def check_grader(cfg: GraderConfig, where: str) -> list[Problem]:
         check = cast("Callable[[GraderConfig, str], list[Problem]]", _attribute(CHECKS[cfg.type]))
         problems.extend(check(cfg, where))
     for name, child in children(cfg):
-        problems.extend(check_grader(child, f"{where}.graders.{name}"))
+        at = name if name in type(cfg).model_fields else f"graders.{name}"
+        problems.extend(check_grader(child, f"{where}.{at}"))
     return problems

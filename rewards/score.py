@@ -39,6 +39,7 @@ class FailureKind(StrEnum):
     TIMEOUT = "timeout"
     WORKER_LOST = "WorkerLost"
     NOT_A_NUMBER = "NotANumber"
+    BAD_SPAN = "BadSpan"
     FORMULA = "formula_parse_error"
     SAMPLE_PARSE = "sample_parse_error"
     INVALID_VARIABLE = "invalid_variable_error"

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -18,6 +18,8 @@ class Subject:
 
     task: Task
     rollout: Rollout
+    more: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+    """What `sample` has besides, such as the steps before the one that is graded."""
 
     @cached_property
     def item(self) -> Mapping[str, JsonValue]:
@@ -33,7 +35,7 @@ class Subject:
         sample: dict[str, JsonValue] = {"output_text": text, "choices": [{"message": message}]}
         with contextlib.suppress(ValueError, RecursionError):
             sample["output_json"] = json.loads(text, parse_constant=_no_constant)
-        return sample
+        return {**sample, **self.more}
 
     @staticmethod
     def of_text(item: Mapping[str, JsonValue], text: str) -> "Subject":

@@ -90,13 +90,21 @@ def _arm(sock: socket.socket, deadline: float | None) -> None:
 
 def pack_subject(subject: Subject) -> JsonValue:
     """Return what is graded as JSON."""
-    return {"task": pack_task(subject.task), "rollout": pack_rollout(subject.rollout)}
+    return {
+        "task": pack_task(subject.task),
+        "rollout": pack_rollout(subject.rollout),
+        "more": dict(subject.more),
+    }
 
 
 def unpack_subject(data: JsonValue) -> Subject:
     """Return the subject that `pack_subject` wrote."""
     fields = cast("dict[str, JsonValue]", data)
-    return Subject(task=unpack_task(fields["task"]), rollout=unpack_rollout(fields["rollout"]))
+    return Subject(
+        task=unpack_task(fields["task"]),
+        rollout=unpack_rollout(fields["rollout"]),
+        more=cast("dict[str, JsonValue]", fields["more"]),
+    )
 
 
 def pack_result(result: Score | GradeFailed) -> JsonValue:
@@ -169,6 +177,7 @@ def _pack_turn(turn: Turn) -> JsonValue:
         "finish_reason": done.finish_reason.value,
         "versions": [[s.version, s.start, s.end] for s in done.versions],
         "text": turn.text,
+        "token_ends": None if turn.token_ends is None else _pack(turn.token_ends, np.int32),
     }
 
 
@@ -183,6 +192,7 @@ def _unpack_turn(data: Mapping[str, JsonValue]) -> Turn:
             versions=tuple(VersionSpan(version=v, start=s, end=e) for v, s, e in spans),
         ),
         text=str(data["text"]),
+        token_ends=None if data["token_ends"] is None else _unpack(data["token_ends"], np.int32),
     )
 
 

@@ -32,6 +32,8 @@ def judge(summary: GroupSummary, cfg: DifficultyConfig, *, last_chance: bool) ->
 
 
 def is_zero_variance(summary: GroupSummary) -> bool:
-    """Whether the valid rewards are all equal, up to rounding: all advantages are then 0. So it is
-    with one valid rollout, or none."""
+    """Whether no token has an advantage. Where none was computed: whether the valid rewards are all
+    equal, up to rounding; so it is with one valid rollout, or none."""
+    if summary.has_signal is not None:
+        return not summary.has_signal
     return all_same(np.array(summary.rewards, np.float64))

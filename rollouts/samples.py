@@ -1,28 +1,104 @@
 """A graded group becomes training samples: turns merged, per-source settings made streams."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from configs.schema import SourceConfig
-from rollouts.advantages import Estimator, group_advantages
+from configs.objective import CreditConfig
+from configs.schema import RewardConfig, SourceConfig
+from rollouts.advantages import AnyEstimator, GroupAdvantages, estimate
+from rollouts.credit import group_credit
+from rollouts.objective import gate
 from rollouts.types import (
     F32,
     Rollout,
     RolloutGroup,
+    RolloutStats,
     RolloutStatus,
     TrainingSample,
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupCredits:
+    """What became of a group's rewards. Places are those of the valid rollouts, in order."""
+
+    valid: tuple[Rollout, ...]
+    advantages: GroupAdvantages
+    closed: tuple[tuple[str, ...], ...]
+    """Parts behind a gate that was closed."""
+
+
+def credit_group(
+    group: RolloutGroup, source: SourceConfig, estimator: AnyEstimator
+) -> GroupCredits:
+    """Estimate the advantages of a group. Invalid rollouts take no part.
+
+    Raises:
+        ValueError: the estimator returned another shape, or a value that is not finite.
+    """
+    valid = [r for r in group.rollouts if r.status is not RolloutStatus.INVALID]
+    valid = [r for r in valid if r.reward is not None]
+    names = [part.name for part in source.rewards]
+    gated = [gate({n: r.reward_parts[n] for n in names}, source.objective.gates) for r in valid]
+    credit = group_credit(
+        valid,
+        [r.reward for r in valid if r.reward is not None],
+        {part.name: (part.weight, token_credit(part)) for part in source.rewards},
+        [values for values, _ in gated],
+        [closed for _, closed in gated],
+    )
+    return GroupCredits(
+        valid=tuple(valid),
+        advantages=estimate(credit, estimator, source.objective.combine),
+        closed=tuple(closed for _, closed in gated),
+    )
+
+
+def rollout_stats(
+    rollouts: Sequence[Rollout], credits: GroupCredits | None
+) -> tuple[RolloutStats, ...]:
+    """Return the numbers of graded rollouts that the driver keeps.
+
+    Args:
+        credits: None where the group is not to be trained on.
+    """
+    places = {} if credits is None else {r.index: i for i, r in enumerate(credits.valid)}
+
+    def stats(rollout: Rollout) -> RolloutStats:
+        known = RolloutStats(
+            reward=rollout.reward,
+            reward_parts=rollout.reward_parts,
+            num_completion_tokens=rollout.num_completion_tokens,
+            status=rollout.status,
+            error=rollout.error,
+            gold=rollout.gold,
+            tampering=rollout.tampering,
+        )
+        if credits is None or (place := places.get(rollout.index)) is None:
+            return known
+        return replace(
+            known,
+            part_advantages={n: float(a[place]) for n, a in credits.advantages.parts.items()},
+            closed_parts=credits.closed[place],
+        )
+
+    return tuple(stats(rollout) for rollout in rollouts)
+
+
+def token_credit(part: RewardConfig) -> CreditConfig | None:
+    """Return how a part's spans reach the tokens; None where the whole rollout answers for it."""
+    return part.credit if part.credit is not None and part.credit.to == "tokens" else None
+
+
 def to_training_samples(
-    group: RolloutGroup, source: SourceConfig, kl_coef: float, estimator: Estimator
+    group: RolloutGroup, source: SourceConfig, kl_coef: float, credits: GroupCredits
 ) -> tuple[TrainingSample, ...]:
     """Return one sample for each valid rollout, in the group's order.
 
-    Invalid rollouts take no part in the advantages. Samples with advantage 0 are kept: their
-    tokens count in the step's denominator, and the KL still acts on them.
+    Samples with advantage 0 are kept: their tokens count in the step's denominator, and the KL
+    still acts on them.
 
     Args:
         kl_coef: the source's KL coefficient.
@@ -30,24 +106,26 @@ def to_training_samples(
     Raises:
         ValueError: a rollout's streams do not fit together, or its first token is a sampled one.
     """
-    rewards = [_reward(rollout) for rollout in group.rollouts]
-    advantages = group_advantages(rewards, estimator)
+    found = credits.advantages
     return tuple(
-        _sample(group, rollout, float(advantages[place]), source, kl_coef)
-        for place, rollout in enumerate(group.rollouts)
-        if rewards[place] is not None
+        _sample(group, rollout, whole if own is None else own, source, kl_coef)
+        for rollout, whole, own in zip(credits.valid, found.whole, found.tokens, strict=True)
     )
 
 
-def _reward(rollout: Rollout) -> float | None:
-    return None if rollout.status is RolloutStatus.INVALID else rollout.reward
-
-
 def _sample(
-    group: RolloutGroup, rollout: Rollout, advantage: float, source: SourceConfig, kl_coef: float
+    group: RolloutGroup,
+    rollout: Rollout,
+    advantage: np.float32 | F32,
+    source: SourceConfig,
+    kl_coef: float,
 ) -> TrainingSample:
     """Lay the turns end to end. Sampled tokens (a sampled end-of-sequence included) are in the
-    loss; prompts, the environment's words and the template's tokens are not. Nothing is added."""
+    loss; prompts, the environment's words and the template's tokens are not. Nothing is added.
+
+    Args:
+        advantage: of all sampled tokens, or of each one.
+    """
     where = f"{group.request.group_id}, rollout {rollout.index}"
     if not rollout.turns or len(rollout.turns[0].prompt_ids) == 0:
         raise ValueError(f"{where} has no prompt: nothing predicts its first token")
@@ -60,6 +138,8 @@ def _sample(
     mask = np.concatenate([np.full(len(p), s) for p, s in zip(pieces, sampled, strict=True)])
     logprobs = np.zeros(len(mask), np.float32)
     logprobs[mask] = np.concatenate([turn.completion.logprobs for turn in rollout.turns])
+    advantages = np.zeros(len(mask), np.float32)
+    advantages[mask] = advantage
 
     def stream(value: float | None) -> F32:
         return np.full(len(mask), np.nan if value is None else value, np.float32)
@@ -70,7 +150,7 @@ def _sample(
         token_ids=np.concatenate(pieces).astype(np.int32, copy=False),
         loss_mask=mask,
         rollout_logprobs=logprobs,
-        advantages=np.where(mask, np.float32(advantage), np.float32(0)),
+        advantages=advantages,
         loss_weight=stream(source.loss_weight),
         kl_coef=stream(kl_coef),
         clip_low=stream(source.clip_low),

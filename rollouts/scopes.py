@@ -19,7 +19,10 @@ from rollouts.types import GroupSummary, TrainingSample
 
 def estimator_plug(source: SourceConfig) -> PlugConfig:
     """Return the estimator of a source's groups: `grpo` divides by the spread of the group only
-    where that is the scope, else it leaves r - mean for `scale_advantages` to divide."""
+    where that is the scope, else it leaves r - mean for `scale_advantages` to divide. GDPO does
+    both: each part in its group, then their sum over the step."""
+    if source.objective.combine == "normalize_then_sum":
+        return source.advantage
     if source.advantage_scope != "group" and source.advantage.use == "grpo":
         return PlugConfig(use="mean_baseline", args=source.advantage.args)
     return source.advantage
@@ -34,7 +37,9 @@ def mean_advantage(sample: TrainingSample) -> float:
 def scale_advantages(cfg: RunConfig, groups: Sequence[GroupSummary]) -> list[GroupSummary]:
     """Return the groups of a step, their samples with the factor on their advantages.
 
-    `source`: task advantage normalisation (AgentRL, arXiv:2510.04206). `batch`: REINFORCE++ with
+    `source`: task advantage normalisation (AgentRL, arXiv:2510.04206), and the batch normalisation
+    of GDPO (arXiv:2601.05242), which `objective.combine: normalize_then_sum` has under scope
+    `group` too. `batch`: REINFORCE++ with
     baseline, (A - mean) / std over the step of A = r - mean of the group (arXiv:2501.03262); the
     mean is 0, as it is in each group.
     """
@@ -56,6 +61,8 @@ def _with_scale(group: GroupSummary, scale: float) -> GroupSummary:
 def _pool(source: SourceConfig) -> str:
     """Return the name of those whose standard deviation the source's advantages share."""
     scope = source.advantage_scope
+    if scope == "group" and source.objective.combine == "normalize_then_sum":
+        scope = "source"
     return f"source/{source.name}" if scope == "source" else scope
 
 

@@ -13,7 +13,7 @@ The driver holds `GroupSummary` and references alone, never tokens.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,6 +127,8 @@ class Turn:
     completion: Completion
     text: str
     """The completion decoded, special tokens left out."""
+    token_ends: I32 | None = None
+    """[C], characters of `text` that stand once a token is there; None where nobody asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +149,12 @@ class SpanScore:
     """Index into the rollout's turns."""
     start: int
     end: int
-    """Characters [start, end) of that turn's text."""
+    """[start, end) of that turn, in `unit`."""
     score: float
+    unit: Literal["characters", "tokens"] = "characters"
+    """Characters of the turn's text, or tokens of its completion."""
+    part: str = ""
+    """Reward part that gave it; set when the rollout is graded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +273,10 @@ class RolloutStats:
     """None where there is no text."""
     gold: Gold | None = None
     tampering: int = 0
+    part_advantages: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What each part adds to the advantage; empty where the objective does not tell them apart."""
+    closed_parts: tuple[str, ...] = ()
+    """Parts behind a gate that was closed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +299,8 @@ class GroupSummary:
     grade_s: float
     reference: int | None = None
     """Hash of the task's own answer, comparable with `TextTraits.answer`."""
+    has_signal: bool | None = None
+    """Whether any token has an advantage; None where none was computed."""
 
     @property
     def rewards(self) -> tuple[float, ...]:

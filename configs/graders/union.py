@@ -20,6 +20,7 @@ from configs.graders.judged import (
     ScoreModelGrader,
 )
 from configs.graders.rft import MultiGrader, StringCheckGrader, TextSimilarityGrader
+from configs.graders.steps import SplitStepsGrader, StepsGrader
 
 GraderConfig = Annotated[
     FunctionGrader
@@ -36,11 +37,14 @@ GraderConfig = Annotated[
     | RubricGrader
     | RewardModelGrader
     | PythonGrader
-    | CodeTestsGrader,
+    | CodeTestsGrader
+    | SplitStepsGrader
+    | StepsGrader,
     Field(discriminator="type"),
 ]
 """A grader object of a recipe, or of a file of its own."""
 
 MultiGrader.model_rebuild(_types_namespace={"GraderConfig": GraderConfig})
+StepsGrader.model_rebuild(_types_namespace={"GraderConfig": GraderConfig})
 
 GRADER: TypeAdapter[GraderConfig] = TypeAdapter(GraderConfig)

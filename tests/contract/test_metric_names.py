@@ -14,7 +14,7 @@ from mixing.feedback import SourceDifficulty
 from mixing.ledger_events import MoveReason, Reason
 from orchestrator.publisher import SyncReport
 from orchestrator.run_totals import RunTotals
-from orchestrator.source_metrics import METRICS
+from orchestrator.source_metrics import METRICS, PART_METRICS
 from orchestrator.step_metrics import TrainedStep, step_metrics
 from rewards.judges.meter import Meter, add_up
 from rewards.monitors.board import MonitorBoard
@@ -62,12 +62,13 @@ def pattern(name: str) -> re.Pattern[str]:
 def rollout(reward: float | None, status: RolloutStatus, tokens: int = 3) -> RolloutStats:
     return RolloutStats(
         reward=reward,
-        reward_parts={} if reward is None else {"answer": reward},
+        reward_parts={} if reward is None else {"answer": reward, "style": 1.0},
         num_completion_tokens=tokens,
         status=status,
         error=None,
         traits=TextTraits(answer=1, repeated=0.1, looping=False, well_formed=True),
         gold=Gold(score=reward),
+        part_advantages={} if reward is None else {"answer": 0.5, "style": 0.0},
     )
 
 
@@ -75,9 +76,10 @@ def recipe() -> RunConfig:
     source = {
         "name": NAME,
         "data": {"procedural": "reasoning_gym/chain_sum"},
-        "rewards": [{"use": "exact", "name": "answer"}],
+        "rewards": [{"use": "exact", "name": name} for name in ("answer", "style")],
+        "objective": {"gates": [{"part": "style", "needs": "answer"}]},
         "gold": {"grader": {"type": "function", "use": "exact"}},
-        "watch": {"compare": ["answer", "answer"]},
+        "watch": {"compare": ["answer", "style"]},
     }
     return RunConfig.model_validate(
         {
@@ -169,3 +171,5 @@ def test_denominators_are_those_of_the_code():
     for metric in METRICS:
         pool = "<pool>" if len(metric.kinds) == 2 else metric.kinds[0]
         assert page[f"source/<name>/{pool}/{metric.name}"] == metric.denominator
+    for suffix, denominator in PART_METRICS.items():
+        assert page[f"source/<name>/<pool>/reward_part/<part>{suffix}"] == denominator

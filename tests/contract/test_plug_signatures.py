@@ -16,7 +16,8 @@ from environments.registry import validate_environments
 from rewards.graders import BUILT_IN as GRADERS
 from rewards.graders import validate_rewards
 from rollouts.advantages import BUILT_IN as ADVANTAGES
-from rollouts.advantages import validate_advantages
+from rollouts.advantages import estimates_tokens, validate_advantages
+from rollouts.credit import GroupCredit, PartCredit
 
 
 def parameters(function: Callable[..., object]) -> tuple[list[str], list[inspect.Parameter]]:
@@ -36,11 +37,21 @@ def test_a_grader_takes_rollout_and_task_and_gives_a_number(name: str):
     assert grader.__doc__
 
 
-@pytest.mark.parametrize("name", ADVANTAGES)
+@pytest.mark.parametrize("name", [n for n, a in ADVANTAGES.items() if not estimates_tokens(a)])
 def test_an_advantage_maps_rewards_to_as_many(name: str):
     advantage = ADVANTAGES[name]
     assert parameters(advantage)[0] == ["rewards"]
     assert np.shape(advantage(np.array([0.0, 1.0, 1.0]))) == (3,)
+
+
+@pytest.mark.parametrize("name", [n for n, a in ADVANTAGES.items() if estimates_tokens(a)])
+def test_an_advantage_of_tokens_maps_a_group_to_its_tokens(name: str):
+    advantage = ADVANTAGES[name]
+    assert parameters(advantage)[0] == ["group"]
+    values = np.array([0.0, 1.0])
+    part = PartCredit(name="right", weight=1.0, values=values, steps=(None, None))
+    group = GroupCredit(rewards=values, parts=(part,), num_tokens=(3, 2))
+    assert [a.shape for a in advantage(group)] == [(3,), (2,)]
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)

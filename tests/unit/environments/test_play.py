@@ -43,6 +43,9 @@ class CharRenderer:
     def decode(self, ids: I32) -> str:
         return "".join(chr(i) for i in ids if i > 1)
 
+    def token_ends(self, ids: I32, text: str) -> I32:
+        return np.cumsum(ids > 1).astype(np.int32)
+
 
 class Forgetful(CharRenderer):
     """A template that strips the thoughts of earlier turns, as some do."""

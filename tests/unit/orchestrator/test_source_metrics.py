@@ -1,6 +1,7 @@
 """Every number worked by hand: two sources of different scale, with rollouts that failed."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -259,6 +260,38 @@ def test_parts_of_a_reward_are_over_the_rollouts_that_have_them():
     found = step_metrics(config(sums={}), step([group("sums", own)], sums=1.0))
     assert found["source/sums/all/reward_part/answer"] == 0.5
     assert found["source/sums/all/reward_part/brevity"] == 0.5
+
+
+def test_parts_before_and_after_gates_and_estimator():
+    gates = [{"part": "style", "needs": "right"}]
+    one = [
+        replace(rollout(1.5, right=1.0, style=0.5), part_advantages={"right": 3.0, "style": 0.0}),
+        replace(
+            rollout(0.0, right=0.0, style=0.5),
+            part_advantages={"right": -1.0, "style": 0.0},
+            closed_parts=("style",),
+        ),
+        rollout(None, right=9.0, style=9.0),
+    ]
+    other = [rollout(1.0, right=1.0, style=0.0), rollout(2.0, right=1.0, style=1.0)]
+    alone = [rollout(1.0, right=1.0, style=0.0)]
+    groups = [group("sums", g, item=i) for i, g in enumerate((one, other, alone))]
+    cfg = config(sums={"objective": {"gates": gates}})
+    found = under(step_metrics(cfg, step(groups, sums=1.0)), "source/sums/all/reward_part/")
+    assert found["right"] == pytest.approx(4 / 5) and found["style"] == pytest.approx(2 / 5)
+    assert found["right/std"] == pytest.approx(0.4)
+    assert found["right/same"] == 0.5 and found["style/same"] == 0.5  # of two groups of two
+    assert found["style/open"] == pytest.approx(4 / 5) and "right/open" not in found
+    assert found["right/advantage_rms"] == pytest.approx(5**0.5)
+    assert found["style/advantage_rms"] == 0.0
+
+
+def test_equal_rewards_by_different_parts_are_a_contrast_where_they_have_an_advantage():
+    rollouts = [rollout(1.0), rollout(1.0)]
+    for signal, rate in ((None, 1), (False, 1), (True, 0)):
+        told = replace(group("sums", rollouts), has_signal=signal)
+        found = step_metrics(config(sums={}), step([told], sums=1.0))
+        assert found["source/sums/all/zero_variance"] == rate
 
 
 def test_equal_rewards_up_to_rounding_are_no_contrast():

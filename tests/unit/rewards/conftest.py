@@ -102,6 +102,12 @@ def streams(rollout, task):
     )
     return float(same)
 
+def spans(rollout, task, *, spans: list):
+    from rewards.score import Score
+    from rollouts.types import SpanScore
+    keys = ("turn", "start", "end", "score")
+    return Score(value=0.125, spans=tuple(SpanScore(**dict(zip(keys, s))) for s in spans))
+
 def no_task(rollout): return 0.0
 not_callable = 3
 '''

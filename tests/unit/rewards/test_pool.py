@@ -101,6 +101,68 @@ def test_the_reward_is_the_weighted_sum_of_the_parts(
     run_with(mixed, play)
 
 
+def test_spans_make_a_part_by_its_credit_and_lie_in_the_text_or_fail(
+    grader_module: str, source: MakeSource, rollout: Make, task: MakeTask
+) -> None:
+    given = [[0, 0, 1, 1.0], [0, 1, 3, 0.5], [0, 3, 4, 0.25]]
+
+    def part(name: str, credit: object = None, spans: object = given) -> RewardConfig:
+        plain = reward(f"{grader_module}:spans", name, spans=spans)
+        return RewardConfig.model_validate({**plain.model_dump(), "credit": credit})
+
+    credited = source(
+        part("own"),
+        part("kept", {}),
+        part("sum", {"aggregate": "sum"}),
+        part("last", {"aggregate": "last", "to": "rollout"}),
+        part("discounted", {"aggregate": "discounted", "gamma": 0.5}),
+    )
+    beyond = source(part("beyond", spans=[[0, 2, 9, 1.0]]))
+
+    async def play(pool: GraderPool) -> None:
+        graded = await pool.grade(rollout("abcd"), task())
+        assert graded.reward_parts == {
+            "own": 0.125,
+            "kept": 0.125,
+            "sum": 1.75,
+            "last": 0.25,
+            "discounted": 1 + 0.25 + 0.0625,
+        }
+        assert [s.part for s in graded.spans] == [p.name for p in credited.rewards for _ in given]
+        assert [s.score for s in graded.spans[:3]] == [1.0, 0.5, 0.25]
+
+    async def fail(pool: GraderPool) -> None:
+        assert_invalid(await pool.grade(rollout("abcd"), task()), "BadSpan", "has 4 characters")
+
+    run_with(credited, play)
+    run_with(beyond, fail)
+
+
+def test_gates_and_formulas_make_the_reward_and_parts_stay_raw(
+    grader_module: str, source: MakeSource, rollout: Make, task: MakeTask
+) -> None:
+    parts = (reward("exact", "right"), reward(f"{grader_module}:length", "style", 0.5))
+    plain = source(*parts).model_dump()
+    gate = [{"part": "style", "needs": "right"}]
+    gated = SourceConfig.model_validate({**plain, "objective": {"gates": gate}})
+    unweighed = source(parts[0], reward(f"{grader_module}:length", "style")).model_dump()
+    formula = {"combine": "formula", "formula": "right / style"}
+    divided = SourceConfig.model_validate({**unweighed, "objective": formula})
+
+    async def shut(pool: GraderPool) -> None:
+        wrong, right = [await pool.grade(rollout(t), task()) for t in ("xxxx", "42")]
+        assert wrong.reward == 0.0 and wrong.reward_parts == {"right": 0.0, "style": 4.0}
+        assert right.reward == 2.0 and right.reward_parts == {"right": 1.0, "style": 2.0}
+
+    async def compute(pool: GraderPool) -> None:
+        assert (await pool.grade(rollout("42"), task())).reward == 0.5
+        by_zero = await pool.grade(rollout(""), task())
+        assert_invalid(by_zero, "formula_parse_error", "")
+
+    run_with(gated, shut)
+    run_with(divided, compute)
+
+
 def test_a_failing_grader_makes_the_rollout_invalid_and_never_zero(
     grader_module: str, source: MakeSource, rollout: Make, task: MakeTask
 ) -> None:

@@ -11,14 +11,26 @@ from configs.errors import ConfigError
 from configs.schema import PlugConfig, RewardConfig, SourceConfig
 from rollouts.advantages import (
     STD_EPS,
-    group_advantages,
+    AnyEstimator,
+    estimate,
     grpo,
     mean_baseline,
     resolve_advantage,
     validate_advantages,
 )
+from rollouts.credit import GroupCredit, PartCredit
 
 F64 = NDArray[np.float64]
+
+
+def whole(rewards: list[float], estimator: AnyEstimator) -> list[float]:
+    """Return the advantages of rollouts without steps."""
+    values = np.array(rewards)
+    part = PartCredit(name="r", weight=1.0, values=values, steps=(None,) * len(rewards))
+    group = GroupCredit(rewards=values, parts=(part,), num_tokens=(3,) * len(rewards))
+    found = estimate(group, estimator, "weighted_sum")
+    assert found.tokens == (None,) * len(rewards)
+    return found.whole.tolist()
 
 
 def test_grpo_by_hand() -> None:
@@ -38,19 +50,9 @@ def test_mean_baseline_by_hand() -> None:
     "rewards", [[0.7], [0.1] * 3, [0.3, 0.1 + 0.2, 0.3], [1e9, 1e9 + 1e-7], [0.0, 0.0], [-5.0] * 4]
 )
 def test_singletons_and_equal_rewards_give_exactly_zero(
-    estimator: object, rewards: list[float]
+    estimator: AnyEstimator, rewards: list[float]
 ) -> None:
-    assert callable(estimator)
-    assert group_advantages(rewards, estimator).tolist() == [0.0] * len(rewards)
-
-
-def test_invalid_rollouts_take_no_part() -> None:
-    alone = group_advantages([1.0, 0.0, 0.5], grpo)
-    mixed = group_advantages([None, 1.0, 0.0, None, 0.5], grpo)
-    assert mixed[[1, 2, 4]].tolist() == alone.tolist()
-    assert mixed[[0, 3]].tolist() == [0.0, 0.0]
-    assert group_advantages([None, 1.0, None], grpo).tolist() == [0.0] * 3
-    assert group_advantages([None, None], grpo).tolist() == [0.0] * 2
+    assert whole(rewards, estimator) == [0.0] * len(rewards)
 
 
 rewards_st = st.lists(st.floats(-10, 10), min_size=2, max_size=16)
@@ -88,11 +90,11 @@ def test_your_own_estimator_by_plug(tmp_path: object, monkeypatch: pytest.Monkey
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     shifted = resolve_advantage(PlugConfig(use="adv_plug_for_test:shifted", args={"by": 1}))
-    assert group_advantages([3.0, None, 1.0], shifted).tolist() == [2.0, 0.0, 0.0]
+    assert whole([3.0, 1.0], shifted) == [2.0, 0.0]
     for name in ("broken", "nan"):
         bad = resolve_advantage(PlugConfig(use=f"adv_plug_for_test:{name}"))
         with pytest.raises(ValueError, match="must return 2 finite numbers"):
-            group_advantages([1.0, 2.0], bad)
+            whole([1.0, 2.0], bad)
 
 
 def test_what_is_no_estimator_is_told_before_the_run() -> None:

@@ -7,9 +7,14 @@ from hypothesis import strategies as st
 
 from configs.data import DataConfig
 from configs.schema import RewardConfig, SourceConfig
-from rollouts.advantages import grpo, mean_baseline
+from rollouts.advantages import AnyEstimator, grpo, mean_baseline
 from rollouts.packing import assemble
-from rollouts.samples import chunk_for_store, num_bytes, to_training_samples
+from rollouts.samples import (
+    chunk_for_store,
+    credit_group,
+    num_bytes,
+    to_training_samples,
+)
 from rollouts.types import (
     Boundary,
     Completion,
@@ -21,6 +26,7 @@ from rollouts.types import (
     RolloutStatus,
     Sampling,
     Task,
+    TrainingSample,
     Turn,
     VersionSpan,
 )
@@ -60,7 +66,7 @@ def rollout(
         turns=turns,
         status=status,
         reward=reward,
-        reward_parts={},
+        reward_parts={} if reward is None else {"r": reward},
         error=bad if status is RolloutStatus.INVALID else None,
     )
 
@@ -80,10 +86,17 @@ def group(*rollouts: Rollout) -> RolloutGroup:
     )
 
 
+def to_rows(
+    graded: RolloutGroup, source: SourceConfig, kl_coef: float, estimator: AnyEstimator
+) -> tuple[TrainingSample, ...]:
+    credits = credit_group(graded, source, estimator)
+    return to_training_samples(graded, source, kl_coef, credits)
+
+
 def test_streams_of_a_single_turn() -> None:
     good = rollout(0, turn([5, 6], [7, 8, EOS]), reward=1.0)
     poor = rollout(1, turn([5, 6], [9, EOS]), reward=0.0)
-    first, second = to_training_samples(group(good, poor), SOURCE, 0.25, mean_baseline)
+    first, second = to_rows(group(good, poor), SOURCE, 0.25, mean_baseline)
     assert first.token_ids.tolist() == [5, 6, 7, 8, EOS]
     assert first.loss_mask.tolist() == [False, False, True, True, True]  # sampled EOS included
     np.testing.assert_allclose(first.rollout_logprobs, [0, 0, -0.1, -0.2, -0.3])
@@ -101,10 +114,10 @@ def test_streams_of_a_single_turn() -> None:
 def test_clip_ranges_are_streams_and_nan_where_the_source_has_none() -> None:
     own = SOURCE.model_copy(update={"clip_low": 0.1, "clip_high": 0.3})
     played = group(rollout(0, turn([5, 6], [7, EOS])))
-    (sample,) = to_training_samples(played, own, 0.0, grpo)
+    (sample,) = to_rows(played, own, 0.0, grpo)
     assert sample.clip_low.tolist() == [np.float32(0.1)] * 4
     assert sample.clip_high.tolist() == [np.float32(0.3)] * 4
-    (plain,) = to_training_samples(played, SOURCE, 0.0, grpo)
+    (plain,) = to_rows(played, SOURCE, 0.0, grpo)
     assert np.isnan(plain.clip_low).all() and np.isnan(plain.clip_high).all()
     batch = assemble([sample, plain], None)
     np.testing.assert_array_equal(batch.clip_low, [np.float32(0.1)] * 4 + [np.nan] * 4)
@@ -113,7 +126,7 @@ def test_clip_ranges_are_streams_and_nan_where_the_source_has_none() -> None:
 
 def test_a_truncated_sample_gets_no_end_of_sequence() -> None:
     cut = rollout(0, turn([5], [7, 8]), status=RolloutStatus.TRUNCATED)
-    (sample,) = to_training_samples(group(cut), SOURCE, 0.0, grpo)
+    (sample,) = to_rows(group(cut), SOURCE, 0.0, grpo)
     assert sample.token_ids.tolist() == [5, 7, 8]
     assert sample.loss_mask.tolist() == [False, True, True]
 
@@ -122,7 +135,7 @@ def test_turns_are_merged_and_only_sampled_tokens_are_in_the_loss() -> None:
     # the environment's message holds EOS ids too: masks come from lengths, never from ids
     played = rollout(0, turn([5, EOS], [7, EOS]), turn([EOS, 6, EOS], [8, 9, EOS]), reward=1.0)
     other = rollout(1, turn([5, EOS], [7, EOS]), reward=0.0)
-    sample, _ = to_training_samples(group(played, other), SOURCE, 0.0, mean_baseline)
+    sample, _ = to_rows(group(played, other), SOURCE, 0.0, mean_baseline)
     assert sample.token_ids.tolist() == [5, EOS, 7, EOS, EOS, 6, EOS, 8, 9, EOS]
     mask = [0, 0, 1, 1, 0, 0, 0, 1, 1, 1]
     assert sample.loss_mask.tolist() == [bool(m) for m in mask]
@@ -136,14 +149,14 @@ def test_invalid_rollouts_give_no_sample_and_do_not_move_the_baseline() -> None:
     broken = rollout(0, turn([5], [7]), reward=None, status=RolloutStatus.INVALID)
     stale = rollout(1, turn([5], [7]), reward=9.0, status=RolloutStatus.INVALID)
     good, poor = (rollout(i, turn([5], [7]), reward=r) for i, r in ((2, 1.0), (3, 0.0)))
-    samples = to_training_samples(group(broken, stale, good, poor), SOURCE, 0.0, mean_baseline)
+    samples = to_rows(group(broken, stale, good, poor), SOURCE, 0.0, mean_baseline)
     assert [(s.index, s.advantages[1]) for s in samples] == [(2, 0.5), (3, -0.5)]
-    assert to_training_samples(group(broken), SOURCE, 0.0, grpo) == ()
+    assert to_rows(group(broken), SOURCE, 0.0, grpo) == ()
 
 
 def test_zero_variance_groups_are_kept_with_advantage_zero() -> None:
     same = [rollout(i, turn([5], [7]), reward=0.3) for i in range(3)]
-    samples = to_training_samples(group(*same), SOURCE, 0.1, grpo)
+    samples = to_rows(group(*same), SOURCE, 0.1, grpo)
     assert len(samples) == 3
     assert not any(s.advantages.any() for s in samples)
 
@@ -159,13 +172,13 @@ def test_zero_variance_groups_are_kept_with_advantage_zero() -> None:
 )
 def test_streams_that_do_not_fit_crash(bad: Rollout) -> None:
     with pytest.raises(ValueError, match="rollout 0"):
-        to_training_samples(group(bad), SOURCE, 0.0, grpo)
+        to_rows(group(bad), SOURCE, 0.0, grpo)
 
 
 @given(st.lists(st.integers(1, 40), max_size=20), st.integers(1, 3000))
 def test_chunks_keep_order_and_size(lengths: list[int], max_bytes: int) -> None:
     rollouts = [rollout(i, turn([1] * n, [7])) for i, n in enumerate(lengths)]
-    samples = to_training_samples(group(*rollouts), SOURCE, 0.0, grpo)
+    samples = to_rows(group(*rollouts), SOURCE, 0.0, grpo)
     chunks = chunk_for_store(samples, max_bytes)
     assert [s for chunk in chunks for s in chunk] == list(samples)
     sizes = [sum(map(num_bytes, chunk)) for chunk in chunks]
@@ -176,5 +189,5 @@ def test_chunks_keep_order_and_size(lengths: list[int], max_bytes: int) -> None:
 
 
 def test_bytes_are_those_of_the_arrays() -> None:
-    (sample,) = to_training_samples(group(rollout(0, turn([1, 2], [3]))), SOURCE, 0.0, grpo)
+    (sample,) = to_rows(group(rollout(0, turn([1, 2], [3]))), SOURCE, 0.0, grpo)
     assert num_bytes(sample) == 3 * (4 + 1 + 7 * 4)

@@ -9,7 +9,7 @@ import pytest
 from configs.schema import PlugConfig, RunConfig
 from rollouts.advantages import STD_EPS, grpo, resolve_advantage
 from rollouts.packing import assemble, plan_minibatches
-from rollouts.samples import to_training_samples
+from rollouts.samples import credit_group, to_training_samples
 from rollouts.scopes import estimator_plug, mean_advantage, scale_advantages, scaled
 from rollouts.types import (
     Completion,
@@ -61,7 +61,8 @@ class Step:
         lengths = lengths or [2] * len(rewards)
         cfg, number = self.cfg.sources[source], len(self.groups)
         group = _group(cfg.name, number, rewards, lengths)
-        made = to_training_samples(group, cfg, 0.0, resolve_advantage(estimator_plug(cfg)))
+        credits = credit_group(group, cfg, resolve_advantage(estimator_plug(cfg)))
+        made = to_training_samples(group, cfg, 0.0, credits)
         handles: list[SampleHandle] = []
         for row, sample in enumerate(made):
             self.samples[number, row] = sample
@@ -110,7 +111,7 @@ def _group(
             turns=(_turn(length),),
             status=RolloutStatus.INVALID if reward is None else RolloutStatus.COMPLETED,
             reward=reward,
-            reward_parts={},
+            reward_parts={} if reward is None else {"r": reward},
         )
         for i, (reward, length) in enumerate(zip(rewards, lengths, strict=True))
     )
