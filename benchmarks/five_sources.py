@@ -188,15 +188,14 @@ def step_seconds(run_dir: Path, skip: int) -> float:
     return fmean(r["time/step"] for r in records(run_dir / "metrics.jsonl") if r["step"] > skip)
 
 
-def times_slower(done: Sequence[Mapping[str, Any]]) -> float:
-    """Return the seconds that a group of the slow source took, in those of the slowest other."""
+def group_seconds(done: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the mean seconds that sampling a group of each source took."""
     suffix = "/all/generate_s"
     seconds: dict[str, list[float]] = {}
     for key, value in (pair for record in done for pair in record.items()):
         if key.endswith(suffix):
             seconds.setdefault(key.split("/")[1], []).append(value)
-    means = {name: fmean(values) for name, values in seconds.items()}
-    return means.pop(SLOW) / max(means.values())
+    return {name: fmean(values) for name, values in seconds.items()}
 
 
 def source_figures(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -284,11 +283,11 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def page_section(figures: Mapping[str, Any]) -> str:
     """Return what docs/benchmarks.md says of the figures."""
-    runs = figures["runs"]
-    whole = runs["whole"]
+    runs, seconds = figures["runs"], figures["group_s"]
+    whole, other = runs["whole"], max(s for name, s in seconds.items() if name != SLOW)
     lines = [
-        f"- A group of `{SLOW}` takes {figures['times_slower']:.1f} times as long as one of the "
-        "slowest other source.",
+        f"- A group of `{SLOW}` takes {seconds[SLOW]:.2f} s, {seconds[SLOW] / other:.0f} times as "
+        "long as one of the slowest other source.",
         f"- Largest distance of a share from its target, in all runs of {whole['steps']} steps: "
         f"{max(r['worst_share_error'] for r in runs.values() if r['steps'] > WAITING_STEPS):.3%}.",
         *(
@@ -301,6 +300,8 @@ def page_section(figures: Mapping[str, Any]) -> str:
             for name, same in figures["same_tasks"].items()
         ),
     ]
+    if missing := [v.name for v in variants(whole["steps"]) if v.name not in runs]:
+        lines.append(f"- Not recorded yet: the runs {', '.join(missing)}.")
     table = markdown(HEADER, [cells(name, f) for name, f in whole["sources"].items()])
     return table + "\n" + "\n".join(lines) + "\n"
 
@@ -317,7 +318,8 @@ def report(steps: int, out: Path) -> dict[str, Any]:
     compared = {name: first_difference(tasks["whole"], tasks[name]) for name in same}
     figures["differences"] = {name: what for name, what in compared.items() if what is not None}
     figures["same_tasks"] = {name: what is None for name, what in compared.items()}
-    figures["times_slower"] = round(times_slower(records(out / "whole/metrics.jsonl")), 1)
+    seconds = group_seconds(records(out / "whole/metrics.jsonl"))
+    figures["group_s"] = {name: round(value, 3) for name, value in seconds.items()}
     figures["step_time_ratio"] = {
         name: round(found["whole"]["step_s"] / found[name]["step_s"], 3)
         for name in ("without", "waiting")

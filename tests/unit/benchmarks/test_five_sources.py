@@ -148,12 +148,12 @@ def test_figures_are_of_the_unit_and_leave_out_sources_that_are_off():
     assert five_sources.share_error(figures) == pytest.approx(0.003)
 
 
-def test_the_slow_source_is_measured_against_the_slowest_other():
+def test_seconds_of_a_group_are_means_by_source():
     done = [
-        {f"source/{name}/all/generate_s": s for name, s in (("slow", 4.0), ("a", 0.1), ("b", x))}
+        {f"source/{name}/all/generate_s": s for name, s in (("slow", 4.0), ("a", x))} | {"step": 1}
         for x in (0.2, 0.6)
     ]
-    assert five_sources.times_slower(done) == pytest.approx(10.0)
+    assert five_sources.group_seconds(done) == pytest.approx({"slow": 4.0, "a": 0.4})
 
 
 def test_everything_that_fails_is_named():
