@@ -21,6 +21,7 @@ from configs.judges import JudgeConfig
 from configs.schema import RunConfig
 from rewards.judges.panel import Panel, close_judges, open_judges
 from rewards.judges.request import Transport
+from rewards.monitors.traits import answer_hash, in_slice, text_traits
 from rewards.pool import GraderPool
 from rollouts.advantages import resolve_advantage
 from rollouts.samples import (
@@ -33,9 +34,12 @@ from rollouts.samples import (
 from rollouts.scopes import estimator_plug, mean_advantage
 from rollouts.types import (
     GeneratedGroup,
+    GroupRequest,
     GroupSummary,
     Ref,
+    Rollout,
     RolloutGroup,
+    RolloutStats,
     SampleHandle,
 )
 
@@ -96,7 +100,7 @@ class RewardActor:
         group: RolloutGroup = await generated.ref  # type: ignore[misc]
         began = time.monotonic()
         task = group.request.task
-        graded = await asyncio.gather(*(self._pool.grade(r, task) for r in group.rollouts))
+        graded = await asyncio.gather(*(self._grade(r, group.request) for r in group.rollouts))
         group = replace(group, rollouts=tuple(graded))
         credits = self._credit(group) if group.request.step >= 0 else None
         samples = () if credits is None else self._store_samples(group, credits)
@@ -107,7 +111,7 @@ class RewardActor:
             task_id=task.task_id,
             source=task.source,
             step=group.request.step,
-            rollouts=rollout_stats(graded, credits),
+            rollouts=rollout_stats(graded, credits, _stats),
             samples=samples,
             group_ref=ray.put(group),
             oldest_version=min(versions),
@@ -115,7 +119,18 @@ class RewardActor:
             generate_s=group.generate_s,
             grade_s=time.monotonic() - began,
             has_signal=None if credits is None else credits.advantages.has_signal,
+            reference=None if task.answer is None else answer_hash(task.answer),
         )
+
+    async def _grade(self, rollout: Rollout, request: GroupRequest) -> Rollout:
+        """Grade a rollout; one of training's in the source's slice by the gold grader too."""
+        graded = await self._pool.grade(rollout, request.task)
+        gold = self._cfg.source(request.task.source).gold
+        if gold is None or graded.reward is None or request.step < 0:
+            return graded
+        if not in_slice(f"{request.group_id}/{rollout.index}", gold.fraction):
+            return graded
+        return replace(graded, gold=await self._pool.gold(graded, request.task))
 
     def _credit(self, group: RolloutGroup) -> GroupCredits:
         source = self._cfg.source(group.request.task.source)
@@ -162,6 +177,19 @@ class RewardActor:
         await self._pool.close()
 
 
+def _stats(rollout: Rollout) -> RolloutStats:
+    return RolloutStats(
+        reward=rollout.reward,
+        reward_parts=rollout.reward_parts,
+        num_completion_tokens=rollout.num_completion_tokens,
+        status=rollout.status,
+        error=rollout.error,
+        traits=text_traits(rollout),
+        gold=rollout.gold,
+        tampering=rollout.tampering,
+    )
+
+
 def _rollout_lines(group: RolloutGroup, step: int) -> list[str]:
     task = group.request.task
     prompt = [{"role": m.role, "content": m.content} for m in task.prompt]
@@ -180,6 +208,8 @@ def _rollout_lines(group: RolloutGroup, step: int) -> list[str]:
                 "reward_parts": dict(r.reward_parts),
                 "spans": [[s.part, s.turn, s.start, s.end, s.score] for s in r.spans],
                 "reward_notes": dict(r.reward_notes),
+                "gold": None if r.gold is None else r.gold.score,
+                "tampering": r.tampering,
                 "versions": list(r.versions),
                 "completion_tokens": r.num_completion_tokens,
                 "error": None if r.error is None else f"{r.error.boundary}: {r.error.message}",

@@ -210,21 +210,22 @@ def _inline_graders(data: dict[str, JsonValue], folder: Path) -> list[Problem]:
     short; return what is wrong with them."""
     problems: list[Problem] = []
     for source in _mappings(data.get("sources")):
-        for reward in _mappings(source.get("rewards")):
-            given = reward.get("grader")
+        for holder in _mappings([*_mappings(source.get("rewards")), source.get("gold")]):
+            given = holder.get("grader")
             if isinstance(given, str):
                 try:
                     grader = load_grader(_resolved(given, folder))
                 except ConfigError as error:
                     problems.extend(error.problems)
-                    reward["grader"] = {"type": "function", "use": "exact"}  # not looked at again
+                    holder["grader"] = {"type": "function", "use": "exact"}  # not looked at again
                 else:
-                    reward["grader"] = GRADER.dump_python(grader, mode="json")
+                    holder["grader"] = GRADER.dump_python(grader, mode="json")
             elif given is not None:
                 try:
-                    reward["grader"] = write_out(given)
+                    holder["grader"] = write_out(given)
                 except ValueError as error:
-                    where = f"sources.{source.get('name')}.rewards.{reward.get('name')}.grader"
+                    at = f"rewards.{holder['name']}" if "name" in holder else "gold"
+                    where = f"sources.{source.get('name')}.{at}.grader"
                     problems.append(Problem(where=where, what=str(error)))
     return problems
 

@@ -25,6 +25,7 @@ from configs.graders.answers import FunctionGrader
 from configs.graders.union import GraderConfig
 from configs.judges import Judges, RewardModels
 from configs.mix import LimitsConfig, MixConfig, StageConfig
+from configs.monitors import GoldConfig, MonitorsConfig, WatchConfig
 from configs.objective import CreditConfig, ObjectiveConfig
 from configs.sandbox import SandboxConfig
 
@@ -112,6 +113,10 @@ class SourceConfig(Config):
     """Parts of the reward."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """How the parts are combined; empty sums them by weight."""
+    gold: GoldConfig | None = None
+    """A stricter grader of a slice of the rollouts, to see whether the reward can be trusted."""
+    watch: WatchConfig = WatchConfig()
+    """What the monitors should know of it."""
     weight: NonNegativeFloat = 1.0
     """Share of each step in `mix.unit`, relative to the other sources; 0 for none yet."""
     limits: LimitsConfig = LimitsConfig()
@@ -452,6 +457,8 @@ class RunConfig(Config):
     """Training against held-out prompts."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
+    monitors: MonitorsConfig = MonitorsConfig()
+    """Alarms at reward hacking."""
     logging: LoggingConfig = LoggingConfig()
     """Logs."""
     health: HealthConfig = HealthConfig()

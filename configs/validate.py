@@ -15,6 +15,7 @@ from configs.validate_difficulty import check_difficulty, warn_difficulty
 from configs.validate_engines import check_path, check_ranks
 from configs.validate_judges import check_judges, warn_judges
 from configs.validate_mix import check_mix, warn_mix
+from configs.validate_monitors import check_monitors, warn_monitors
 from configs.validate_objective import check_objective, warn_objective, warn_source_objective
 from configs.validate_parts import check_parts
 
@@ -45,6 +46,7 @@ def find_warnings(cfg: RunConfig) -> list[Problem]:
         *_warn_groups(cfg),
         *warn_objective(cfg),
         *warn_eval(cfg),
+        *warn_monitors(cfg),
         *_warn_model(cfg),
         *warn_judges(cfg),
     ]
@@ -63,6 +65,11 @@ def reward_model_role(name: str) -> str:
 def is_judge(role: str) -> bool:
     """Whether a role is that of a judge's engines."""
     return role.startswith("judges.")
+
+
+def role_kind(role: str) -> str:
+    """Return what an infra file calls a role: all judges and reward models are `judge`."""
+    return "judge" if role.startswith(("judges.", "reward_models.")) else role
 
 
 def sampling_groups(cfg: RunConfig) -> dict[str, ActorsConfig]:
@@ -114,6 +121,7 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
         yield from check_data(source)
         yield from check_difficulty(cfg, source)
         yield from check_parts(source)
+        yield from check_monitors(source)
         leave_out = cfg.decontaminate.procedural and cfg.decontaminate.action == "drop"
         if leave_out and source.data.curriculum.start is not None:
             yield Problem(

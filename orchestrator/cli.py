@@ -12,7 +12,7 @@ import sys
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
@@ -140,36 +140,84 @@ def baseline(
     raise typer.Exit(execute(cfg, items=items, samples=samples, as_json=as_json))
 
 
+Grader = Annotated[
+    str, typer.Argument(metavar="GRADER", help="Grader: file, or {...}; a recipe for --source.")
+]
+Item = Annotated[str, typer.Option("--item", metavar="JSON", help="The row, or @FILE with it.")]
+Sample = Annotated[
+    str | None, typer.Option("--sample", metavar="TEXT", help="The answer, or @FILE with it.")
+]
+Rows = Annotated[
+    Path | None, typer.Option("--data", metavar="ROWS", help="Try it on rows of this JSONL file.")
+]
+OfSource = Annotated[
+    str | None, typer.Option("--source", help="Try the reward of this source of a recipe.")
+]
+Template = Annotated[
+    str | None,
+    typer.Option("--reference-template", help="A right answer, with {{ item.answer }} in it."),
+]
+Right = Annotated[
+    float | None, typer.Option("--right", help="Score that a right answer must reach.")
+]
+Paid = Annotated[
+    float, typer.Option("--paid", help="Share of it from which a wrong answer counts as paid.")
+]
+ProbeModules = Annotated[
+    list[str] | None,
+    typer.Option("--probes", metavar="MODULE", help="Module with probes of yours; repeatable."),
+]
+
+
 @app.command()
 def grade(
-    grader: Annotated[
-        str, typer.Argument(metavar="GRADER", help="YAML or JSON file of a grader, or {...}.")
-    ],
-    item: Annotated[
-        str, typer.Option("--item", metavar="JSON", help="The row, or @FILE with it.")
-    ] = "{}",
-    sample: Annotated[
-        str | None, typer.Option("--sample", metavar="TEXT", help="The answer, or @FILE with it.")
-    ] = None,
+    grader: Grader,
+    item: Item = "{}",
+    sample: Sample = None,
+    data: Rows = None,
+    source: OfSource = None,
+    overrides: Overrides = None,
+    template: Template = None,
+    items: Annotated[int, typer.Option("--items", min=1, help="Rows that are tried.")] = 32,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Gradings of an answer.")] = 3,
+    right: Right = None,
+    paid: Paid = 0.5,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Gradings at a time.")] = 2,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Of a grading, s.")] = 10.0,
+    probes: ProbeModules = None,
     judges: Annotated[
         Path | None, typer.Option("--judges", help="File of judges that it may ask.")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the RFT `graders/run` response.")
+        bool, typer.Option("--json", help="Print the RFT `graders/run` response, or the report.")
     ] = False,
 ) -> None:
-    """Grade one answer; exit 1 if the grader cannot judge it."""
-    from orchestrator.grade_cmd import grade_one, read_grader, read_item, read_sample, render_graded
+    """Grade one answer (--sample); or try a grader on rows (--data), or a recipe's source
+    (--source), with right, wrong and forged answers: exit 1 if it is exploitable."""
+    if (sample is None) + (data is None) + (source is None) != 2:
+        what = "exactly one of --sample, --data and --source is needed"
+        raise ConfigError(Problem(where="grade", what=what, fix="Give one of them."))
+    if sample is not None:
+        from orchestrator.grade_cmd import grade_and_show
 
-    if sample is None:
-        raise ConfigError(Problem(where="--sample", what="is missing", fix="Give an answer."))
-    row = read_item(item)
-    graded = grade_one(read_grader(grader), row, read_sample(sample), judges)
-    if as_json:
-        sys.stdout.write(json.dumps(graded.response(), indent=2, ensure_ascii=False) + "\n")
+        raise typer.Exit(grade_and_show(grader, item, sample, judges, as_json=as_json))
+    from orchestrator.bench_cmd import BenchOptions, bench_grader, bench_source, show
+
+    options = BenchOptions(
+        items=items,
+        template=template,
+        right=right,
+        paid=paid,
+        repeats=repeats,
+        workers=workers,
+        timeout_s=timeout_s,
+        modules=tuple(probes or ()),
+    )
+    if source is not None:
+        found = bench_source(Path(grader), overrides or (), source, options)
     else:
-        Console().print(render_graded(graded, row), soft_wrap=True)
-    raise typer.Exit(FAILED if graded.failed is not None else 0)
+        found = bench_grader(grader, cast(Path, data), options)
+    raise typer.Exit(show(found, as_json=as_json))
 
 
 @app.command()
@@ -252,11 +300,13 @@ def doctor(
 def tiny_model(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     seed: Annotated[int, typer.Option(help="Seed of its weights and texts.")] = 0,
+    lists: Annotated[
+        bool, typer.Option("--lists", help="Teach it JSON of lists, for json_extraction.yaml.")
+    ] = False,
 ) -> None:
     """Make the quickstart's tiny model from procedurally generated text."""
-    raise typer.Exit(
-        _call([sys.executable, "-m", "trainer.tiny_model", str(out), "--seed", str(seed)])
-    )
+    module = "trainer.tiny_lists" if lists else "trainer.tiny_model"
+    raise typer.Exit(_call([sys.executable, "-m", module, str(out), "--seed", str(seed)]))
 
 
 def main() -> None:

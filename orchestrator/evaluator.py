@@ -45,6 +45,8 @@ class EvalResult:
     pass_at: Mapping[int, float]
     """pass@k over the items with k or more valid rollouts."""
     reward_mean: float
+    reward_stderr: float
+    """The samples of one item taken as a cluster; NaN where the evaluation had one item."""
     completion_tokens_mean: float
     truncated: float
     items: int
@@ -145,6 +147,7 @@ def measure(
             for k in settings.pass_at
         },
         reward_mean=_mean([r.reward for r in valid if r.reward is not None]),
+        reward_stderr=_clustered_stderr([g.rewards for g in groups if g.rewards]),
         completion_tokens_mean=_mean([r.num_completion_tokens for r in valid]),
         truncated=_mean([r.status is RolloutStatus.TRUNCATED for r in valid]),
         items=len(groups),
@@ -157,3 +160,13 @@ def measure(
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else math.nan
+
+
+def _clustered_stderr(items: Sequence[Sequence[float]]) -> float:
+    """Return the standard error of the mean over all rewards, those of one item as a cluster."""
+    count = sum(map(len, items))
+    if len(items) < 2:
+        return math.nan
+    mean = sum(map(sum, items)) / count
+    squares = sum((sum(rewards) - len(rewards) * mean) ** 2 for rewards in items)
+    return math.sqrt(squares * len(items) / (len(items) - 1)) / count

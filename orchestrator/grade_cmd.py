@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from pydantic import JsonValue
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -77,7 +78,8 @@ class Graded:
     def _errors(self) -> dict[str, JsonValue]:
         said = dict(self.faults)
         if self.failed is not None:
-            said[_flag(self.failed.kind, self.grader.type)] = str(self.failed)
+            flag = _flag(self.failed.kind, self.grader.type)
+            said[flag] = self.failed.message if flag == self.failed.kind else str(self.failed)
         errors: dict[str, JsonValue] = {flag: flag in said for flag in _FLAGS}
         return errors | {detail: said.get(flag) for flag, detail in _DETAILS.items()}
 
@@ -116,6 +118,24 @@ def read_item(text: str) -> dict[str, JsonValue]:
 def read_sample(text: str) -> str:
     """Read an answer: the text itself, or the content of the file behind an `@`."""
     return _inline_or_file(text, "--sample")
+
+
+def grade_and_show(
+    grader: str, item: str, sample: str, judges_file: Path | None, *, as_json: bool
+) -> int:
+    """Grade one answer and print what became of it; return the exit code, 1 if the grader cannot
+    judge it.
+
+    Raises:
+        ConfigError: grader, row or answer cannot be used.
+    """
+    row = read_item(item)
+    graded = grade_one(read_grader(grader), row, read_sample(sample), judges_file)
+    if as_json:
+        sys.stdout.write(json.dumps(graded.response(), indent=2, ensure_ascii=False) + "\n")
+    else:
+        Console().print(render_graded(graded, row), soft_wrap=True)
+    return int(graded.failed is not None)
 
 
 def grade_one(

@@ -175,6 +175,9 @@ def _plugs(cfg: RunConfig) -> Iterator[tuple[str, str, PlugConfig]]:
             for function in _functions(reward.definition):
                 plug = PlugConfig(use=function.use, args=function.args)
                 yield f"{at}.rewards.{reward.name}", "rewards", plug
+        if source.gold is not None:
+            for function in _functions(source.gold.grader):
+                yield f"{at}.gold", "rewards", PlugConfig(use=function.use, args=function.args)
         yield f"{at}.environment", "environment", source.environment
         yield f"{at}.advantage", "advantage", source.advantage
     yield "algorithm.loss", "loss", cfg.algorithm.loss

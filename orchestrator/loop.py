@@ -115,7 +115,7 @@ async def train(parts: Parts, restored: Restored) -> None:
         done = first
         try:
             for step in range(first + 1, cfg.num_steps + 1):
-                if (reason := parts.recorder.out_of_patience()) is not None:
+                if (reason := parts.recorder.ends_early()) is not None:
                     parts.recorder.say(reason)
                     break
                 groups = await parts.stop.or_else(

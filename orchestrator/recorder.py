@@ -1,11 +1,12 @@
-"""What a run writes down and shows: metrics, evaluations, the view, the table at the end.
+"""What a run writes down and shows: metrics, evaluations, alarms, the view, the table at the end.
 
-Sums, bests and patience are functions of metrics.jsonl and eval.jsonl: entering the recorder takes
-up what an earlier attempt left there, after the run directory was cut back to the checkpoint.
+Sums, bests, patience and monitors are functions of metrics.jsonl and eval.jsonl: entering the
+recorder takes up what an earlier attempt left there, after the run directory was cut back to the
+checkpoint.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,9 @@ from orchestrator.run_dir import RunDir
 from orchestrator.run_totals import RunTotals
 from orchestrator.spikiness import Standing, out_of_patience, reports, spikiness, standings
 from orchestrator.step_metrics import TrainedStep, step_metrics
+from rewards.monitors.alarms import Alarm
+from rewards.monitors.board import MonitorBoard
+from rewards.monitors.replay import replay
 
 log = logging.getLogger("braid.recorder")
 
@@ -43,15 +47,20 @@ class Recorder:
         self._stack = ExitStack()
         self._totals = RunTotals([s.name for s in cfg.sources])
         self._evaluations: list[dict[str, JsonValue]] = []
+        self._monitors = MonitorBoard(cfg)
 
     def __enter__(self) -> Self:
-        for metrics in self._directory.read_metrics():
-            self._totals.add(metrics)
         self._evaluations = list(self._directory.read_eval())
+        steps = list(self._directory.read_metrics())
+        for metrics in steps:
+            self._totals.add(metrics)
+        self._take_up(replay(self._monitors, steps, self._evaluations))
         bound = self._cfg.eval.max_regression
         self._directory.rewrite_spikiness(reports(self._evaluations, bound))
         self._stack.enter_context(self._sinks)
         self._stack.enter_context(self._display)
+        for alarm in self._monitors.standing:
+            self.say(f"standing since before: {alarm}")
         return self
 
     def __exit__(
@@ -79,9 +88,22 @@ class Recorder:
         """Return whether eval.jsonl has the source's figures of `step`."""
         return any(e["step"] == step and e["source"] == source for e in self._evaluations)
 
-    def out_of_patience(self) -> str | None:
+    def ends_early(self) -> str | None:
         """Say why the run should stop early, when it should."""
-        return out_of_patience(self._cfg, self._evaluations)
+        return self._stopped_by_alarm() or out_of_patience(self._cfg, self._evaluations)
+
+    def _stopped_by_alarm(self) -> str | None:
+        """Say which alarm ends the run, while one stands whose monitor is to stop it."""
+        fatal = [a for a in self._monitors.standing if a.action == "stop"]
+        if not fatal:
+            return None
+        names = ", ".join(
+            f"monitors.{name}.action" for name in dict.fromkeys(a.monitor for a in fatal)
+        )
+        return (
+            f"{'; '.join(map(str, fatal))}. The run ends here; to go on all the same, resume with "
+            f"{names} set to warn"
+        )
 
     def eval_metrics(self, step: int) -> dict[str, float]:
         """Return the figures of the evaluation after `step`, by `eval/<source>/<figure>`; those
@@ -111,13 +133,18 @@ class Recorder:
         for standing in mine:
             if standing.has_regressed(bound):
                 self._warn(standing)
+        for row in self._evaluations[-len(results) :]:
+            self._tell(self._monitors.evaluated(row))
 
     def trained(self, done: TrainedStep) -> None:
         """Record a trained step."""
         metrics = step_metrics(self._cfg, done)
         self._totals.add(metrics)
         metrics.update(self._totals.metrics())
+        alarms = self._monitors.trained(metrics)
+        metrics.update(self._monitors.metrics())
         self._sinks.log(metrics)
+        self._tell(alarms)
         names = [s.name for s in self._cfg.sources]
         self._display.step(
             StepView(
@@ -131,11 +158,29 @@ class Recorder:
         )
 
     def finished(self) -> None:
-        """Show held-out pass rates at the start, at the end and at their best."""
+        """Show held-out pass rates at the start, at the end and at their best, and alarms."""
         found = {s.source: s for s in standings(self._evaluations)}
         names = [s.name for s in self._cfg.sources]
         evaluated = {str(e["source"]) for e in self._evaluations}
         self._display.finish({n: found.get(n) for n in names if n in evaluated})
+        for alarm in self._monitors.standing:
+            self._display.say(f"still standing: {alarm}")
+
+    def _take_up(self, alarms: Iterable[Alarm]) -> None:
+        """Write down what the rows so far raised and cleared, where a crash came in between."""
+        there = {
+            (a["step"], a["source"], a["monitor"], a["event"])
+            for a in self._directory.read_alarms()
+        }
+        for alarm in alarms:
+            if (alarm.step, alarm.source, alarm.monitor, alarm.event) not in there:
+                self._directory.append_alarm(alarm.record())
+
+    def _tell(self, alarms: Iterable[Alarm]) -> None:
+        for alarm in alarms:
+            self._directory.append_alarm(alarm.record())
+            log.warning("%s", alarm)
+            self._display.say(str(alarm))
 
     def _with_gap(self, result: EvalResult) -> dict[str, JsonValue]:
         """Return the row of eval.jsonl: the figures, and how far training's reward is above."""

@@ -31,6 +31,7 @@ _FREE = (
     "weight_sync",
     "eval",
     "checkpoint",
+    "monitors",
     "logging",
     "health",
 )
@@ -67,9 +68,10 @@ def changed_fields(
         moved: fields that name files whose content is what it was, wherever it lies now.
     """
     old, new = _flatten(dump(before), ""), _flatten(dump(after), "")
+    own = ("eval", "watch", "gold.fraction")
     free = (
         *_FREE,
-        *(f"sources.{s.name}.eval" for s in before.sources),
+        *(f"sources.{s.name}.{field}" for s in before.sources for field in own),
         *(f"judges.{name}.{field}" for name in before.judges for field in _FREE_OF_JUDGE),
         *(f"reward_models.{name}.actors" for name in before.reward_models),
         *moved,

@@ -38,6 +38,7 @@ log = logging.getLogger("braid.run_dir")
 
 _LOCK, _RUN, _CONFIG, _LOG = "run.lock", "run.json", "config.yaml", "log.txt"
 _METRICS, _EVAL, _SPIKINESS = "metrics.jsonl", "eval.jsonl", "spikiness.jsonl"
+_ALARMS = "alarms.jsonl"
 _LEDGER, _ROLLOUTS, _CHECKPOINTS = "ledger.jsonl", "rollouts", "checkpoints"
 _CONTAMINATION = "contamination.json"
 MIX_EDITS = "mix_edits.jsonl"
@@ -208,6 +209,14 @@ class RunDir:
         """Make spikiness.jsonl anew from the reports of the evaluations so far."""
         write_atomically(self.path / _SPIKINESS, "".join(_line(r) for r in reports))
 
+    def append_alarm(self, alarm: Mapping[str, JsonValue]) -> None:
+        """Append what a monitor raised or cleared to alarms.jsonl."""
+        append_line(self.path / _ALARMS, alarm)
+
+    def read_alarms(self) -> tuple[dict[str, JsonValue], ...]:
+        """Return what alarms.jsonl holds, in order."""
+        return tuple(_read_lines(self.path / _ALARMS))
+
     def read_eval(self) -> tuple[dict[str, JsonValue], ...]:
         """Return what eval.jsonl holds, in order."""
         return tuple(_read_lines(self.path / _EVAL))
@@ -222,7 +231,7 @@ class RunDir:
 
     def truncate_after(self, step: int) -> None:
         """Forget every record and rollout file of the steps after `step`, which will come again."""
-        for name in (_METRICS, _EVAL):
+        for name in (_METRICS, _EVAL, _ALARMS):
             _truncate_lines(self.path / name, step)
         for file in self.rollouts.iterdir():
             match = _STEP_FILE.match(file.name)
@@ -304,7 +313,7 @@ def _check_kind(path: Path) -> None:
         raise ConfigError(Problem(where=str(path), what="is a file; a run needs a directory"))
     if not path.is_dir():
         return
-    files = {_LOCK, _RUN, _CONFIG, _LOG, _METRICS, _EVAL, _SPIKINESS, _LEDGER}
+    files = {_LOCK, _RUN, _CONFIG, _LOG, _METRICS, _EVAL, _SPIKINESS, _ALARMS, _LEDGER}
     ours = files | {_ROLLOUTS, _CHECKPOINTS}
     names = {entry.name for entry in path.iterdir()}
     if names and not names & ours:

@@ -6,7 +6,8 @@ once from its members, and is left out where there are none: nothing averages av
 `METRICS` is the list; docs/operate.md says what each one means, and a test compares the two.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
@@ -19,7 +20,13 @@ from rollouts.advantages import all_same
 from rollouts.filters import is_zero_variance
 from rollouts.pass_rates import pass_at_k
 from rollouts.staleness import staleness
-from rollouts.types import GroupSummary, RolloutStats, RolloutStatus, SampleHandle
+from rollouts.types import (
+    GroupSummary,
+    RolloutStats,
+    RolloutStatus,
+    SampleHandle,
+    TextTraits,
+)
 
 T = TypeVar("T")
 Reduce = Callable[[Sequence[float]], float]
@@ -69,6 +76,33 @@ class Pool:
         return [r for r in self.valid if reward_of(r) < self._threshold]
 
     @cached_property
+    def texts(self) -> Sequence[TextTraits]:
+        """Traits of the valid rollouts."""
+        return [r.traits for r in self.valid if r.traits is not None]
+
+    @cached_property
+    def asked(self) -> Sequence[RolloutStats]:
+        """Rollouts that the gold grader was asked about."""
+        return [r for r in self.valid if r.gold is not None]
+
+    @cached_property
+    def gold(self) -> Sequence[RolloutStats]:
+        """Rollouts that it gave a score."""
+        return [r for r in self.asked if r.gold is not None and r.gold.score is not None]
+
+    @cached_property
+    def contrasted(self) -> Sequence[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+        """Rewards and lengths of each group in which both differ."""
+        pairs = (
+            (
+                np.array(g.rewards),
+                np.array([_tokens(r) for r in g.rollouts if r.reward is not None]),
+            )
+            for g in self.judged
+        )
+        return [(r, n) for r, n in pairs if not all_same(r) and not all_same(n)]
+
+    @cached_property
     def judged(self) -> Sequence[GroupSummary]:
         """Groups with a valid rollout."""
         return [g for g in self.groups if g.rewards]
@@ -103,6 +137,12 @@ RIGHT: Over[RolloutStats] = Over("right rollouts", lambda pool: pool.right)
 WRONG: Over[RolloutStats] = Over("wrong rollouts", lambda pool: pool.wrong)
 GROUPS: Over[GroupSummary] = Over("groups", lambda pool: pool.groups)
 SAMPLES: Over[SampleHandle] = Over("samples", lambda pool: pool.samples)
+TEXTS: Over[TextTraits] = Over("valid rollouts", lambda pool: pool.texts)
+ASKED: Over[RolloutStats] = Over("rollouts that gold was asked about", lambda pool: pool.asked)
+GOLD: Over[RolloutStats] = Over("rollouts with a gold score", lambda pool: pool.gold)
+CONTRASTED: Over[Any] = Over(
+    "groups in which reward and length differ", lambda pool: pool.contrasted
+)
 JUDGED: Over[GroupSummary] = Over("judged groups", lambda pool: pool.judged)
 
 
@@ -128,6 +168,23 @@ def _quantile(q: float) -> Reduce:
 
 def _reward(_: Pool, rollout: RolloutStats) -> float:
     return reward_of(rollout)
+
+
+def _tokens(rollout: RolloutStats) -> float:
+    return rollout.num_completion_tokens
+
+
+def _gold(_: Pool, rollout: RolloutStats) -> float:
+    assert rollout.gold is not None and rollout.gold.score is not None
+    return rollout.gold.score
+
+
+def _gold_failed(_: Pool, rollout: RolloutStats) -> float:
+    return rollout.gold is None or rollout.gold.score is None
+
+
+def _correlation(_: Pool, group: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]) -> float:
+    return float(np.corrcoef(*group)[0, 1])
 
 
 def _length(_: Pool, rollout: RolloutStats) -> float:
@@ -172,6 +229,14 @@ METRICS: tuple[Metric[Any], ...] = (
     Metric("length/right/p95", RIGHT, _length, _quantile(0.95)),
     Metric("length/wrong/mean", WRONG, _length),
     Metric("length/wrong/p95", WRONG, _length, _quantile(0.95)),
+    Metric("length/reward_correlation", CONTRASTED, _correlation, kinds=(ALL,)),
+    Metric("text/repeated", TEXTS, lambda _, text: text.repeated, kinds=(ALL,)),
+    Metric("text/looping", TEXTS, lambda _, text: text.looping, kinds=(ALL,)),
+    Metric("text/well_formed", TEXTS, lambda _, text: text.well_formed, kinds=(ALL,)),
+    Metric("gold/mean", GOLD, _gold, kinds=(ALL,)),
+    Metric("gold/reward", GOLD, _reward, kinds=(ALL,)),
+    Metric("gold/failed", ASKED, _gold_failed, kinds=(ALL,)),
+    Metric("tampering", VALID, lambda _, rollout: rollout.tampering, sum, kinds=(ALL,)),
     Metric("generate_s", GROUPS, lambda _, group: group.generate_s, kinds=(ALL,)),
     Metric("grade_s", GROUPS, lambda _, group: group.grade_s, kinds=(ALL,)),
     Metric("staleness/mean", GROUPS, _staleness, kinds=(TRAINED,)),
@@ -190,6 +255,8 @@ def pool_metrics(pool: Pool) -> Iterator[tuple[str, float]]:
             yield metric.name, value if isinstance(value, int) else float(value)
     yield from _pass_at(pool)
     yield from _reward_parts(pool)
+    if pool.kind == ALL:
+        yield from _answers(pool)
 
 
 def _pass_at(pool: Pool) -> Iterator[tuple[str, float]]:
@@ -235,3 +302,35 @@ PART_METRICS = {
     "/advantage_rms": "valid rollouts that have it",
 }
 """Suffix of `reward_part/<part>` -> denominator."""
+
+
+def _answers(pool: Pool) -> Iterator[tuple[str, float]]:
+    """Yield how alike the answers of different tasks are, and how alike their references."""
+    said = [Counter(r.traits.answer for r in g.rollouts if r.traits) for g in pool.judged]
+    said = [counts for counts in said if counts]
+    if not said:
+        return
+    weights = [{a: n / counts.total() for a, n in counts.items()} for counts in said]
+    whole = _sum_by_answer(weights)
+    yield "answers/distinct", len(whole) / sum(counts.total() for counts in said)
+    yield "answers/top", max(whole.values()) / len(said)
+    references = [{g.reference: 1.0} for g in pool.judged if g.reference is not None]
+    for name, each in (("same", weights), ("reference_same", references)):
+        if len(each) > 1:
+            yield f"answers/{name}", _same(each)
+
+
+def _same(weights: Sequence[Mapping[int, float]]) -> float:
+    """Return the chance that a rollout of one group and one of another say the same."""
+    groups = len(weights)
+    together = sum(w * w for w in _sum_by_answer(weights).values())
+    within = sum(w * w for group in weights for w in group.values())
+    return max(0.0, together - within) / (groups * (groups - 1))
+
+
+def _sum_by_answer(weights: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    whole: dict[int, float] = {}
+    for group in weights:
+        for answer, weight in group.items():
+            whole[answer] = whole.get(answer, 0.0) + weight
+    return whole

@@ -166,6 +166,8 @@ def validate_rewards(sources: Sequence[SourceConfig]) -> list[Problem]:
                 )
             at = "" if reward.grader is None else ".grader"
             problems.extend(check_grader(reward.definition, f"{where}.{reward.name}{at}"))
+        if source.gold is not None:
+            problems.extend(check_grader(source.gold.grader, f"sources.{source.name}.gold.grader"))
     return problems
 
 

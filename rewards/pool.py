@@ -17,12 +17,13 @@ from rewards.compute import ComputePool, GraderStartError
 from rewards.evaluate import evaluate
 from rewards.judges.client import Judge
 from rewards.judges.panel import NO_JUDGES, NO_REWARD_MODELS, Panel, RewardModel
+from rewards.monitors.traits import count_tampering
 from rewards.objective import Total, prepare_total
 from rewards.registry import leaves
 from rewards.score import FailureKind, GradeFailed, Score
 from rewards.subject import Subject
 from rollouts.credit import aggregate, check_spans
-from rollouts.types import Boundary, Rollout, RolloutError, RolloutStatus, SpanScore, Task
+from rollouts.types import Boundary, Gold, Rollout, RolloutError, RolloutStatus, SpanScore, Task
 
 __all__ = ["GraderPool", "GraderStartError"]
 
@@ -41,6 +42,7 @@ class GraderPool:
         self.judges, self.reward_models = judges, reward_models
         self._rewards = {source.name: source.rewards for source in sources}
         self._totals = {source.name: prepare_total(source) for source in sources}
+        self._golds = {source.name: source.gold for source in sources if source.gold}
         self._compute = ComputePool(cfg, _leaves(sources))
 
     @property
@@ -80,6 +82,16 @@ class GraderPool:
             found = _invalid(rollout, failed.kind, failed.message)
         return replace(found, reward_notes=_notes(scores))
 
+    async def gold(self, rollout: Rollout, task: Task) -> Gold:
+        """Return what the source's gold grader says of a rollout; the source has one."""
+        cfg = self._golds[task.source]
+        subject = Subject(task=task, rollout=rollout)
+        try:
+            score = await evaluate(cfg.grader, subject, self, _gold_path(task.source))
+        except GradeFailed as failed:
+            return Gold(score=None, failure=str(failed))
+        return Gold(score=cfg.weight * score.value)
+
     async def close(self) -> None:
         """Kill all workers and reap them. Gradings under way become INVALID."""
         await self._compute.close()
@@ -97,12 +109,13 @@ class GraderPool:
 
 
 def _leaves(sources: Sequence[SourceConfig]) -> dict[str, GraderConfig]:
-    return {
-        path: leaf
-        for source in sources
-        for part in source.rewards
-        for path, leaf in leaves(part.definition, f"{source.name}/{part.name}")
-    }
+    roots = [(f"{s.name}/{p.name}", p.definition) for s in sources for p in s.rewards]
+    roots += [(_gold_path(s.name), s.gold.grader) for s in sources if s.gold]
+    return {path: leaf for at, root in roots for path, leaf in leaves(root, at)}
+
+
+def _gold_path(source: str) -> str:
+    return f"{source}/:gold"  # no part of the reward can be called so
 
 
 def _graded(
@@ -126,7 +139,9 @@ def _graded(
     reward = total(values)
     if not math.isfinite(reward):
         raise GradeFailed(FailureKind.NOT_A_NUMBER, f"{values} come to {reward}")
-    return replace(rollout, reward=reward, reward_parts=values, spans=tuple(spans))
+    tampering = sum(count_tampering(score.notes) for score in scores.values())
+    found = replace(rollout, reward=reward, reward_parts=values, spans=tuple(spans))
+    return replace(found, tampering=tampering)
 
 
 def _notes(scores: Mapping[str, Score]) -> dict[str, JsonValue]:

@@ -30,6 +30,8 @@ def check_rows(
             for r in source.rewards
             if r.grader is not None and _asks(r.grader)
         ]
+        if source.gold is not None and _asks(source.gold.grader):
+            parts.append((f"sources.{source.name}.gold.grader", source.gold.grader))
         if parts and source.name in tasks:
             problems.extend(_check(parts, tasks[source.name]))
     return problems

@@ -158,6 +158,16 @@ class SpanScore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gold:
+    """What a source's gold grader said of a rollout; nothing is trained on it."""
+
+    score: float | None
+    """On the scale of the reward; None where it could not judge."""
+    failure: str = ""
+    """Why it could not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """One episode: its turns and, once graded, its reward."""
 
@@ -173,6 +183,10 @@ class Rollout:
     spans: tuple[SpanScore, ...] = ()
     """Credit for stretches of text, once graded; empty where the reward is for the whole."""
     error: RolloutError | None = None
+    gold: Gold | None = None
+    """What the source's gold grader said; None where it was not asked."""
+    tampering: int = 0
+    """Attempts to tamper with the grading that the sandbox saw."""
 
     @property
     def last_text(self) -> str:
@@ -233,6 +247,20 @@ class SampleHandle:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TextTraits:
+    """What the monitors need of a text, without the text (`rewards.monitors.traits`)."""
+
+    answer: int
+    """Hash of the answer that the text gives."""
+    repeated: float
+    """Share of its word triples that were there before."""
+    looping: bool
+    """Whether its end compresses to almost nothing."""
+    well_formed: bool
+    """Whether it is not empty, ended by itself, and has no broken or control characters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutStats:
     """The numbers of one rollout that the driver keeps."""
 
@@ -245,6 +273,10 @@ class RolloutStats:
     """What each part adds to the advantage; empty where the objective does not tell them apart."""
     closed_parts: tuple[str, ...] = ()
     """Parts behind a gate that was closed."""
+    traits: TextTraits | None = None
+    """None where there is no text."""
+    gold: Gold | None = None
+    tampering: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +299,8 @@ class GroupSummary:
     grade_s: float
     has_signal: bool | None = None
     """Whether any token has an advantage; None where none was computed."""
+    reference: int | None = None
+    """Hash of the task's own answer, comparable with `TextTraits.answer`."""
 
     @property
     def rewards(self) -> tuple[float, ...]:

@@ -17,8 +17,17 @@ from orchestrator.run_totals import RunTotals
 from orchestrator.source_metrics import METRICS, PART_METRICS
 from orchestrator.step_metrics import TrainedStep, step_metrics
 from rewards.judges.meter import Meter, add_up
+from rewards.monitors.board import MonitorBoard
 from rewards.score import Usage
-from rollouts.types import GroupSummary, RolloutStats, RolloutStatus, SampleHandle, StepResult
+from rollouts.types import (
+    Gold,
+    GroupSummary,
+    RolloutStats,
+    RolloutStatus,
+    SampleHandle,
+    StepResult,
+    TextTraits,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "operate.md"
 ROW = re.compile(r"^\| `(?P<name>[^`]+)` \| (?P<meaning>.+) \| (?P<denominator>.*?) *\|$")
@@ -31,6 +40,7 @@ WILD = {
     "<number>": r"[\w/]+",
     "<reason>": r"\w+",
     "<phase>": r"(?!step$)\w+",
+    "<monitor>": r"\w+",
 }
 
 
@@ -49,14 +59,16 @@ def pattern(name: str) -> re.Pattern[str]:
     return re.compile("".join(WILD.get(p, re.escape(p)) for p in parts) + "$")
 
 
-def rollout(reward: float | None, status: RolloutStatus) -> RolloutStats:
+def rollout(reward: float | None, status: RolloutStatus, tokens: int = 3) -> RolloutStats:
     return RolloutStats(
         reward=reward,
         reward_parts={} if reward is None else {"answer": reward, "style": 1.0},
-        num_completion_tokens=3,
+        num_completion_tokens=tokens,
         status=status,
         error=None,
         part_advantages={} if reward is None else {"answer": 0.5, "style": 0.0},
+        traits=TextTraits(answer=1, repeated=0.1, looping=False, well_formed=True),
+        gold=Gold(score=reward),
     )
 
 
@@ -66,6 +78,8 @@ def recipe() -> RunConfig:
         "data": {"procedural": "reasoning_gym/chain_sum"},
         "rewards": [{"use": "exact", "name": name} for name in ("answer", "style")],
         "objective": {"gates": [{"part": "style", "needs": "answer"}]},
+        "gold": {"grader": {"type": "function", "use": "exact"}},
+        "watch": {"compare": ["answer", "answer"]},
     }
     return RunConfig.model_validate(
         {
@@ -87,7 +101,7 @@ def group() -> GroupSummary:
         step=1,
         rollouts=(
             rollout(1.0, RolloutStatus.COMPLETED),
-            rollout(0.0, RolloutStatus.TRUNCATED),
+            rollout(0.0, RolloutStatus.TRUNCATED, tokens=4),
             rollout(None, RolloutStatus.INVALID),
         ),
         samples=(SampleHandle(ref=None, row=0, num_tokens=5, num_loss_tokens=3),) * 2,
@@ -96,6 +110,7 @@ def group() -> GroupSummary:
         newest_version=0,
         generate_s=1.0,
         grade_s=1.0,
+        reference=1,
     )
 
 
@@ -119,7 +134,7 @@ def emitted() -> set[str]:
     """Return every name of a step that has something of everything."""
     done = TrainedStep(
         step=1,
-        groups=[group()],
+        groups=[group(), group()],
         rejected=[],
         shares={NAME: 1.0},
         result=StepResult(policy_version=1, metrics={"loss": 0.5, "clip/low": 0.0}, seconds={}),
@@ -137,7 +152,7 @@ def emitted() -> set[str]:
     metrics = step_metrics(recipe(), done)
     totals = RunTotals([NAME])
     totals.add(metrics)
-    return {*metrics, *totals.metrics()}
+    return {*metrics, *totals.metrics(), *MonitorBoard(recipe()).metrics()}
 
 
 def test_every_name_that_a_step_emits_is_documented_once(emitted: set[str]):

@@ -52,6 +52,7 @@ def recipe(folder: Path, *, rewards: Sequence[object] = (), **overrides: object)
             },
             "sampling": {"max_tokens": 12},
             "rewards": [{"name": "answer", "use": "reasoning_gym"}, *more],
+            "gold": {"grader": {"type": "function", "use": "exact"}, "fraction": 0.5},
         }
 
     data = {
@@ -274,6 +275,9 @@ def test_a_run_leaves_everything_a_user_expects(start, tmp_path):
         assert metrics["staleness/max"] == 0
         assert metrics["source/sums/groups"] == 4
         assert metrics["source/spell/groups"] == 2
+        assert metrics["source/sums/all/gold/mean"] == metrics["source/sums/all/gold/reward"]
+        assert 0 <= metrics["source/sums/all/answers/reference_same"] < 1
+        assert metrics["source/sums/alarm/gold"] == 0
         assert metrics["train/ratio/first_minibatch_max_deviation"] < 1e-4
         assert metrics["sync/logprob_gap_median"] < 1e-4
         assert metrics["sync/logprob_gap_max"] < 1e-3
@@ -286,6 +290,8 @@ def test_a_run_leaves_everything_a_user_expects(start, tmp_path):
     assert len(rollouts) == 16
     assert {r["versions"][0] for r in rollouts} == {5}
     assert {"prompt", "completions", "reward", "reward_parts", "status"} <= rollouts[0].keys()
+    golds = [r["gold"] for r in rollouts if r["gold"] is not None]
+    assert 0 < len(golds) < 16 and golds == [r["reward"] for r in rollouts if r["gold"] is not None]
     assert sorted(p.name for p in (run_dir / "checkpoints").glob("step_*")) == ["step_4", "step_6"]
     assert list((run_dir / "tensorboard").glob("events*"))
     assert list(run_dir.rglob("*.wandb"))

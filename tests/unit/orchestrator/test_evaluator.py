@@ -195,6 +195,10 @@ def test_figures_by_hand_with_invalid_rollouts():
     assert (result.n, result.invalid, result.items) == (8, 8, 4)
     assert result.pass_rate == 3 / 8
     assert result.reward_mean == pytest.approx(2.9 / 8)
+    deviations = [1.9 - 4 * 2.9 / 8, 0.0 - 3 * 2.9 / 8, 1.0 - 2.9 / 8]  # one an item, 3 items
+    assert result.reward_stderr == pytest.approx(
+        math.sqrt(sum(d * d for d in deviations) * 3 / 2) / 8
+    )
     assert result.pass_at == pytest.approx(
         {
             1: (2 / 4 + 0 / 3 + 1 / 1) / 3,

@@ -5,7 +5,7 @@ import asyncio
 import io
 import json
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,7 @@ from rollouts.types import (
     SampleHandle,
     StepResult,
     Task,
+    TextTraits,
     TrainBatch,
 )
 
@@ -328,3 +329,74 @@ def test_cutting_back_to_before_the_first_evaluation_empties_the_report(tmp_path
     attempt(tmp_path, config(4, at_start=False), FakeCluster({"a": UP, "b": UP}))
     attempt(tmp_path, config(1, at_start=False, at_end=False), FakeCluster({"a": UP, "b": UP}))
     assert (tmp_path / "spikiness.jsonl").read_text() == ""
+
+
+LOOPING = TextTraits(answer=1, repeated=0.9, looping=True, well_formed=True)
+HEALTHY = TextTraits(answer=1, repeated=0.0, looping=False, well_formed=True)
+
+
+class Hacked(FakeCluster):
+    """A policy that begins to repeat itself at step 8."""
+
+    async def grade(self, generated: GeneratedGroup) -> GroupSummary:
+        summary = await super().grade(generated)
+        traits = LOOPING if summary.step >= 8 else HEALTHY
+        rollouts = tuple(replace(r, traits=traits) for r in summary.rollouts)
+        return replace(summary, rollouts=rollouts)
+
+
+def watched(num_steps: int = 20, **monitors: object) -> RunConfig:
+    cfg = config(num_steps, every=0).model_dump(mode="json")
+    return RunConfig.model_validate({**cfg, "monitors": {"window": 3, "persist": 2, **monitors}})
+
+
+def hacked() -> Hacked:
+    return Hacked({"a": UP, "b": UP})
+
+
+def test_an_alarm_is_said_written_down_and_measured(tmp_path: Path):
+    done = attempt(tmp_path, watched(), hacked())
+    alarms = lines(tmp_path / "alarms.jsonl")
+    assert {(a["source"], a["monitor"], a["event"]) for a in alarms} == {
+        (name, "repetition", "raised") for name in NAMES
+    }
+    (step,) = {a["step"] for a in alarms}
+    assert 8 <= step <= 12
+    assert f"ALARM (repetition) after step {step}: a: " in done.text
+    assert "still standing: ALARM (repetition) after step 20" in done.text
+    rows = lines(tmp_path / "metrics.jsonl")
+    assert [r["source/a/alarm/repetition"] for r in rows] == [
+        float(r["step"] >= step) for r in rows
+    ]
+
+
+def test_an_alarm_that_is_to_stop_the_run_does_until_told_otherwise(tmp_path: Path):
+    stop = watched(repetition={"action": "stop"})
+    done = attempt(tmp_path, stop, hacked())
+    (step,) = {a["step"] for a in lines(tmp_path / "alarms.jsonl")}
+    assert done.saved == [step]
+    assert "monitors.repetition.action set to warn" in done.text
+    again = attempt(tmp_path, stop, hacked(), after=step)
+    assert "The run ends here" in again.text
+    assert len(lines(tmp_path / "metrics.jsonl")) == step
+    warned = attempt(tmp_path, watched(), hacked(), after=step)
+    assert "standing since before: ALARM (repetition)" in warned.text
+    assert len(lines(tmp_path / "metrics.jsonl")) == 20
+    assert len(lines(tmp_path / "alarms.jsonl")) == 2  # each was raised once
+
+
+@pytest.mark.parametrize("cut", range(6, 16))
+def test_killed_and_resumed_it_has_the_same_alarms(tmp_path: Path, cut: int):
+    attempt(tmp_path / "whole", watched(), hacked())
+    attempt(tmp_path / "cut", watched(15), hacked())
+    if cut % 2:  # the crash came between the step's row and its alarm
+        (tmp_path / "cut" / "alarms.jsonl").unlink()
+    attempt(tmp_path / "cut", watched(), hacked(), after=cut)
+    one, other = (lines(tmp_path / name / "alarms.jsonl") for name in ("whole", "cut"))
+    assert one == other
+
+
+def test_a_clean_run_has_no_file_of_alarms(tmp_path: Path):
+    done = attempt(tmp_path, watched(), FakeCluster({"a": UP, "b": UP}))
+    assert not (tmp_path / "alarms.jsonl").exists()
+    assert "ALARM" not in done.text

@@ -1,0 +1,149 @@
+"""All monitors of a run, and the alarms that stand."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from configs.monitors import MonitorConfig
+from configs.schema import RunConfig, SourceConfig
+from rewards.monitors.alarms import Alarm, Figures, Latch, Looked, Monitor
+from rewards.monitors.gaps import GapMonitor, HeldOutMonitor
+from rewards.monitors.levels import KLMonitor, TamperingMonitor
+from rewards.monitors.texts import AnswersMonitor, FormatMonitor, LengthMonitor, RepetitionMonitor
+
+Row = Mapping[str, JsonValue] | Mapping[str, float]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Watcher:
+    """One monitor of one source; of the run where `source` is empty."""
+
+    source: str
+    name: str
+    cfg: MonitorConfig
+    monitor: Monitor
+    latch: Latch
+
+    def hear(self, step: int, looked: Looked | None) -> Iterator[Alarm]:
+        """Pass on what the monitor saw; yield an alarm if that raises or clears one."""
+        if looked is None:
+            return
+        event = self.latch.observe(looked.finding)
+        if event is not None:
+            yield self.alarm(step)
+
+    def alarm(self, step: int) -> Alarm:
+        """Return how things stand as an alarm."""
+        standing = self.latch.standing
+        return Alarm(
+            step=step,
+            source=self.source,
+            monitor=self.name,
+            event="cleared" if standing is None else "raised",
+            action=self.cfg.action,
+            text="no longer seen" if standing is None else standing.text,
+            figures={} if standing is None else standing.figures,
+        )
+
+
+class MonitorBoard:
+    """Shows every row to the monitors that it concerns.
+
+    Nothing but rows comes in: a resumed run shows it those of metrics.jsonl and eval.jsonl up to
+    its checkpoint, and has the same board.
+    """
+
+    def __init__(self, cfg: RunConfig):
+        self._watchers = [w for s in cfg.sources for w in _watchers(cfg, s)]
+        if cfg.monitors.kl.enabled:
+            kl = KLMonitor(cfg.monitors, cfg.monitors.kl)
+            self._watchers.append(_watcher(cfg, "", "kl", cfg.monitors.kl, kl))
+        self._step = 0
+
+    def trained(self, row: Row) -> tuple[Alarm, ...]:
+        """Take a row of metrics.jsonl; return what it raised and cleared."""
+        self._step = int(str(row["step"]))
+        return tuple(
+            alarm
+            for w in self._watchers
+            for alarm in w.hear(
+                self._step,
+                w.monitor.observe(Figures(row, f"source/{w.source}/" if w.source else "")),
+            )
+        )
+
+    def evaluated(self, row: Row) -> tuple[Alarm, ...]:
+        """Take a row of eval.jsonl; return what it raised and cleared."""
+        step, source = int(str(row["step"])), row["source"]
+        return tuple(
+            alarm
+            for w in self._watchers
+            if w.source == source
+            for alarm in w.hear(step, w.monitor.evaluated(step, Figures(row, "")))
+        )
+
+    @property
+    def standing(self) -> tuple[Alarm, ...]:
+        """The alarms that are raised now, with their latest figures."""
+        raised = (w for w in self._watchers if w.latch.standing is not None)
+        return tuple(w.alarm(self._step) for w in raised)
+
+    def metrics(self) -> dict[str, float]:
+        """Return 1 for each alarm that stands and 0 for the others, by metric name."""
+        return {
+            f"source/{w.source}/alarm/{w.name}" if w.source else f"alarm/{w.name}": float(
+                w.latch.standing is not None
+            )
+            for w in self._watchers
+        }
+
+
+def _watchers(cfg: RunConfig, source: SourceConfig) -> Iterator[_Watcher]:
+    run = cfg.monitors
+    for name, monitor in _monitors(cfg, source):
+        own: MonitorConfig = getattr(run, name)
+        if own.enabled:
+            yield _watcher(cfg, source.name, name, own, monitor)
+
+
+def _watcher(
+    cfg: RunConfig, source: str, name: str, own: MonitorConfig, monitor: Monitor
+) -> _Watcher:
+    persist = cfg.monitors.held_out.evaluations if name == "held_out" else cfg.monitors.persist
+    return _Watcher(source=source, name=name, cfg=own, monitor=monitor, latch=Latch(persist))
+
+
+def _monitors(cfg: RunConfig, source: SourceConfig) -> Iterator[tuple[str, Monitor]]:
+    """Yield a source's monitors by their field of `monitors`; those that cannot see are left
+    out."""
+    run, watch = cfg.monitors, source.watch
+    if source.gold is not None:
+        yield (
+            "gold",
+            GapMonitor(
+                run,
+                run.gold,
+                proxy="all/gold/reward",
+                trusted="all/gold/mean",
+                names=("reward", "gold"),
+            ),
+        )
+    if watch.compare is not None:
+        judge, verifier = watch.compare
+        yield (
+            "disagreement",
+            GapMonitor(
+                run,
+                run.disagreement,
+                proxy=f"all/reward_part/{judge}",
+                trusted=f"all/reward_part/{verifier}",
+                names=watch.compare,
+            ),
+        )
+    yield "held_out", HeldOutMonitor(run, run.held_out)
+    yield "length", LengthMonitor(run, run.length)
+    yield "answers", AnswersMonitor(run, run.answers)
+    yield "repetition", RepetitionMonitor(run, run.repetition)
+    yield "format", FormatMonitor(run, run.format, watch.format)
+    yield "tampering", TamperingMonitor(run, run.tampering)
