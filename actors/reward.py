@@ -39,6 +39,7 @@ from rollouts.types import (
     Ref,
     Rollout,
     RolloutGroup,
+    RolloutStats,
     SampleHandle,
 )
 
@@ -110,16 +111,14 @@ class RewardActor:
             task_id=task.task_id,
             source=task.source,
             step=group.request.step,
-            rollouts=tuple(
-                replace(stats, traits=text_traits(rollout))
-                for stats, rollout in zip(rollout_stats(graded, credits), graded, strict=True)
-            ),
+            rollouts=rollout_stats(graded, credits, _stats),
             samples=samples,
             group_ref=ray.put(group),
             oldest_version=min(versions),
             newest_version=max(versions),
             generate_s=group.generate_s,
             grade_s=time.monotonic() - began,
+            has_signal=None if credits is None else credits.advantages.has_signal,
             reference=None if task.answer is None else answer_hash(task.answer),
             has_signal=None if credits is None else credits.advantages.has_signal,
         )

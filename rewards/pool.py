@@ -41,8 +41,8 @@ class GraderPool:
     ):
         self.judges, self.reward_models = judges, reward_models
         self._rewards = {source.name: source.rewards for source in sources}
-        self._golds = {source.name: source.gold for source in sources if source.gold}
         self._totals = {source.name: prepare_total(source) for source in sources}
+        self._golds = {source.name: source.gold for source in sources if source.gold}
         self._compute = ComputePool(cfg, _leaves(sources))
 
     @property
@@ -139,13 +139,9 @@ def _graded(
     reward = total(values)
     if not math.isfinite(reward):
         raise GradeFailed(FailureKind.NOT_A_NUMBER, f"{values} come to {reward}")
-    return replace(
-        rollout,
-        reward=reward,
-        reward_parts=values,
-        spans=tuple(spans),
-        tampering=sum(count_tampering(score.notes) for score in scores.values()),
-    )
+    tampering = sum(count_tampering(score.notes) for score in scores.values())
+    found = replace(rollout, reward=reward, reward_parts=values, spans=tuple(spans))
+    return replace(found, tampering=tampering)
 
 
 def _notes(scores: Mapping[str, Score]) -> dict[str, JsonValue]:

@@ -1,6 +1,6 @@
 """A graded group becomes training samples: turns merged, per-source settings made streams."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -56,26 +56,32 @@ def credit_group(
     )
 
 
+def plain_stats(rollout: Rollout) -> RolloutStats:
+    """Return the numbers of a graded rollout that say nothing of its text."""
+    return RolloutStats(
+        reward=rollout.reward,
+        reward_parts=rollout.reward_parts,
+        num_completion_tokens=rollout.num_completion_tokens,
+        status=rollout.status,
+        error=rollout.error,
+    )
+
+
 def rollout_stats(
-    rollouts: Sequence[Rollout], credits: GroupCredits | None
+    rollouts: Sequence[Rollout],
+    credits: GroupCredits | None,
+    of: Callable[[Rollout], RolloutStats] = plain_stats,
 ) -> tuple[RolloutStats, ...]:
     """Return the numbers of graded rollouts that the driver keeps.
 
     Args:
         credits: None where the group is not to be trained on.
+        of: gives what does not hang on the group.
     """
     places = {} if credits is None else {r.index: i for i, r in enumerate(credits.valid)}
 
     def stats(rollout: Rollout) -> RolloutStats:
-        known = RolloutStats(
-            reward=rollout.reward,
-            reward_parts=rollout.reward_parts,
-            num_completion_tokens=rollout.num_completion_tokens,
-            status=rollout.status,
-            error=rollout.error,
-            gold=rollout.gold,
-            tampering=rollout.tampering,
-        )
+        known = of(rollout)
         if credits is None or (place := places.get(rollout.index)) is None:
             return known
         return replace(

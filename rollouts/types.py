@@ -269,14 +269,14 @@ class RolloutStats:
     num_completion_tokens: int
     status: RolloutStatus
     error: RolloutError | None
-    traits: TextTraits | None = None
-    """None where there is no text."""
-    gold: Gold | None = None
-    tampering: int = 0
     part_advantages: Mapping[str, float] = field(default_factory=dict[str, float])
     """What each part adds to the advantage; empty where the objective does not tell them apart."""
     closed_parts: tuple[str, ...] = ()
     """Parts behind a gate that was closed."""
+    traits: TextTraits | None = None
+    """None where there is no text."""
+    gold: Gold | None = None
+    tampering: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,10 +297,10 @@ class GroupSummary:
     newest_version: int
     generate_s: float
     grade_s: float
-    reference: int | None = None
-    """Hash of the task's own answer, comparable with `TextTraits.answer`."""
     has_signal: bool | None = None
     """Whether any token has an advantage; None where none was computed."""
+    reference: int | None = None
+    """Hash of the task's own answer, comparable with `TextTraits.answer`."""
 
     @property
     def rewards(self) -> tuple[float, ...]:

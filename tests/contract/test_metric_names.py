@@ -66,9 +66,9 @@ def rollout(reward: float | None, status: RolloutStatus, tokens: int = 3) -> Rol
         num_completion_tokens=tokens,
         status=status,
         error=None,
+        part_advantages={} if reward is None else {"answer": 0.5, "style": 0.0},
         traits=TextTraits(answer=1, repeated=0.1, looping=False, well_formed=True),
         gold=Gold(score=reward),
-        part_advantages={} if reward is None else {"answer": 0.5, "style": 0.0},
     )
 
 
@@ -79,7 +79,7 @@ def recipe() -> RunConfig:
         "rewards": [{"use": "exact", "name": name} for name in ("answer", "style")],
         "objective": {"gates": [{"part": "style", "needs": "answer"}]},
         "gold": {"grader": {"type": "function", "use": "exact"}},
-        "watch": {"compare": ["answer", "style"]},
+        "watch": {"compare": ["answer", "answer"]},
     }
     return RunConfig.model_validate(
         {

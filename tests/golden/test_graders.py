@@ -29,6 +29,7 @@ ELSEWHERE = {
     "python",
     "code_tests",
     "steps",
+    "split_steps",
 }
 """Types whose cases stand with those who ask judges or start sandboxes."""
 MODULE = """
