@@ -14,6 +14,7 @@ from actors.supervisor import Member, Supervisor
 from actors.sync_plan import Manifest, SendReport, SyncInit
 from actors.trainer import LogprobGap, RankPlan
 from configs.schema import HealthConfig
+from rewards.judges.meter import add_up
 from rollouts.types import (
     GeneratedGroup,
     GroupRequest,
@@ -122,6 +123,19 @@ class RewardFleet(_Group):
             doing=f"grade {generated.group_id}",
             timeout_s=self._health.generate_s,
         )
+
+    async def judge_metrics(self) -> dict[str, float]:
+        """Return what the judges did since the last call, as `judge/NAME/FIGURE`."""
+        counts: tuple[dict[str, dict[str, float]], ...] = await self._each(
+            lambda grader, _: grader.take_judge_counts.remote(),
+            doing="count what judges did",
+            timeout_s=self._health.train_s,
+        )
+        return {
+            f"judge/{name}/{figure}": value
+            for name in counts[0]
+            for figure, value in add_up([c[name] for c in counts]).items()
+        }
 
     async def record(self, path: Path, step: int, refs: Sequence[Ref]) -> None:
         """Have the full text of groups appended to a file."""

@@ -7,14 +7,20 @@ and graded groups into the object store itself, so that tokens never pass throug
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import ray
+from ray.actor import ActorHandle
 
 from actors.heartbeat import Heartbeat, beat
+from actors.judge import EngineTransport
+from actors.reward_model import RewardModelLink
+from configs.judges import JudgeConfig
 from configs.schema import RunConfig
+from rewards.judges.panel import Panel, close_judges, open_judges
+from rewards.judges.request import Transport
 from rewards.monitors.traits import answer_hash, in_slice, text_traits
 from rewards.pool import GraderPool
 from rollouts.advantages import resolve_advantage
@@ -39,16 +45,45 @@ so that a trainer rank fetches little that is not its own."""
 class RewardActor:
     """One grader front end; many groups are graded at once."""
 
-    def __init__(self, cfg: RunConfig):
+    def __init__(
+        self,
+        cfg: RunConfig,
+        judges: Mapping[str, Sequence[ActorHandle]],
+        reward_models: Mapping[str, Sequence[ActorHandle]],
+    ):
+        """Start nothing yet.
+
+        Args:
+            judges: engines of each judge that has some.
+            reward_models: actors of each reward model.
+        """
         self._cfg = cfg
-        self._pool = GraderPool(cfg.reward, cfg.sources)
+        self._engines = judges
+        links = {
+            name: RewardModelLink(name, cfg.reward_models[name], handles)
+            for name, handles in reward_models.items()
+        }
+        self._pool = GraderPool(
+            cfg.reward, cfg.sources, reward_models=Panel("reward_models", links)
+        )
         self._estimators = {s.name: resolve_advantage(estimator_plug(s)) for s in cfg.sources}
         self._graded = 0
 
     async def start(self) -> Heartbeat:
-        """Start the grader processes."""
+        """Start the grader processes.
+
+        Raises:
+            ConfigError: the key of a judge is not set on this node.
+        """
+        self._pool.judges = open_judges(
+            self._cfg.judges, self._transport, share=self._cfg.reward.actors.count
+        )
         await self._pool.start()
         return await self.heartbeat()
+
+    def _transport(self, name: str, cfg: JudgeConfig) -> Transport:
+        assert cfg.engines is not None
+        return EngineTransport(cfg.engines, self._engines[name])
 
     async def grade(self, generated: GeneratedGroup) -> GroupSummary:
         """Grade all rollouts of a group at once.
@@ -116,12 +151,17 @@ class RewardActor:
             lines.extend(_rollout_lines(group, step))
         await asyncio.to_thread(_append, path, lines)
 
+    async def take_judge_counts(self) -> dict[str, dict[str, float]]:
+        """Return what each judge did for this actor since the last call."""
+        return {name: judge.meter.take() for name, judge in self._pool.judges.members.items()}
+
     async def heartbeat(self) -> Heartbeat:
         """Answer that the actor lives."""
         return beat(self._graded)
 
     async def close(self) -> None:
-        """Kill the grader processes."""
+        """Kill the grader processes, and free connections."""
+        await close_judges(self._pool.judges)
         await self._pool.close()
 
 
@@ -156,6 +196,7 @@ def _rollout_lines(group: RolloutGroup, step: int) -> list[str]:
                 "reward_parts": dict(r.reward_parts),
                 "gold": None if r.gold is None else r.gold.score,
                 "tampering": r.tampering,
+                "reward_notes": dict(r.reward_notes),
                 "versions": list(r.versions),
                 "completion_tokens": r.num_completion_tokens,
                 "error": None if r.error is None else f"{r.error.boundary}: {r.error.message}",

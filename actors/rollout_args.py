@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from actors.vllm_plugin import OWNER
-from configs.schema import RunConfig
+from configs.engines import EngineRun
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -14,7 +14,7 @@ INITIAL_VERSION = 0
 """Version of the weights that an engine reads from `model.path`."""
 
 
-def set_environment(cfg: RunConfig) -> None:
+def set_environment(cfg: EngineRun) -> None:
     """Set what vLLM and its child processes read at import; call before importing vllm.
 
     On CPU: no compilation (its first request would wait for it), a bounded KV cache, and no
@@ -34,12 +34,12 @@ def set_environment(cfg: RunConfig) -> None:
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
 
-def workers(cfg: RunConfig) -> int:
+def workers(cfg: EngineRun) -> int:
     """Return the worker processes of one engine: TP x PP."""
     return cfg.rollout.tensor_parallel * cfg.rollout.pipeline_parallel
 
 
-def engine_args(cfg: RunConfig, engine_index: int) -> "AsyncEngineArgs":
+def engine_args(cfg: EngineRun, engine_index: int) -> "AsyncEngineArgs":
     """Return the arguments of one engine.
 
     Sampling must be the distribution that is trained: the model folder's own generation defaults
@@ -72,7 +72,7 @@ def engine_args(cfg: RunConfig, engine_index: int) -> "AsyncEngineArgs":
     )
 
 
-def _executor(cfg: RunConfig) -> "str | type[Executor]":
+def _executor(cfg: EngineRun) -> "str | type[Executor]":
     """Return who runs the model: never Ray, which vLLM would choose inside a placement group.
 
     A single worker shares the engine core's process. By name, vLLM would still give it one of its

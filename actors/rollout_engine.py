@@ -22,11 +22,13 @@ from actors import processes
 from actors.errors import RunError
 from actors.rollout_args import INITIAL_VERSION, engine_args, set_environment, workers
 from actors.sync_plan import Manifest, SyncInit
-from configs.schema import RunConfig
+from configs.engines import EngineRun
 from environments.play import EngineDead
 from rollouts.types import Completion, FinishReason, Sampling, VersionSpan
 
 if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.outputs import CompletionOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -56,8 +58,9 @@ class ReceiveReport:
 class RolloutEngine:
     """Wraps AsyncLLM. All methods run on one event loop, but for `progress`."""
 
-    def __init__(self, cfg: RunConfig, engine_index: int):
+    def __init__(self, cfg: EngineRun, engine_index: int, *, role: str = "rollout"):
         self.cfg, self.index = cfg, engine_index
+        self.name = f"{role}[{engine_index}]"
         self.version = INITIAL_VERSION
         self._llm: AsyncLLM | None = None
         self._manifest: Manifest | None = None
@@ -68,7 +71,7 @@ class RolloutEngine:
         self._still_since = time.monotonic()
         self._seen = (0, 0)
         self._watch: asyncio.Task[None] | None = None
-        self._stop_ids: list[int] = []
+        self.stop_ids: list[int] = []
 
     async def start(self) -> None:
         """Start vLLM, trying `rollout.start_attempts` times.
@@ -83,26 +86,30 @@ class RolloutEngine:
         for attempt in range(1, attempts + 1):
             before = set(processes.descendants(processes.family()[0].pid))
             try:
-                self._llm = AsyncLLM.from_engine_args(engine_args(self.cfg, self.index))
+                self._llm = AsyncLLM.from_engine_args(self.args())
                 break
             except (RuntimeError, OSError) as error:
                 # vLLM sometimes fails to start beside others, with no other word.
                 processes.kill(set(processes.descendants(processes.family()[0].pid)) - before)
                 log.warning(
-                    "engine %d did not start (try %d of %d): %s",
-                    self.index,
+                    "%s did not start (try %d of %d): %s",
+                    self.name,
                     attempt,
                     attempts,
                     error,
                 )
                 if attempt == attempts:
                     raise RunError(
-                        f"rollout[{self.index}]: vLLM did not start in {attempts} tries: {error}"
+                        f"{self.name}: vLLM did not start in {attempts} tries: {error}"
                     ) from error
                 await asyncio.sleep(RETRY_S)
-        self._stop_ids = _stop_ids(self.cfg)
+        self.stop_ids = _stop_ids(self.cfg)
         await self._set_version(INITIAL_VERSION)
         self._watch = asyncio.create_task(self._watch_progress())
+
+    def args(self) -> "AsyncEngineArgs":
+        """Return what vLLM is started with."""
+        return engine_args(self.cfg, self.index)
 
     @property
     def llm(self) -> "AsyncLLM":
@@ -123,7 +130,6 @@ class RolloutEngine:
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.engine.exceptions import EngineDeadError
 
         room = self.cfg.model.max_model_len - len(prompt_ids)
         if room <= 0:
@@ -136,9 +142,24 @@ class RolloutEngine:
             max_tokens=min(sampling.max_tokens, room),
             logprobs=0,
             detokenize=False,
-            stop_token_ids=self._stop_ids,
+            stop_token_ids=self.stop_ids,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+        return _completion(await self.sample(prompt_ids, params), self.version)
+
+    async def sample(
+        self, prompt_ids: Sequence[int], params: "SamplingParams"
+    ) -> "CompletionOutput":
+        """Run one request to its end.
+
+        Args:
+            params: with outputs of kind FINAL_ONLY.
+
+        Raises:
+            EngineDead: the engine died.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         name = f"e{self.index}-{next(self._ids)}"
         final: CompletionOutput | None = None
         try:
@@ -146,12 +167,12 @@ class RolloutEngine:
             async for output in self.llm.generate(prompt, params, name):
                 final = output.outputs[0]
         except EngineDeadError as error:
-            raise EngineDead(f"rollout[{self.index}]: vLLM's engine process died") from error
+            raise EngineDead(f"{self.name}: vLLM's engine process died") from error
         if final is None or final.finish_reason not in ("stop", "length"):
             reason = None if final is None else final.finish_reason
-            raise RuntimeError(f"rollout[{self.index}]: vLLM ended request {name} with {reason!r}")
+            raise RuntimeError(f"{self.name}: vLLM ended request {name} with {reason!r}")
         self._finished_tokens += len(final.token_ids)
-        return _completion(final, self.version)
+        return final
 
     async def open_sync(self, init: SyncInit, manifest: Manifest) -> None:
         """Have all workers join a generation of the weight-sync group."""
@@ -186,7 +207,7 @@ class RolloutEngine:
         reports = await self.llm.collective_rpc("braid_sync_report")
         self._judge(version, reports)
         if not await self.llm.reset_prefix_cache(reset_running_requests=True):
-            raise RunError(f"rollout[{self.index}]: vLLM did not reset its prefix cache")
+            raise RunError(f"{self.name}: vLLM did not reset its prefix cache")
         await self._set_version(version)
         self.version = version
         self._stale = False
@@ -206,7 +227,7 @@ class RolloutEngine:
         """
         if self._stale:
             raise RunError(
-                f"rollout[{self.index}] holds weights of a failed sync and must not generate; "
+                f"{self.name} holds weights of a failed sync and must not generate; "
                 "sync it again first"
             )
         await self.llm.resume_generation()
@@ -238,7 +259,7 @@ class RolloutEngine:
 
     def _judge(self, version: int, reports: Sequence[Mapping[str, Any]]) -> None:
         for worker, report in enumerate(reports):
-            where = f"rollout[{self.index}] worker {worker}, version {version}"
+            where = f"{self.name} worker {worker}, version {version}"
             if report["version"] != version:
                 raise RunError(f"{where}: acknowledged version {report['version']}")
             if report["wrong"]:
@@ -251,9 +272,7 @@ class RolloutEngine:
                     f"{where}: nothing was loaded into {', '.join(report['not_loaded'][:8])}"
                 )
         if len(reports) != workers(self.cfg):
-            raise RunError(
-                f"rollout[{self.index}]: {len(reports)} of {workers(self.cfg)} workers answered"
-            )
+            raise RunError(f"{self.name}: {len(reports)} of {workers(self.cfg)} workers answered")
 
     async def _set_version(self, version: int) -> None:
         """Label vLLM's outputs from here on, and have it acknowledge (absent before 0.32)."""
@@ -263,7 +282,7 @@ class RolloutEngine:
         acknowledged = await self.llm.get_weight_version()
         if acknowledged != str(version):
             raise RunError(
-                f"rollout[{self.index}]: vLLM acknowledged weights {acknowledged!r}, not {version}"
+                f"{self.name}: vLLM acknowledged weights {acknowledged!r}, not {version}"
             )
 
     async def _watch_progress(self) -> None:
@@ -305,7 +324,7 @@ def _completion(output: "CompletionOutput", version: int) -> Completion:
     )
 
 
-def _stop_ids(cfg: RunConfig) -> list[int]:
+def _stop_ids(cfg: EngineRun) -> list[int]:
     """Return the model's own end tokens; vLLM by itself knows the tokenizer's one alone."""
     from transformers import GenerationConfig
 

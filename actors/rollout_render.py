@@ -1,5 +1,6 @@
 """Between messages and token ids, by the model's own tokenizer and chat template."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
 class ChatRenderer:
     """Renders with the tokenizer of `model.path`.
 
+    Args:
+        where: field path of the model, for the error message.
+
     Raises:
         ConfigError: there is no tokenizer, or it has no chat template.
     """
 
-    def __init__(self, model: ModelConfig):
+    def __init__(self, model: ModelConfig, where: str = "model.path"):
         from transformers import AutoTokenizer
 
         try:
@@ -30,12 +34,15 @@ class ChatRenderer:
         except (OSError, ValueError) as error:
             what = f"{model.path} has no tokenizer that transformers can load: {error}"
             fix = "Save the tokenizer beside the model (tokenizer.save_pretrained)."
-            raise ConfigError(Problem(where="model.path", what=what, fix=fix)) from error
+            raise ConfigError(Problem(where=where, what=what, fix=fix)) from error
         if tokenizer.chat_template is None:
             what = f"the tokenizer of {model.path} has no chat template"
             fix = "Set tokenizer.chat_template and save it, or start from an instruct model."
-            raise ConfigError(Problem(where="model.path", what=what, fix=fix))
+            raise ConfigError(Problem(where=where, what=what, fix=fix))
         self._tokenizer: PreTrainedTokenizerBase = tokenizer
+        added = (t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
+        marks = sorted({*tokenizer.all_special_tokens, *added} - {""}, key=len, reverse=True)
+        self._marks = re.compile("|".join(map(re.escape, marks)) or r"(?!)")
 
     def render(self, messages: Sequence[Message]) -> I32:
         """Return the conversation's ids, ending where the assistant's reply begins."""
@@ -44,6 +51,10 @@ class ChatRenderer:
             plain, tokenize=True, add_generation_prompt=True, return_dict=False
         )
         return np.asarray(ids, dtype=np.int32)
+
+    def break_up(self, text: str) -> str:
+        """Return the text with a space inside every special token: it cannot end its message."""
+        return self._marks.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
     def decode(self, ids: I32) -> str:
         """Return the text of sampled ids, special tokens left out."""

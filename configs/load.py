@@ -13,8 +13,10 @@ from configs.errors import ConfigError, Problem
 from configs.graders.shorthand import write_out
 from configs.graders.union import GRADER, GraderConfig
 from configs.infra import InfraConfig
+from configs.judges import Judges, JudgesFile
 from configs.messages import explain
 from configs.schema import RunConfig, dump
+from configs.validate_judges import check_judges_file
 from configs.yaml_text import Document, KeyPath, read_document, read_value, write_document
 
 
@@ -174,12 +176,29 @@ def _resolve_paths(data: dict[str, JsonValue], folder: Path) -> None:
     for source in _mappings(data.get("sources")):
         keys = ("jsonl", "parquet", "hub", "held_out_file")
         holders += [(source.get("data"), key) for key in keys]
+    holders += _judge_paths(data.get("judges"))
+    models = data.get("reward_models")
+    for model in models.values() if isinstance(models, dict) else ():
+        holders.append((_below(model, "model"), "path"))
     for holder, key in holders:
         given = holder.get(key) if isinstance(holder, dict) else None
         if isinstance(holder, dict) and isinstance(given, str):
             holder[key] = _resolved(given, folder)
         elif isinstance(holder, dict) and isinstance(given, list):
             holder[key] = [_resolved(g, folder) if isinstance(g, str) else g for g in given]
+
+
+def _judge_paths(judges: JsonValue) -> list[tuple[JsonValue, str]]:
+    """Return where judges have paths."""
+    holders: list[tuple[JsonValue, str]] = []
+    for judge in judges.values() if isinstance(judges, dict) else ():
+        holders.append((_below(_below(judge, "engines"), "model"), "path"))
+        holders.append((_below(judge, "calibration"), "anchors"))
+    return holders
+
+
+def _below(data: JsonValue, key: str) -> JsonValue:
+    return data.get(key) if isinstance(data, dict) else None
 
 
 def _mappings(items: JsonValue) -> list[dict[str, JsonValue]]:
@@ -239,6 +258,32 @@ def parse_grader(text: str, name: str) -> GraderConfig:
     raise ConfigError(
         [explain(d, document=document, set_by={}, root=GraderConfig) for d in details]
     )
+
+
+def load_judges(path: Path | str) -> Judges:
+    """Read the `judges` section of a file that holds it alone.
+
+    Raises:
+        ConfigError: all problems of the file.
+    """
+    path = Path(path)
+    document = read_document(_read(path), path.name)
+    if document.problems:
+        raise ConfigError(document.problems)
+    holders = _judge_paths(_below(document.data, "judges"))
+    for holder, key in holders:
+        given = holder.get(key) if isinstance(holder, dict) else None
+        if isinstance(holder, dict) and isinstance(given, str):
+            holder[key] = _resolved(given, path.resolve().parent)
+    try:
+        judges = JudgesFile.model_validate_json(to_json(document.data), strict=True).judges
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    else:
+        if problems := check_judges_file(judges):
+            raise ConfigError(problems)
+        return judges
+    raise ConfigError([explain(d, document=document, set_by={}, root=JudgesFile) for d in details])
 
 
 def load_infra(path: Path | str) -> InfraConfig:

@@ -20,8 +20,10 @@ from configs.base import (
 )
 from configs.data import DataConfig
 from configs.difficulty import DifficultyConfig
+from configs.engines import ActorsConfig, ModelConfig, RolloutConfig
 from configs.graders.answers import FunctionGrader
 from configs.graders.union import GraderConfig
+from configs.judges import Judges, RewardModels
 from configs.mix import LimitsConfig, MixConfig, StageConfig
 from configs.monitors import GoldConfig, MonitorsConfig, WatchConfig
 from configs.sandbox import SandboxConfig
@@ -34,19 +36,6 @@ class PlugConfig(Config):
     """Built-in name, or `package.module:attribute` importable by every actor."""
     args: dict[str, JsonValue] = {}
     """Keyword arguments bound to it; checked against its signature before any actor starts."""
-
-
-class ModelConfig(Config):
-    """The policy at the start of the run."""
-
-    path: str
-    """Folder or hub name of a Hugging Face causal LM with tokenizer and chat template."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Numbers of the forward pass, in trainer, reference and engine alike."""
-    max_model_len: PositiveInt = 4096
-    """Most tokens of one sequence, prompt and completion together."""
-    trust_remote_code: bool = False
-    """Let the model's folder run its own Python code."""
 
 
 class SamplingConfig(Config):
@@ -238,44 +227,6 @@ class AlgorithmConfig(Config):
     """KL to the reference."""
     entropy: EntropyConfig = EntropyConfig()
     """Entropy bonus."""
-
-
-class ActorsConfig(Config):
-    """How many actors a group has and what each one needs."""
-
-    count: PositiveInt = 1
-    """Actors in the group; for the trainer, its data-parallel size."""
-    cpus: NonNegativeFloat = 0.5
-    """CPU cores reserved by each actor."""
-    gpus: NonNegativeFloat = 0.0
-    """GPUs reserved by each actor; a fraction shares a GPU with a colocated group."""
-    labels: dict[str, str] = {}
-    """Ray node labels that the actors' nodes must carry."""
-    colocate_with: Literal["trainer", "rollout", "reference", "reward"] | None = None
-    """Put actor i into the bundle of actor i of that group, so that both share its devices."""
-
-
-class RolloutConfig(Config):
-    """The generation engines (vLLM)."""
-
-    actors: ActorsConfig = ActorsConfig()
-    """Engines, and what each one reserves (all GPUs of its TP x PP ranks)."""
-    tensor_parallel: PositiveInt = 1
-    """Ranks that share each layer of one engine."""
-    pipeline_parallel: PositiveInt = 1
-    """Stages of layers of one engine."""
-    max_num_seqs: PositiveInt = 256
-    """Most sequences that one engine decodes at once."""
-    gpu_memory_utilization: Fraction = 0.85
-    """Share of each GPU that an engine may take."""
-    kv_cache_gib: PositiveInt = 1
-    """KV cache of each engine on CPU, GiB."""
-    enforce_eager: bool = False
-    """Skip CUDA graphs and compilation (always so on CPU)."""
-    start_attempts: PositiveInt = 3
-    """Times a failing engine start is tried."""
-    no_progress_s: PositiveFloat = 120.0
-    """Seconds without a new token, while requests wait, after which an engine is called dead."""
 
 
 class RewardGroupConfig(Config):
@@ -479,6 +430,10 @@ class RunConfig(Config):
     """Generation engines."""
     reward: RewardGroupConfig = RewardGroupConfig()
     """Graders."""
+    judges: Judges = {}
+    """Judges that graders may name, by that name."""
+    reward_models: RewardModels = {}
+    """Reward models that graders may name, by that name."""
     reference: ReferenceConfig = ReferenceConfig()
     """Frozen reference."""
     trainer: TrainerConfig = TrainerConfig()

@@ -5,14 +5,15 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from configs.errors import Problem
 from configs.evaluation import check_eval, warn_eval
-from configs.model_files import check_model_folder, find_model_folder, read_model_shape
+from configs.model_files import find_model_folder, read_model_shape
 from configs.schema import ActorsConfig, RunConfig
 from configs.validate_data import HUB_NAME, check_data
 from configs.validate_difficulty import check_difficulty, warn_difficulty
+from configs.validate_engines import check_path, check_ranks
+from configs.validate_judges import check_judges, warn_judges
 from configs.validate_mix import check_mix, warn_mix
 from configs.validate_monitors import check_monitors, warn_monitors
 from configs.validate_objective import check_objective, warn_objective, warn_source_objective
@@ -31,6 +32,7 @@ def validate_run(cfg: RunConfig) -> list[Problem]:
         *check_objective(cfg),
         *check_eval(cfg),
         *_check_model(cfg),
+        *check_judges(cfg),
     ]
 
 
@@ -45,20 +47,48 @@ def find_warnings(cfg: RunConfig) -> list[Problem]:
         *warn_eval(cfg),
         *warn_monitors(cfg),
         *_warn_model(cfg),
+        *warn_judges(cfg),
     ]
+
+
+def judge_role(name: str) -> str:
+    """Return the role of a judge's own engines, as in `judges.NAME[0]`."""
+    return f"judges.{name}"
+
+
+def reward_model_role(name: str) -> str:
+    """Return the role of a reward model's actors."""
+    return f"reward_models.{name}"
+
+
+def is_judge(role: str) -> bool:
+    """Whether a role is that of a judge's engines."""
+    return role.startswith("judges.")
+
+
+def sampling_groups(cfg: RunConfig) -> dict[str, ActorsConfig]:
+    """Return the groups that sample and grade, by role."""
+    groups = {"rollout": cfg.rollout.actors, "reward": cfg.reward.actors}
+    for name, judge in cfg.judges.items():
+        if judge.engines is not None:
+            groups[judge_role(name)] = judge.engines.actors
+    for name, model in cfg.reward_models.items():
+        groups[reward_model_role(name)] = model.actors
+    return groups
 
 
 def active_groups(cfg: RunConfig) -> dict[str, ActorsConfig]:
     """Return the groups that the run starts, by role; the reference only where KL needs it."""
-    groups = {
-        "trainer": cfg.trainer.actors,
-        "rollout": cfg.rollout.actors,
-        "reference": cfg.reference.actors,
-        "reward": cfg.reward.actors,
-    }
-    if not cfg.needs_reference:
-        del groups["reference"]
-    return groups
+    sampling = sampling_groups(cfg)
+    groups = {"trainer": cfg.trainer.actors, "rollout": sampling.pop("rollout")}
+    if cfg.needs_reference:
+        groups["reference"] = cfg.reference.actors
+    return {**groups, **sampling}
+
+
+def group_path(role: str) -> str:
+    """Return the field under which a role's `actors` are set."""
+    return f"{role}.engines" if is_judge(role) else role
 
 
 def colocation_root(cfg: RunConfig, role: str) -> str | None:
@@ -150,29 +180,14 @@ def _check_batch(cfg: RunConfig) -> Iterator[Problem]:
 def _check_groups(cfg: RunConfig) -> Iterator[Problem]:
     groups = active_groups(cfg)
     for role, actors in groups.items():
-        at = f"{role}.actors"
+        at = f"{group_path(role)}.actors"
         if actors.gpus > 1 and not actors.gpus.is_integer():
             yield Problem(
                 where=f"{at}.gpus",
                 what=f"is {actors.gpus:g}; more than one GPU must be a whole number",
             )
         yield from _check_colocation(cfg, role, actors)
-    ranks = cfg.rollout.tensor_parallel * cfg.rollout.pipeline_parallel
-    gpus = cfg.rollout.actors.gpus
-    if gpus > 0 and ranks > 1 and gpus != ranks:
-        yield Problem(
-            where="rollout.actors.gpus",
-            what=f"is {gpus:g}, but tensor_parallel x pipeline_parallel = {ranks} ranks need one "
-            "GPU each",
-            fix=f"Set it to {ranks}.",
-        )
-    if gpus > 1 and ranks == 1:
-        yield Problem(
-            where="rollout.actors.gpus",
-            what=f"is {gpus:g}, but an engine of one rank uses one GPU",
-            fix=f"Set rollout.tensor_parallel to {gpus:g}, or rollout.actors.gpus to 1 and "
-            "rollout.actors.count higher.",
-        )
+    yield from check_ranks(cfg.rollout, "rollout")
     for role in ("trainer", "reference"):
         if role in groups and groups[role].gpus > 1:
             yield Problem(
@@ -191,7 +206,8 @@ def _check_groups(cfg: RunConfig) -> Iterator[Problem]:
 
 def _check_colocation(cfg: RunConfig, role: str, actors: ActorsConfig) -> Iterator[Problem]:
     target, groups = actors.colocate_with, active_groups(cfg)
-    where = f"{role}.actors.colocate_with"
+    path = group_path(role)
+    where = f"{path}.actors.colocate_with"
     if target is None:
         return
     if target == role:
@@ -214,13 +230,13 @@ def _check_colocation(cfg: RunConfig, role: str, actors: ActorsConfig) -> Iterat
             where=where,
             what=f"{actors.count} actors do not fit into the bundles of the "
             f"{groups[target].count} of `{target}`: actor i shares with actor i",
-            fix=f"Set {role}.actors.count to {groups[target].count} or less.",
+            fix=f"Set {path}.actors.count to {groups[target].count} or less.",
         )
     else:
         for key in sorted(set(actors.labels) & set(groups[target].labels)):
             if actors.labels[key] != groups[target].labels[key]:
                 yield Problem(
-                    where=f"{role}.actors.labels.{key}",
+                    where=f"{path}.actors.labels.{key}",
                     what=f"is `{actors.labels[key]}`, but `{target}`, on the same node, wants "
                     f"`{groups[target].labels[key]}`",
                 )
@@ -281,7 +297,7 @@ def _check_trainer(cfg: RunConfig) -> Iterator[Problem]:
             fix="Set trainer.zero_stage to 3.",
         )
     if cfg.needs_reference and cfg.reference.path is not None:
-        yield from _check_path(cfg.reference.path, "reference.path")
+        yield from check_path(cfg.reference.path, "reference.path")
 
 
 def _check_sync(cfg: RunConfig) -> Iterator[Problem]:
@@ -327,20 +343,7 @@ def _check_sync(cfg: RunConfig) -> Iterator[Problem]:
 
 
 def _check_model(cfg: RunConfig) -> Iterator[Problem]:
-    yield from _check_path(cfg.model.path, "model.path")
-
-
-def _check_path(path: str, where: str) -> Iterator[Problem]:
-    if Path(path).expanduser().is_dir():
-        yield from check_model_folder(Path(path).expanduser(), where)
-    elif Path(path).exists():
-        yield Problem(where=where, what=f"{path} is a file", fix="Give the model's folder.")
-    elif not HUB_NAME.match(path):
-        yield Problem(
-            where=where,
-            what=f"there is no folder {path}, and it is not a hub name (`owner/model`)",
-            fix="Give a path from the current directory or from the recipe's folder.",
-        )
+    yield from check_path(cfg.model.path, "model.path")
 
 
 def _warn_sources(cfg: RunConfig) -> Iterator[Problem]:

@@ -1,7 +1,7 @@
 """The `braid` command. Imports nothing heavy until a command needs it.
 
 Exit codes: 0 done, 1 the run or the grader failed, 2 bad input, 3 `baseline` found a source that is
-no-go, 130 Ctrl-C, 143 SIGTERM.
+no-go or `judge calibrate` a judge below its threshold, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import json
@@ -20,6 +20,7 @@ from rich.console import Console
 from configs.errors import ConfigError, Problem
 from configs.load import load_recipe
 from orchestrator.import_cmd import import_app
+from orchestrator.judge_cmd import judge_app
 from orchestrator.render_cmd import render
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(import_app, name="import")
+app.add_typer(judge_app, name="judge")
 app.command()(render)
 BAD_INPUT, FAILED = 2, 1
 
@@ -151,6 +153,9 @@ Rows = Annotated[
 OfSource = Annotated[
     str | None, typer.Option("--source", help="Try the reward of this source of a recipe.")
 ]
+JudgesFile = Annotated[
+    Path | None, typer.Option("--judges", help="File of judges that it may ask.")
+]
 Template = Annotated[
     str | None,
     typer.Option("--reference-template", help="A right answer, with {{ item.answer }} in it."),
@@ -174,6 +179,7 @@ def grade(
     sample: Sample = None,
     data: Rows = None,
     source: OfSource = None,
+    judges: JudgesFile = None,
     overrides: Overrides = None,
     template: Template = None,
     items: Annotated[int, typer.Option("--items", min=1, help="Rows that are tried.")] = 32,
@@ -195,7 +201,7 @@ def grade(
     if sample is not None:
         from orchestrator.grade_cmd import grade_and_show
 
-        raise typer.Exit(grade_and_show(grader, item, sample, as_json=as_json))
+        raise typer.Exit(grade_and_show(grader, item, sample, judges, as_json=as_json))
     from orchestrator.bench_cmd import BenchOptions, bench_grader, bench_source, show
 
     options = BenchOptions(
@@ -207,6 +213,7 @@ def grade(
         workers=workers,
         timeout_s=timeout_s,
         modules=tuple(probes or ()),
+        judges=judges,
     )
     if source is not None:
         found = bench_source(Path(grader), overrides or (), source, options)
@@ -352,6 +359,7 @@ _NAMED_FAILURES = (
     ("orchestrator.checkpoints", "CheckpointError"),
     ("mixing.ledger", "LedgerError"),
     ("mixing.allocator", "MixExhausted"),
+    ("rewards.score", "GradeFailed"),
 )
 
 

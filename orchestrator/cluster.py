@@ -4,9 +4,9 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import ray
 from ray.actor import ActorHandle
@@ -15,14 +15,17 @@ from ray.exceptions import RayError
 from actors.errors import RunError
 from actors.groups import ReferenceFleet, RewardFleet, RolloutFleet, TrainerGroup
 from actors.heartbeat import Heartbeat
+from actors.judge import JudgeActor
 from actors.placement import BundleDemand, Placement, Seat, reserve
 from actors.reference import ReferenceActor
 from actors.rendezvous import RendezvousActor
 from actors.reward import RewardActor
+from actors.reward_model import RewardModelActor
 from actors.rollout import RolloutActor
 from actors.supervisor import Member, Supervisor, kill_member
 from actors.trainer import TrainerActor
 from configs.schema import RunConfig
+from configs.validate import is_judge, judge_role, reward_model_role, sampling_groups
 from orchestrator.plan import plan_bundles
 
 log = logging.getLogger("braid.cluster")
@@ -84,8 +87,10 @@ class SamplingCluster:
 
     rollout: RolloutFleet
     reward: RewardFleet
-    roles: Container[str] | None = frozenset({"rollout", "reward"})
-    """Groups that are started; None for all of the run."""
+    judges: Mapping[str, Sequence[ActorHandle]]
+    """Engines of each judge that has some."""
+    trains: ClassVar[bool] = False
+    """Whether trainer and reference are started too."""
 
     def __init__(self, cfg: RunConfig):
         self._cfg = cfg
@@ -119,7 +124,7 @@ class SamplingCluster:
                 ),
                 labels=b.labels,
             )
-            for b in plan_bundles(cfg, self.roles)
+            for b in plan_bundles(cfg, None if self.trains else sampling_groups(cfg))
         ]
         self._placement = await reserve(
             bundles, timeout_s=cfg.health.placement_s, can_grow=cfg.ray_address is not None
@@ -131,12 +136,28 @@ class SamplingCluster:
         """Create the actors; return what is to be awaited until they are started."""
         cfg = self._cfg
         rollout = self._create_all("rollout", RolloutActor, bundles, lambda i: ())
-        reward = self._create_all("reward", RewardActor, bundles, lambda i: (cfg,))
+        judges = {
+            name: self._create_all(
+                judge_role(name), JudgeActor, bundles, lambda i, name=name: (cfg, name, i)
+            )
+            for name, judge in cfg.judges.items()
+            if judge.engines is not None
+        }
+        models = {
+            name: self._create_all(
+                reward_model_role(name), RewardModelActor, bundles, lambda i, name=name: (cfg, name)
+            )
+            for name in cfg.reward_models
+        }
+        handles = [{n: [m.handle for m in own] for n, own in g.items()} for g in (judges, models)]
+        self.judges = handles[0]
+        reward = self._create_all("reward", RewardActor, bundles, lambda i: (cfg, *handles))
+        asked = [m for group in (judges, models) for own in group.values() for m in own]
         self.rollout = RolloutFleet(rollout, self.supervisor, cfg.health)
         self.reward = RewardFleet(reward, self.supervisor, cfg.health)
         return [
             self._start_engines(rollout),
-            *(self._begin(m, m.handle.start.remote()) for m in reward),
+            *(self._begin(m, m.handle.start.remote()) for m in (*reward, *asked)),
         ]
 
     async def _start_engines(self, members: Sequence[Member]) -> None:
@@ -182,7 +203,7 @@ class SamplingCluster:
     async def close(self) -> None:
         """Free every actor and its processes. Safe to call at any point of a start."""
         await self.supervisor.close()
-        graceful = [m for m in self._members if m.role in ("rollout", "reward")]
+        graceful = [m for m in self._members if m.role in ("rollout", "reward") or is_judge(m.role)]
         closing = [asyncio.ensure_future(_quietly(m.handle.close.remote())) for m in graceful]
         if closing:
             await asyncio.wait(closing, timeout=10)
@@ -197,7 +218,7 @@ class Cluster(SamplingCluster):
     trainer: TrainerGroup
     reference: ReferenceFleet | None
     rendezvous: Member
-    roles = None
+    trains = True
 
     def _create_groups(self, bundles: Sequence[BundleDemand]) -> list[Awaitable[Any]]:
         cfg = self._cfg

@@ -17,6 +17,7 @@ from rich.text import Text
 from configs.errors import ConfigError, Problem
 from configs.graders.union import GraderConfig
 from configs.load import load_grader, parse_grader
+from orchestrator.judge_file import judges_from
 from rewards.rows import check_item
 from rewards.score import FailureKind, GradeFailed, Score, Usage
 from rewards.standalone import ROOT, Grading
@@ -118,7 +119,9 @@ def read_sample(text: str) -> str:
     return _inline_or_file(text, "--sample")
 
 
-def grade_and_show(grader: str, item: str, sample: str, *, as_json: bool) -> int:
+def grade_and_show(
+    grader: str, item: str, sample: str, judges: Path | None, *, as_json: bool
+) -> int:
     """Grade one answer and print what became of it; return the exit code, 1 if the grader cannot
     judge it.
 
@@ -126,7 +129,7 @@ def grade_and_show(grader: str, item: str, sample: str, *, as_json: bool) -> int
         ConfigError: grader, row or answer cannot be used.
     """
     row = read_item(item)
-    graded = grade_one(read_grader(grader), row, read_sample(sample))
+    graded = grade_one(read_grader(grader), row, read_sample(sample), judges)
     if as_json:
         sys.stdout.write(json.dumps(graded.response(), indent=2, ensure_ascii=False) + "\n")
     else:
@@ -134,17 +137,28 @@ def grade_and_show(grader: str, item: str, sample: str, *, as_json: bool) -> int
     return int(graded.failed is not None)
 
 
-def grade_one(grader: GraderConfig, item: Mapping[str, JsonValue], sample: str) -> Graded:
+def grade_one(
+    grader: GraderConfig,
+    item: Mapping[str, JsonValue],
+    sample: str,
+    judges_file: Path | None = None,
+) -> Graded:
     """Grade one answer.
 
+    Args:
+        judges_file: file of the judges that it may ask.
+
     Raises:
-        ConfigError: what is wrong with the grader.
+        ConfigError: what is wrong with the grader, or it asks a judge that the file has not.
     """
-    return asyncio.run(_grade(grader, Subject.of_text(item, sample)))
+    return asyncio.run(_grade(grader, Subject.of_text(item, sample), judges_file))
 
 
-async def _grade(grader: GraderConfig, subject: Subject) -> Graded:
-    async with Grading(grader) as grading:
+async def _grade(grader: GraderConfig, subject: Subject, judges_file: Path | None) -> Graded:
+    async with (
+        judges_from(judges_file, grader, "grader") as judges,
+        Grading(grader, judges=judges) as grading,
+    ):
         started = time.monotonic()
         try:
             score, failed = await grading.score(subject), None

@@ -230,12 +230,14 @@ async def _log(
     result: StepResult,
     sync: SyncReport,
 ) -> None:
+    cfg = parts.cfg
     with parts.clock.phase("log"):
-        keep = parts.cfg.logging.rollout_groups
+        keep = cfg.logging.rollout_groups
         if keep:
             path = parts.recorder.rollouts_path(step)
             refs = [g.group_ref for g in groups[:keep]]
             await parts.cluster.reward.record(path, step, refs)
+        judges = await parts.cluster.reward.judge_metrics() if cfg.judges else {}
     for event in parts.mixer.take_events():
         parts.recorder.say(str(event))
     wall, split = parts.clock.lap()
@@ -251,5 +253,6 @@ async def _log(
             split=split,
             ledger=producer.ledger.figures(),
             difficulty=parts.mixer.difficulty_metrics(),
+            judges=judges,
         )
     )

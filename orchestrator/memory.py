@@ -4,10 +4,12 @@ All figures are GiB of one actor. They are estimates before the fact: model stat
 are exact formulas, activations are a count of the tensors that a Llama-like layer keeps.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
-from configs.model_files import ModelShape
+from configs.model_files import ModelShape, find_model_folder, read_model_shape
 from configs.schema import RunConfig
+from configs.validate import is_judge, judge_role, reward_model_role
 
 GIB = 2**30
 _PROCESS_GIB = {"trainer": 0.36, "reference": 0.36, "rollout": 0.95}
@@ -136,22 +138,68 @@ def estimate_memory(
     """Estimate one actor of each role that holds a model.
 
     Args:
-        shape: None where the model is not on this machine.
+        shape: of the policy; None where it is not on this machine.
         gpu_gib: memory of one GPU, which bounds an engine's KV cache; None if not known.
     """
-    roles = ["trainer", "rollout", *(["reference"] if cfg.needs_reference else [])]
-    if shape is None or shape.params is None:
-        why = shape.counted_from if shape else "unknown until the model's files are on this machine"
-        return tuple(
-            MemoryEstimate(role=role, device=_device(cfg, role), parts=(), total_gib=None, note=why)
-            for role in roles
-        )
     made = {
-        "trainer": lambda: _trainer(cfg, shape),
-        "rollout": lambda: _rollout(cfg, shape, gpu_gib),
-        "reference": lambda: _reference(cfg, shape),
+        "trainer": lambda shape: _trainer(cfg, shape),
+        "rollout": lambda shape: _rollout(cfg, shape, gpu_gib),
+        "reference": lambda shape: _reference(cfg, shape),
     }
-    return tuple(made[role]() for role in roles)
+    if not cfg.needs_reference:
+        del made["reference"]
+    return (
+        *(_or_unknown(role, _device(cfg, role), shape, make) for role, make in made.items()),
+        *_judges(cfg, gpu_gib),
+        *_reward_models(cfg),
+    )
+
+
+def _or_unknown(
+    role: str,
+    device: str,
+    shape: ModelShape | None,
+    make: Callable[[ModelShape], MemoryEstimate],
+) -> MemoryEstimate:
+    """Estimate a role whose model is known, or say that it is not."""
+    if shape is not None and shape.params is not None:
+        return make(shape)
+    why = shape.counted_from if shape else "unknown until the model's files are on this machine"
+    return MemoryEstimate(role=role, device=device, parts=(), total_gib=None, note=why)
+
+
+def _judges(cfg: RunConfig, gpu_gib: float | None) -> Iterator[MemoryEstimate]:
+    """Yield what an engine of each judge takes: as one of the policy's, without weight sync."""
+    for name, judge in cfg.judges.items():
+        if judge.engines is None:
+            continue
+        own = cfg.model_copy(update={"model": judge.engines.model, "rollout": judge.engines})
+        role, device = judge_role(name), _device(own, "rollout")
+
+        def make(shape: ModelShape, own: RunConfig = own, role: str = role) -> MemoryEstimate:
+            return replace(_rollout(own, shape, gpu_gib, synced=False), role=role)
+
+        yield _or_unknown(role, device, _shape(judge.engines.model.path), make)
+
+
+def _reward_models(cfg: RunConfig) -> Iterator[MemoryEstimate]:
+    for name, model in cfg.reward_models.items():
+        device = "gpu" if model.actors.gpus > 0 else "cpu"
+        width = 4 if model.model.dtype == "float32" else 2
+        role = reward_model_role(name)
+
+        def make(
+            shape: ModelShape, role: str = role, device: str = device, width: int = width
+        ) -> MemoryEstimate:
+            parts = {"weights": float(width * (shape.params or 0))}
+            return _estimate(role, device, parts, note="without activations")
+
+        yield _or_unknown(role, device, _shape(model.model.path), make)
+
+
+def _shape(path: str) -> ModelShape | None:
+    folder = find_model_folder(path)
+    return read_model_shape(folder) if folder else None
 
 
 def _device(cfg: RunConfig, role: str) -> str:
@@ -176,7 +224,8 @@ def _estimate(
     if device == "cpu":
         if host:
             parts["offloaded"] = host
-        parts["process"] = _PROCESS_GIB[role] * GIB
+        kind = "rollout" if is_judge(role) else role
+        parts["process"] = _PROCESS_GIB.get(kind, _PROCESS_GIB["reference"]) * GIB
     listed = tuple(MemoryPart(name=n, gib=round(b / GIB, 3)) for n, b in parts.items() if b > 0)
     return MemoryEstimate(
         role=role,
@@ -234,12 +283,14 @@ def _reference(cfg: RunConfig, shape: ModelShape) -> MemoryEstimate:
     return _estimate("reference", _device(cfg, "reference"), parts, note=note)
 
 
-def _rollout(cfg: RunConfig, shape: ModelShape, gpu_gib: float | None) -> MemoryEstimate:
+def _rollout(
+    cfg: RunConfig, shape: ModelShape, gpu_gib: float | None, *, synced: bool = True
+) -> MemoryEstimate:
     assert shape.params is not None
     width, device = _bytes_per_number(cfg), _device(cfg, "rollout")
     ranks = cfg.rollout.tensor_parallel * cfg.rollout.pipeline_parallel
     weights = width * shape.params / ranks
-    buckets = 2 * cfg.weight_sync.bucket_mib * 2**20
+    buckets = 2 * cfg.weight_sync.bucket_mib * 2**20 if synced else 0
     per_token = kv_bytes_per_token(shape, width)
     longest = cfg.model.max_model_len
     if device == "cpu":

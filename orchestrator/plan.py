@@ -11,7 +11,13 @@ from typing import Any
 from configs.errors import Problem
 from configs.model_files import ModelShape, find_model_folder, read_model_shape
 from configs.schema import ActorsConfig, RunConfig
-from configs.validate import active_groups, find_warnings, validate_run
+from configs.validate import (
+    active_groups,
+    find_warnings,
+    group_path,
+    judge_role,
+    validate_run,
+)
 from configs.versions import check_versions
 from environments.registry import validate_environments
 from mixing.opening import probe_sources, source_warnings
@@ -222,7 +228,9 @@ def _round(resource: float) -> float:
 
 
 def _plan_groups(cfg: RunConfig) -> tuple[GroupPlan, ...]:
-    per_actor = {"rollout": cfg.rollout.tensor_parallel * cfg.rollout.pipeline_parallel}
+    engines = {"rollout": cfg.rollout}
+    engines |= {judge_role(n): j.engines for n, j in cfg.judges.items() if j.engines is not None}
+    per_actor = {r: e.tensor_parallel * e.pipeline_parallel for r, e in engines.items()}
     return tuple(
         GroupPlan(
             role=role,
@@ -300,15 +308,18 @@ def _check_fit(
     gpu_gib: float | None,
 ) -> list[Problem]:
     problems: list[Problem] = []
+    engines = {judge_role(n): j.engines for n, j in cfg.judges.items()}
     for m in memory:
-        if m.kv and m.kv.tokens is not None and m.kv.tokens < cfg.model.max_model_len:
+        own = engines.get(m.role)
+        model, at = (own.model, f"{m.role}.engines.model") if own else (cfg.model, "model")
+        if m.kv and m.kv.tokens is not None and m.kv.tokens < model.max_model_len:
             knob = "kv_cache_gib" if m.device == "cpu" else "gpu_memory_utilization"
             problems.append(
                 Problem(
-                    where=f"rollout.{knob}",
+                    where=f"{group_path(m.role)}.{knob}",
                     what=f"leaves room for {m.kv.tokens} tokens of KV cache, less than one "
-                    f"sequence of model.max_model_len={cfg.model.max_model_len}",
-                    fix=f"Raise rollout.{knob}, or lower model.max_model_len.",
+                    f"sequence of {at}.max_model_len={model.max_model_len}",
+                    fix=f"Raise {group_path(m.role)}.{knob}, or lower {at}.max_model_len.",
                 )
             )
     if gpu_gib is not None and fullest is not None and fullest > gpu_gib:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from configs.engines import RolloutConfig
 from configs.errors import Problem
+from configs.judges import JudgeConfig
 from configs.schema import RunConfig, dump
 
 _FREE = (
@@ -34,6 +36,13 @@ _FREE = (
     "health",
 )
 """How and how long it runs, where it runs, and what is written: all else says what is learned."""
+_FREE_OF_JUDGE = (
+    "endpoint.base_url",
+    "endpoint.api_key_env",
+    *(f"engines.{field}" for field in RolloutConfig.model_fields),
+    *(field for field in JudgeConfig.model_fields if field not in ("endpoint", "engines")),
+)
+"""Of each judge: which model it is, and how it is asked, says what is learned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +69,13 @@ def changed_fields(
     """
     old, new = _flatten(dump(before), ""), _flatten(dump(after), "")
     own = ("eval", "watch", "gold.fraction")
-    sources = (f"sources.{s.name}.{field}" for s in before.sources for field in own)
-    free = (*_FREE, *sources, *moved)
+    free = (
+        *_FREE,
+        *(f"sources.{s.name}.{field}" for s in before.sources for field in own),
+        *(f"judges.{name}.{field}" for name in before.judges for field in _FREE_OF_JUDGE),
+        *(f"reward_models.{name}.actors" for name in before.reward_models),
+        *moved,
+    )
     return tuple(
         FieldChange(
             field=field,

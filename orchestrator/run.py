@@ -14,7 +14,9 @@ from pathlib import Path
 
 import ray
 
+from actors.judge import EngineTransport
 from configs.errors import ConfigError, Problem
+from configs.judges import JudgeConfig
 from configs.schema import RunConfig
 from configs.validate import validate_run
 from configs.versions import check_versions
@@ -27,6 +29,7 @@ from mixing.mixer import Mixer
 from mixing.opening import open_sources
 from mixing.search_cache import find_once
 from mixing.sources import Source
+from orchestrator.calibration import check_calibrations
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
 from orchestrator.hashes import run_hashes
@@ -40,6 +43,7 @@ from orchestrator.resume import Checkpointer
 from orchestrator.run_dir import RunDir
 from orchestrator.sandboxing import describe, find_tier, validate_sandbox
 from rewards.graders import validate_rewards
+from rewards.judges.request import Transport
 from rollouts.advantages import validate_advantages
 
 log = logging.getLogger("braid.run")
@@ -125,12 +129,14 @@ async def _run(
                 recorder.say(describe(tier))
             for change in directory.accepted:
                 recorder.say(f"warning: accepted by --accept-changes: {change}")
+            await stop.or_else(_check_endpoints(cfg, directory, recorder))
             recorder.state("starting Ray")
             await stop.or_else(start_ray(cfg))
             listen()  # Ray has put a handler of its own in place of ours, which aborts
             recorder.state("starting engines, trainer and graders")
             cluster = await stop.or_else(Cluster.start(cfg))
             try:
+                await stop.or_else(_check_engines(cfg, cluster, directory, recorder))
                 parts = _parts(cfg, cluster, mixer, ledger, recorder, checkpoints, stop)
                 if restored.trainer is not None:
                     await cluster.trainer.load(restored.trainer)
@@ -145,6 +151,30 @@ async def _run(
     finally:
         ray.shutdown()
     return 0
+
+
+async def _check_endpoints(cfg: RunConfig, directory: RunDir, recorder: Recorder) -> None:
+    """Hold judges behind endpoints against people, before any actor is started."""
+
+    def no_engines(name: str, judge: JudgeConfig) -> Transport:
+        raise AssertionError(f"{name} has an endpoint")
+
+    names = [name for name, judge in cfg.judges.items() if judge.endpoint is not None]
+    for line in await check_calibrations(cfg, names, no_engines, directory.calibrations):
+        recorder.say(line)
+
+
+async def _check_engines(
+    cfg: RunConfig, cluster: Cluster, directory: RunDir, recorder: Recorder
+) -> None:
+    """Hold judges on engines of our own against people, before the first step."""
+
+    def engines(name: str, judge: JudgeConfig) -> Transport:
+        assert judge.engines is not None
+        return EngineTransport(judge.engines, cluster.judges[name])
+
+    for line in await check_calibrations(cfg, cluster.judges, engines, directory.calibrations):
+        recorder.say(line)
 
 
 def _opening(cfg: RunConfig, directory: RunDir, step: int) -> str:

@@ -180,6 +180,11 @@ class RunDir:
         return self.path / MIX_EDITS
 
     @property
+    def calibrations(self) -> Path:
+        """File of the judges' calibrations, one before each attempt."""
+        return self.path / "calibrations.jsonl"
+
+    @property
     def rollouts(self) -> Path:
         """Folder of the sampled texts."""
         return self.path / _ROLLOUTS

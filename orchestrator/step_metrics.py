@@ -37,6 +37,8 @@ class TrainedStep:
     """The ledger's sums, as metrics."""
     difficulty: Mapping[str, float]
     """Where windows and curricula stand, as metrics."""
+    judges: Mapping[str, float]
+    """What judges did since the last step, as metrics."""
 
 
 def step_metrics(cfg: RunConfig, done: TrainedStep) -> dict[str, float]:
@@ -58,6 +60,7 @@ def step_metrics(cfg: RunConfig, done: TrainedStep) -> dict[str, float]:
         "sync/bytes": done.sync.bytes,
         **done.ledger,
         **done.difficulty,
+        **done.judges,
     }
     if done.sync.gap_median is not None and done.sync.gap_max is not None:
         metrics["sync/logprob_gap_median"] = done.sync.gap_median

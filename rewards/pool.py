@@ -6,13 +6,17 @@ failure.
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+
+from pydantic import JsonValue
 
 from configs.graders.union import GraderConfig
 from configs.schema import RewardConfig, RewardGroupConfig, SourceConfig
 from rewards.compute import ComputePool, GraderStartError
 from rewards.evaluate import evaluate
+from rewards.judges.client import Judge
+from rewards.judges.panel import NO_JUDGES, NO_REWARD_MODELS, Panel, RewardModel
 from rewards.monitors.traits import count_tampering
 from rewards.registry import leaves
 from rewards.score import FailureKind, GradeFailed, Score
@@ -25,7 +29,15 @@ __all__ = ["GraderPool", "GraderStartError"]
 class GraderPool:
     """Grades rollouts of the sources. Use from one event loop."""
 
-    def __init__(self, cfg: RewardGroupConfig, sources: Sequence[SourceConfig]):
+    def __init__(
+        self,
+        cfg: RewardGroupConfig,
+        sources: Sequence[SourceConfig],
+        *,
+        judges: Panel[Judge] = NO_JUDGES,
+        reward_models: Panel[RewardModel] = NO_REWARD_MODELS,
+    ):
+        self.judges, self.reward_models = judges, reward_models
         self._rewards = {source.name: source.rewards for source in sources}
         self._golds = {source.name: source.gold for source in sources if source.gold}
         self._compute = ComputePool(cfg, _leaves(sources))
@@ -61,7 +73,7 @@ class GraderPool:
             if isinstance(score, GradeFailed):
                 return _invalid(rollout, score.kind, f"{part.name}: {score.message}")
             scores[part.name] = score
-        return _sum(rollout, parts, scores)
+        return replace(_sum(rollout, parts, scores), reward_notes=_notes(scores))
 
     async def gold(self, rollout: Rollout, task: Task) -> Gold:
         """Return what the source's gold grader says of a rollout; the source has one."""
@@ -107,6 +119,16 @@ def _sum(rollout: Rollout, parts: Sequence[RewardConfig], scores: dict[str, Scor
         return _invalid(rollout, FailureKind.NOT_A_NUMBER, why)
     tampering = sum(count_tampering(score.notes) for score in scores.values())
     return replace(rollout, reward=total, reward_parts=values, tampering=tampering)
+
+
+def _notes(scores: Mapping[str, Score]) -> dict[str, JsonValue]:
+    """Return what the graders of a rollout had to say besides their scores."""
+    notes: dict[str, JsonValue] = {}
+    for name, score in scores.items():
+        parts: dict[str, JsonValue] = {"parts": dict(score.parts)} if score.parts else {}
+        if said := {**parts, **score.notes}:
+            notes[name] = said
+    return notes
 
 
 def _invalid(rollout: Rollout, kind: str, message: str) -> Rollout:

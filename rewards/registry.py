@@ -24,6 +24,8 @@ Evaluator = Callable[[Any, Subject, Services, str], Awaitable[Score]]
 
 COMPUTE: Mapping[str, str] = {
     "function": "rewards.graders:prepare_function",
+    "python": "rewards.python_grader:prepare_python",
+    "code_tests": "rewards.code_tests:prepare_code_tests",
     "reasoning_gym": "rewards.graders:prepare_reasoning_gym",
     "format": "rewards.shape:prepare_format",
     "length": "rewards.shape:prepare_length",
@@ -31,26 +33,32 @@ COMPUTE: Mapping[str, str] = {
     "text_similarity": "rewards.text:prepare_text_similarity",
     "math": "rewards.math_answers:prepare_math",
     "json_fields": "rewards.fields:prepare_json_fields",
-    "python": "rewards.python_grader:prepare_python",
-    "code_tests": "rewards.code_tests:prepare_code_tests",
 }
 ASYNC: Mapping[str, str] = {
     "multi": "rewards.multi:evaluate_multi",
+    "score_model": "rewards.judges.scoring:evaluate_score",
+    "label_model": "rewards.judges.scoring:evaluate_label",
+    "rubric": "rewards.judges.rubric:evaluate_rubric",
+    "reward_model": "rewards.judges.reward_model:evaluate_reward_model",
 }
 CHECKS: Mapping[str, str] = {
     "function": "rewards.graders:check_function",
     "format": "rewards.shape:check_format",
+    "python": "rewards.python_grader:check_python",
+    "code_tests": "rewards.code_tests:check_code_tests",
     "string_check": "rewards.text:check_texts",
     "text_similarity": "rewards.text:check_texts",
     "math": "rewards.math_answers:check_math",
     "json_fields": "rewards.fields:check_json_fields",
     "multi": "rewards.multi:check_multi",
-    "python": "rewards.python_grader:check_python",
-    "code_tests": "rewards.code_tests:check_code_tests",
+    "score_model": "rewards.judges.checks:check_score",
+    "label_model": "rewards.judges.checks:check_label",
+    "rubric": "rewards.judges.checks:check_rubric",
 }
 """`(cfg, where) -> list[Problem]`: what is wrong with a grader beyond its fields' types."""
 ROW_CHECKS: Mapping[str, str] = {
     "json_fields": "rewards.fields:check_json_row",
+    "rubric": "rewards.judges.checks:check_rubric_row",
 }
 """`(cfg, item, where) -> list[Problem]`: what of a row a grader with sound templates cannot use."""
 

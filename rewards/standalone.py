@@ -8,6 +8,8 @@ from configs.graders.union import GraderConfig
 from configs.schema import RewardGroupConfig
 from rewards.compute import ComputePool
 from rewards.evaluate import evaluate
+from rewards.judges.client import Judge
+from rewards.judges.panel import NO_JUDGES, NO_REWARD_MODELS, Panel, RewardModel
 from rewards.registry import check_grader, leaves
 from rewards.score import Score
 from rewards.subject import Subject
@@ -22,11 +24,19 @@ class Grading:
     Use from one event loop; answers may be graded at the same time.
     """
 
-    def __init__(self, grader: GraderConfig, reward: RewardGroupConfig | None = None):
+    def __init__(
+        self,
+        grader: GraderConfig,
+        reward: RewardGroupConfig | None = None,
+        *,
+        judges: Panel[Judge] = NO_JUDGES,
+        reward_models: Panel[RewardModel] = NO_REWARD_MODELS,
+    ):
         """Start nothing yet.
 
         Args:
             reward: processes, time limit and retries; by default one process and no retry.
+            judges: those that it may ask; the caller closes them.
 
         Raises:
             ConfigError: every problem with the grader.
@@ -35,6 +45,7 @@ class Grading:
         if problems:
             raise ConfigError(problems)
         self._grader = grader
+        self.judges, self.reward_models = judges, reward_models
         rules = dict(leaves(grader, ROOT))
         cfg = reward or RewardGroupConfig(workers=1, timeout_s=120, retries=0)
         self._pool = ComputePool(cfg, rules) if rules else None

@@ -26,6 +26,8 @@ _PATH = re.compile(
 _LITERAL = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)')\s*""")
 _HOW = "Write a path: {{ item.answer }}, {{ item.rows[0].name }}, {{ sample.output_text }}."
 _SAMPLE = ("output_text", "output_json", "choices")
+_PAIR = (("first",), ("second",))
+"""Of graders that show a judge two texts, which put them in themselves."""
 
 Step: TypeAlias = str | int
 
@@ -44,7 +46,7 @@ class Variable:
 
     @property
     def space(self) -> str:
-        """`item` or `sample`."""
+        """`item`, `sample`, or `pair` in graders that have one."""
         return str(self.steps[0])
 
     def resolve(self, spaces: Mapping[str, JsonValue]) -> JsonValue:
@@ -112,7 +114,8 @@ def parse_template(text: str, where: str = "template") -> Template:
 
 def check_templates(cfg: Grader, where: str) -> list[Problem]:
     """Return what is wrong with a grader's templates, whatever the rows."""
-    return [p for at, text in _texts(cfg, where) for p in _check(text, at)]
+    paired = getattr(cfg, "pair", None) is not None
+    return [p for at, text in _texts(cfg, where) for p in _check(text, at, paired=paired)]
 
 
 def missing_in_row(cfg: Grader, item: Mapping[str, JsonValue], where: str) -> list[Problem]:
@@ -149,13 +152,17 @@ def _texts_in(value: JsonValue, where: str) -> Iterator[tuple[str, str]]:
             yield from _texts_in(inner, f"{where}.{key}")
 
 
-def _check(text: str, where: str) -> list[Problem]:
+def _check(text: str, where: str, *, paired: bool) -> list[Problem]:
     try:
         variables = parse_template(text, where).variables
     except ConfigError as error:
         return list(error.problems)
     problems: list[Problem] = []
     for variable in variables:
+        if variable.space == "pair" and (not paired or variable.steps[1:] not in _PAIR):
+            what = f"`{{{{ {variable.text} }}}}` is neither `pair.first` nor `pair.second`"
+            what = what if paired else f"`{{{{ {variable.text} }}}}`: the grader has no `pair`"
+            problems.append(Problem(where=where, what=what))
         if variable.space == "sample" and len(variable.steps) > 1:
             key = str(variable.steps[1])
             if key not in _SAMPLE:
@@ -176,7 +183,7 @@ def _variable(text: str, where: str) -> Variable:
             raise ConfigError(Problem(where=where, what=what, fix=_HOW))
         steps.append(_step(match))
         at = match.end()
-    if not steps or steps[0] not in ("item", "sample"):
+    if not steps or steps[0] not in ("item", "sample", "pair"):
         what = f"`{{{{ {text[:80]} }}}}` does not begin with `item` or `sample`"
         raise ConfigError(Problem(where=where, what=what, fix=_HOW))
     return Variable(tuple(steps), text)

@@ -11,7 +11,7 @@ The driver holds `GroupSummary` and references alone, never tokens.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -172,6 +172,8 @@ class Rollout:
     reward: float | None = None
     reward_parts: Mapping[str, float]
     """Each part before its weight."""
+    reward_notes: Mapping[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+    """What graders had to say, by part: verdicts, explanations, sub-scores; for the record."""
     spans: tuple[SpanScore, ...] = ()
     """Credit for stretches of text, once graded; empty where the reward is for the whole."""
     error: RolloutError | None = None

@@ -15,4 +15,5 @@ class Grader(Config):
     name: str = ""
     """Name in metrics and in the RFT response."""
     timeout_s: PositiveFloat | None = None
-    """Seconds that grading one answer may take; empty takes `reward.timeout_s`."""
+    """Seconds that grading one answer may take; empty takes `reward.timeout_s`, or what the judge
+    itself has where one is asked."""

@@ -13,6 +13,12 @@ from configs.graders.answers import (
     ReasoningGymGrader,
 )
 from configs.graders.code import CodeTestsGrader, PythonGrader
+from configs.graders.judged import (
+    LabelModelGrader,
+    RewardModelGrader,
+    RubricGrader,
+    ScoreModelGrader,
+)
 from configs.graders.rft import MultiGrader, StringCheckGrader, TextSimilarityGrader
 
 GraderConfig = Annotated[
@@ -25,6 +31,10 @@ GraderConfig = Annotated[
     | JsonFieldsGrader
     | LengthGrader
     | ReasoningGymGrader
+    | ScoreModelGrader
+    | LabelModelGrader
+    | RubricGrader
+    | RewardModelGrader
     | PythonGrader
     | CodeTestsGrader,
     Field(discriminator="type"),

@@ -107,6 +107,7 @@ LIGHT = [m for leaf in LEAVES for m in modules(leaf)]
 LIGHT += ["orchestrator.plan", "orchestrator.plan_table", "orchestrator.cli"]
 LIGHT += ["orchestrator.run_dir", "orchestrator.checkpoints", "orchestrator.display"]
 LIGHT += ["orchestrator.ledger_cmd", "orchestrator.ledger_table"]
+LIGHT += ["orchestrator.calibration", "orchestrator.judge_cmd"]
 LIGHT += ["orchestrator.hashes", "orchestrator.baseline_stats", "orchestrator.baseline_view"]
 
 

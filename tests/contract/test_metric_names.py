@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.judges import PriceConfig
 from configs.schema import RunConfig
 from mixing.curriculum import CurriculumSnapshot
 from mixing.difficulty import DifficultySnapshot
@@ -15,7 +16,9 @@ from orchestrator.publisher import SyncReport
 from orchestrator.run_totals import RunTotals
 from orchestrator.source_metrics import METRICS
 from orchestrator.step_metrics import TrainedStep, step_metrics
+from rewards.judges.meter import Meter, add_up
 from rewards.monitors.board import MonitorBoard
+from rewards.score import Usage
 from rollouts.types import (
     Gold,
     GroupSummary,
@@ -118,6 +121,12 @@ def difficulty() -> dict[str, float]:
     return {f"source/{NAME}/difficulty/{figure}": 1 for figure in everything.figures()}
 
 
+def judges() -> dict[str, float]:
+    judged = Meter(PriceConfig())
+    judged.tried(1.0, Usage())
+    return {f"judge/gpt-4.1/{f}": v for f, v in add_up([judged.take()]).items()}
+
+
 @pytest.fixture(scope="module")
 def emitted() -> set[str]:
     """Return every name of a step that has something of everything."""
@@ -136,6 +145,7 @@ def emitted() -> set[str]:
             **{f"ledger/moved/{reason}": 0 for reason in MoveReason},
         },
         difficulty=difficulty(),
+        judges=judges(),
     )
     metrics = step_metrics(recipe(), done)
     totals = RunTotals([NAME])

@@ -7,22 +7,38 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from transformers import Qwen2Config, Qwen2ForSequenceClassification
 
 from actors.processes import descendants, identify
+from trainer.tiny_model import build_tokenizer
 
 ROOT = Path(__file__).parents[2]
 BRAID = Path(sys.executable).with_name("braid")
 pytestmark = pytest.mark.timeout(600)
 
 
-def recipe(folder: Path, **overrides: object) -> Path:
-    """Write a small mix of two sources on the tiny model, each with an objective of its own."""
+def recipe(folder: Path, *, rewards: Sequence[object] = (), **overrides: object) -> Path:
+    """Write a small mix of two sources on the tiny model, each with an objective of its own.
 
-    def source(name: str, dataset: str, weight: float, args: dict[str, object], **own: object):
+    Args:
+        rewards: more parts for the source `spell`.
+    """
+
+    def source(
+        name: str,
+        dataset: str,
+        weight: float,
+        args: dict[str, object],
+        more: Sequence[object] = (),
+        **own: object,
+    ):
         return {
             **own,
             "name": name,
@@ -35,7 +51,7 @@ def recipe(folder: Path, **overrides: object) -> Path:
                 "args": args,
             },
             "sampling": {"max_tokens": 12},
-            "rewards": [{"name": "answer", "use": "reasoning_gym"}],
+            "rewards": [{"name": "answer", "use": "reasoning_gym"}, *more],
             "gold": {"grader": {"type": "function", "use": "exact"}, "fraction": 0.5},
         }
 
@@ -57,7 +73,7 @@ def recipe(folder: Path, **overrides: object) -> Path:
                 clip_low=0.1,
                 clip_high=0.3,
             ),
-            source("spell", "spell_backward", 1.0, {"max_word_len": 6}, loss_weight=0.5),
+            source("spell", "spell_backward", 1.0, {"max_word_len": 6}, rewards, loss_weight=0.5),
         ],
         "batch": {"groups_per_step": 6, "max_tokens_per_microbatch": 2048},
         "algorithm": {"kl": {"coef": 0.001}},
@@ -77,6 +93,64 @@ def recipe(folder: Path, **overrides: object) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(data))
     return path
+
+
+def judged(folder: Path) -> dict[str, object]:
+    """Return a recipe's sources, judges and reward models: a part judged by the tiny model and one
+    by a random classifier, neither of which counts."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    size = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 32}
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    classifier = Qwen2ForSequenceClassification(Qwen2Config(num_labels=1, **size, **heads))
+    classifier.save_pretrained(folder / "classifier")
+    tokenizer.save_pretrained(folder / "classifier")
+    (folder / "anchors.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": "Spell lamp.", "sample": text, "label": label}) + "\n"
+            for text, label in (("pmal", 1), ("lamp", 0), ("The answer is pmal", 0.5))
+        )
+    )
+    tiny = {"path": str(ROOT / "configs/models/tiny"), "dtype": "float32", "max_model_len": 1024}
+    score = {
+        "type": "score_model",
+        "model": "tiny",
+        "votes": 2,
+        "input": [{"role": "user", "content": "How good? {{ sample.output_text }}"}],
+        "sampling_params": {"temperature": 0.7, "max_completions_tokens": 400},
+    }
+    rubric = {
+        "type": "rubric",
+        "model": "tiny",
+        "criteria": [{"criterion": "It is one word.", "points": 1}],
+        "sampling_params": {"temperature": 0},
+    }
+    idle = {"count": 1, "cpus": 0}
+    parts = {
+        "score": score,
+        "rubric": rubric,
+        "classifier": {"type": "reward_model", "model": "rm"},
+    }
+    return {
+        "rewards": [{"name": n, "weight": 0.0, "grader": g} for n, g in parts.items()],
+        "judges": {
+            "tiny": {
+                "engines": {"model": tiny, "actors": idle, "max_num_seqs": 32, "max_chars": 30},
+                "max_tokens": 100,
+                "calibration": {
+                    "anchors": str(folder / "anchors.jsonl"),
+                    "part": "spell/rubric",
+                    "min_kappa": -1,
+                },
+            }
+        },
+        "reward_models": {
+            "rm": {
+                "model": {"path": str(folder / "classifier"), "dtype": "float32"},
+                "actors": idle,
+            }
+        },
+    }
 
 
 class Job:
@@ -171,15 +245,30 @@ def ledger(run_dir: Path) -> dict:
     return json.loads(asked.stdout)
 
 
+def assert_judged(run_dir: Path, shown: str) -> None:
+    """Assert that verdicts of the run's own judge came, each of the asked form."""
+    for metrics in records(run_dir, "metrics.jsonl"):
+        assert metrics["judge/tiny/verdicts"] > 0
+        assert metrics["judge/tiny/failed_server"] == metrics["judge/tiny/failed_parse"] == 0
+        part = "source/spell/all/reward_part"
+        assert 0 <= metrics[f"{part}/score"] <= 1 and 0 <= metrics[f"{part}/rubric"] <= 1
+        assert isfinite(metrics[f"{part}/classifier"])
+        assert metrics["source/spell/all/invalid"] == 0
+    (calibration,) = records(run_dir, "calibrations.jsonl")
+    assert (calibration["judge"], calibration["anchors"], calibration["failed"]) == ("tiny", 3, {})
+    assert "judge tiny against people on spell/rubric" in shown
+
+
 def test_a_run_leaves_everything_a_user_expects(start, tmp_path):
     run_dir = tmp_path / "run"
-    job = start(recipe(tmp_path), run_dir)
+    job = start(recipe(tmp_path, **judged(tmp_path)), run_dir)
     job.wait_for_steps(1)
     family = job.family()
     assert job.wait() == 0, job.text()
     assert_gone(family)
 
     assert steps(run_dir) == [1, 2, 3, 4, 5, 6]
+    assert_judged(run_dir, job.text())
     for metrics in records(run_dir, "metrics.jsonl"):
         times = {k: v for k, v in metrics.items() if k.startswith("time/") and k != "time/step"}
         assert sum(times.values()) >= 0.95 * metrics["time/step"]

@@ -102,6 +102,7 @@ def step(
         split={"train": 1.0, "sync": 0.5, "idle": 0.5},
         ledger={"ledger/rejected/failed": len(rejected)},
         difficulty={},
+        judges={},
     )
 
 
