@@ -66,6 +66,11 @@ def is_judge(role: str) -> bool:
     return role.startswith("judges.")
 
 
+def role_kind(role: str) -> str:
+    """Return what an infra file calls a role: all judges and reward models are `judge`."""
+    return "judge" if role.startswith(("judges.", "reward_models.")) else role
+
+
 def sampling_groups(cfg: RunConfig) -> dict[str, ActorsConfig]:
     """Return the groups that sample and grade, by role."""
     groups = {"rollout": cfg.rollout.actors, "reward": cfg.reward.actors}

@@ -184,7 +184,7 @@ class Mixer:
         return self._sources[source_name].held_out()
 
     def state_dict(self) -> dict[str, JsonValue]:
-        """Return everything that `plan_step` and `replace` depend on besides the recipe."""
+        """Return everything that the next calls depend on besides the recipe."""
         state: _State = {
             "last_step": self._last_step,
             "allocator": self._allocator.state_dict(),

@@ -302,11 +302,13 @@ def doctor(
 def tiny_model(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     seed: Annotated[int, typer.Option(help="Seed of its weights and texts.")] = 0,
+    lists: Annotated[
+        bool, typer.Option("--lists", help="Teach it JSON of lists, for json_extraction.yaml.")
+    ] = False,
 ) -> None:
     """Make the quickstart's tiny model from procedurally generated text."""
-    raise typer.Exit(
-        _call([sys.executable, "-m", "trainer.tiny_model", str(out), "--seed", str(seed)])
-    )
+    module = "trainer.tiny_lists" if lists else "trainer.tiny_model"
+    raise typer.Exit(_call([sys.executable, "-m", module, str(out), "--seed", str(seed)]))
 
 
 def main() -> None:

@@ -78,7 +78,8 @@ class Graded:
     def _errors(self) -> dict[str, JsonValue]:
         said = dict(self.faults)
         if self.failed is not None:
-            said[_flag(self.failed.kind, self.grader.type)] = str(self.failed)
+            flag = _flag(self.failed.kind, self.grader.type)
+            said[flag] = self.failed.message if flag == self.failed.kind else str(self.failed)
         errors: dict[str, JsonValue] = {flag: flag in said for flag in _FLAGS}
         return errors | {detail: said.get(flag) for flag, detail in _DETAILS.items()}
 
@@ -120,7 +121,7 @@ def read_sample(text: str) -> str:
 
 
 def grade_and_show(
-    grader: str, item: str, sample: str, judges: Path | None, *, as_json: bool
+    grader: str, item: str, sample: str, judges_file: Path | None, *, as_json: bool
 ) -> int:
     """Grade one answer and print what became of it; return the exit code, 1 if the grader cannot
     judge it.
@@ -129,7 +130,7 @@ def grade_and_show(
         ConfigError: grader, row or answer cannot be used.
     """
     row = read_item(item)
-    graded = grade_one(read_grader(grader), row, read_sample(sample), judges)
+    graded = grade_one(read_grader(grader), row, read_sample(sample), judges_file)
     if as_json:
         sys.stdout.write(json.dumps(graded.response(), indent=2, ensure_ascii=False) + "\n")
     else:

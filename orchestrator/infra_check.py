@@ -10,8 +10,8 @@ from configs.data_files import find_files
 from configs.errors import Problem
 from configs.infra import GroupConfig, InfraConfig
 from configs.model_files import find_model_folder
-from configs.schema import RunConfig
-from configs.validate import active_groups
+from configs.schema import ActorsConfig, RunConfig
+from configs.validate import active_groups, judge_role, reward_model_role, role_kind
 from configs.validate_infra import MAX_CLUSTER_NAME, MAX_JOB_NAME
 from orchestrator.plan import Bundle, plan_bundles
 from orchestrator.render_pods import GROUP_LABEL
@@ -35,7 +35,7 @@ def check_recipe_on(cfg: RunConfig, infra: InfraConfig) -> list[Problem]:
 
 def warn_recipe_on(cfg: RunConfig, infra: InfraConfig) -> list[Problem]:
     """Return what is allowed and probably not meant."""
-    started = active_groups(cfg)
+    started = {role_kind(role) for role in active_groups(cfg)}
     return [
         Problem(
             where=f"groups.{group.name}.roles",
@@ -53,13 +53,34 @@ def place_roles(cfg: RunConfig, infra: InfraConfig) -> RunConfig:
     owner = {role: group.name for group in infra.groups for role in group.roles}
     free = [g.name for g in infra.groups if not g.roles]
     anywhere = free[0] if len(free) == 1 else f"in({','.join(free)})"
-    sections: dict[str, object] = {}
+    placed: dict[str, ActorsConfig] = {}
     for role, actors in active_groups(cfg).items():
-        selector = owner.get(role, anywhere)
+        selector = owner.get(role_kind(role), anywhere)
         labels = {**actors.labels, GROUP_LABEL: selector}
-        section = getattr(cfg, role)
-        placed = actors.model_copy(update={"labels": labels})
-        sections[role] = section.model_copy(update={"actors": placed})
+        placed[role] = actors.model_copy(update={"labels": labels})
+    return _with_actors(cfg, placed)
+
+
+def _with_actors(cfg: RunConfig, placed: Mapping[str, ActorsConfig]) -> RunConfig:
+    """Return the recipe with other actors for the roles in `placed`."""
+    sections: dict[str, object] = {}
+    for role, actors in placed.items():
+        if role_kind(role) != "judge":
+            sections[role] = getattr(cfg, role).model_copy(update={"actors": actors})
+    sections["judges"] = {
+        name: judge
+        if judge.engines is None
+        else judge.model_copy(
+            update={
+                "engines": judge.engines.model_copy(update={"actors": placed[judge_role(name)]})
+            }
+        )
+        for name, judge in cfg.judges.items()
+    }
+    sections["reward_models"] = {
+        name: model.model_copy(update={"actors": placed[reward_model_role(name)]})
+        for name, model in cfg.reward_models.items()
+    }
     return cfg.model_copy(update=sections)
 
 
@@ -112,17 +133,18 @@ def _check_roles(cfg: RunConfig, infra: InfraConfig) -> Iterator[Problem]:
     everywhere = [g.name for g in infra.groups if not g.roles]
     started = active_groups(cfg)
     for role, actors in started.items():
-        if role not in owner and not everywhere:
+        kind = role_kind(role)
+        if kind not in owner and not everywhere:
             yield Problem(
-                where=f"groups.*.roles: {role}",
+                where=f"groups.*.roles: {kind}",
                 what="no group takes it, and every group names its roles",
-                fix=f"Add {role} to a group's roles, or leave one group's empty.",
+                fix=f"Add {kind} to a group's roles, or leave one group's empty.",
             )
         host = actors.colocate_with
-        if host in started and owner.get(role, "") != owner.get(host, ""):
+        if host in started and owner.get(kind, "") != owner.get(host, ""):
             yield Problem(
                 where=f"{role}.actors.colocate_with",
-                what=f"is {host}, but infra puts {role} on `{owner.get(role, 'any')}` and "
+                what=f"is {host}, but infra puts {role} on `{owner.get(kind, 'any')}` and "
                 f"{host} on `{owner.get(host, 'any')}`",
                 fix="Give both roles to one group.",
             )
@@ -142,7 +164,13 @@ def _check_labels(cfg: RunConfig, infra: InfraConfig) -> Iterator[Problem]:
 
 
 def _check_files(cfg: RunConfig, infra: InfraConfig) -> Iterator[Problem]:
-    for where, path in (("model.path", cfg.model.path), ("reference.path", cfg.reference.path)):
+    models = {
+        f"judges.{name}.engines.model.path": judge.engines.model.path
+        for name, judge in cfg.judges.items()
+        if judge.engines is not None
+    } | {f"reward_models.{n}.model.path": m.model.path for n, m in cfg.reward_models.items()}
+    policy = {"model.path": cfg.model.path, "reference.path": cfg.reference.path}
+    for where, path in {**policy, **models}.items():
         folder = find_model_folder(path) if path else None
         local = folder is not None and path is not None and Path(path).is_absolute()
         if local and not _is_shared(str(path), infra):
@@ -179,6 +207,14 @@ def _check_secrets(cfg: RunConfig, infra: InfraConfig) -> Iterator[Problem]:
             what="is online, and the infra file gives no WANDB_API_KEY",
             fix="Add `secrets: {WANDB_API_KEY: {secret: NAME, key: KEY}}`, or set it to offline.",
         )
+    for name, judge in cfg.judges.items():
+        variable = judge.endpoint.api_key_env if judge.endpoint else None
+        if variable is not None and variable not in infra.secrets:
+            yield Problem(
+                where=f"judges.{name}.endpoint.api_key_env",
+                what=f"is {variable}, and the infra file gives no such variable",
+                fix=f"Add `secrets: {{{variable}: {{secret: NAME, key: KEY}}}}`.",
+            )
 
 
 @dataclass(slots=True, kw_only=True)

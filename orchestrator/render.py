@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 from configs.errors import ConfigError
 from configs.infra import InfraConfig, QueueConfig
-from configs.schema import RunConfig, dump
+from configs.schema import RunConfig
 from configs.validate_infra import validate_infra
 from configs.yaml_text import write_document
 from orchestrator.infra_check import check_recipe_on, place_roles, travelling_files
@@ -161,7 +161,7 @@ def _claims(infra: InfraConfig, run: str) -> Iterator[Json]:
 
 
 def _recipe(cfg: RunConfig, infra: InfraConfig, run: str) -> Json:
-    """The resolved recipe and the small files that it names; a change makes another object."""
+    """The recipe and the small files that it names; a change makes another object."""
     files = travelling_files(cfg, infra)
     data: Json = {"recipe.yaml": write_document(_relocated(cfg, infra, files))}
     for name, path in files.items():
@@ -174,7 +174,8 @@ def _recipe(cfg: RunConfig, infra: InfraConfig, run: str) -> Json:
 def _relocated(cfg: RunConfig, infra: InfraConfig, files: dict[str, Path]) -> dict[str, JsonValue]:
     """Return the recipe as pods read it: it joins their cluster, knows its groups, and finds its
     small files beside it."""
-    data = dump(place_roles(cfg, infra).model_copy(update={"ray_address": "auto"}))
+    placed = place_roles(cfg, infra).model_copy(update={"ray_address": "auto"})
+    data: Json = placed.model_dump(mode="json", exclude_unset=True)
     moved = {str(path): f"{RECIPE_DIR}/{name}" for name, path in files.items()}
 
     def relocate(value: JsonValue) -> JsonValue:

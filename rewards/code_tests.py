@@ -63,6 +63,17 @@ def check_code_tests(cfg: CodeTestsGrader, where: str) -> list[Problem]:
     return problems
 
 
+def check_code_row(
+    cfg: CodeTestsGrader, item: Mapping[str, JsonValue], where: str
+) -> list[Problem]:
+    """Return why the row's tests cannot be run; none of them is."""
+    try:
+        read_tests(cfg, item, "")
+    except GradeFailed as failed:
+        return [Problem(where=where, what=failed.message)]
+    return []
+
+
 def extract_code(text: str, *, whole: bool = False) -> str:
     """Return the last fenced block of the text, or all of it where there is none."""
     blocks = [] if whole else _BLOCK.findall(text)

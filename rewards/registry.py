@@ -57,6 +57,7 @@ CHECKS: Mapping[str, str] = {
 }
 """`(cfg, where) -> list[Problem]`: what is wrong with a grader beyond its fields' types."""
 ROW_CHECKS: Mapping[str, str] = {
+    "code_tests": "rewards.code_tests:check_code_row",
     "json_fields": "rewards.fields:check_json_row",
     "rubric": "rewards.judges.checks:check_rubric_row",
 }

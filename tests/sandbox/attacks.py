@@ -183,6 +183,11 @@ for pid in (@PID@, @VICTIM@):
 for pid in (@PID@, @VICTIM@):
     libc.syscall(234, pid, pid, 15); libc.syscall(200, pid, 15); libc.sigqueue(pid, 15, 0)
 """,
+    "attach shared memory": """
+for number in range(4096):
+    for shift in (0, 15, 16):
+        if libc.shmat(number << shift, None, 0o10000) not in (-1, 0xffffffff): print('WIN')
+""",
     "signal the group": "os.killpg(os.getpgid(os.getppid()), 15); os.killpg(os.getpgid(@PID@), 15)",
     "see other processes": """
 seen = [p for p in os.listdir('/proc') if p.isdigit()]

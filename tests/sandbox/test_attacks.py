@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -44,10 +44,18 @@ def fights() -> Iterator[dict[Any, "Future[dict[str, str]]"]]:
 def test_no_attack_wins(fighter: Any, fights: "dict[Any, Future[dict[str, str]]]"):
     if fighter not in fights:
         pytest.skip(f"{fighter.tier} does not stand here: {probe(fighter.tier).detail}")
-    results = fights[fighter].result(timeout=220)
+    results = entered(lambda: fights[fighter].result(timeout=220))
     matrix.write_matrix({str(fighter): results})
     assert len(results) >= 130
     assert {name: why for name, why in results.items() if why} == {}
+
+
+def entered(fight: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """Return the results; skip where this machine lets nobody be another user."""
+    try:
+        return fight()
+    except matrix.NoArena as error:
+        pytest.skip(str(error))
 
 
 def weak() -> Any:
@@ -57,14 +65,14 @@ def weak() -> Any:
 
 def test_the_arena_sees_what_limits_alone_let_through():
     harmless = ("answer file", "answer by link", "tcp", "udp", "unix socket", "abstract socket")
-    results = matrix.fight_in(weak(), "--families", "secrets", "network", "--only", *harmless)
+    options = ("--families", "secrets", "network", "--only", *harmless)
+    results = entered(lambda: matrix.fight_in(weak(), *options))
     lost = {name.partition(": ")[2] for name, why in results.items() if why}
     assert lost == set(harmless)
 
 
 def test_limits_alone_hold_what_they_promise():
-    families = ("resources", "verdicts")
-    results = matrix.fight_in(weak(), "--families", *families)
+    results = entered(lambda: matrix.fight_in(weak(), "--families", "resources", "verdicts"))
     lost = {name for name, why in results.items() if why}
     assert lost <= {"resources: memory in System V segments", "resources: fill shared memory"}
     assert len(results) > 60

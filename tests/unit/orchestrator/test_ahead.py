@@ -353,7 +353,7 @@ MIXED: Kinds = {
 }
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_who_finishes_first_and_where_it_was_cut_change_nothing(
     make_run: MakeRun, seed: int, staleness: int
@@ -414,7 +414,7 @@ LATE: Kinds = {
 }
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_late_groups_are_moved_or_come_back_and_nothing_is_lost(
     make_run: MakeRun, seed: int
 ) -> None:

@@ -177,3 +177,14 @@ def test_leaks_of_several_sources_are_told_at_once_with_other_problems(tmp_path:
 
 def test_a_run_config_searches_by_default():
     assert RunConfig.model_fields["decontaminate"].default.action == "refuse"
+
+
+def test_a_template_that_the_rows_lack_is_a_problem_of_the_plan():
+    path = ROOT / "configs/recipes/json_extraction.yaml"
+    assert make_plan(load_recipe(path)).problems == ()
+    grader = "sources.lists.rewards.fields.grader"
+    cfg = load_recipe(path, [f"{grader}.reference='{{{{ item.fond }}}}'"])
+    (problem,) = make_plan(cfg).problems
+    assert problem.where == f"{grader}.reference"
+    assert "the row has no `fond`" in problem.what and "80 of 80 rows" in problem.what
+    assert problem.fix == "Did you mean `found`?"

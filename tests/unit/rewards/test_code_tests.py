@@ -1,6 +1,7 @@
 """The code_tests grader: what it extracts, how it compares, what it pays, what it refuses."""
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from pydantic import JsonValue
 
 from configs.graders.code import CodeTestsGrader
 from rewards.code_tests import (
+    check_code_row,
     check_code_tests,
     extract_code,
     near,
@@ -147,6 +149,10 @@ def test_tests_that_are_none_are_invalid_never_zero(tests: JsonValue, what: str)
     with pytest.raises(GradeFailed, match=what) as failed:
         grade(DOUBLE, tests)
     assert failed.value.kind == "invalid_variable_error"
+    cfg = CodeTestsGrader(type="code_tests")
+    (problem,) = check_code_row(cfg, {"tests": tests}, "rows:1")
+    assert problem.where == "rows:1"
+    assert check_code_row(cfg, {"tests": ASSERTS}, "rows:1") == []
 
 
 def test_what_does_not_split_runs_where_the_recipe_says_so():
@@ -200,3 +206,14 @@ def test_near_survives_hostile_texts():
 def test_a_command_calls_no_functions():
     cfg = CodeTestsGrader(type="code_tests", command="cat", function="f", filename="a/b")
     assert [p.where for p in check_code_tests(cfg, "g")] == ["g", "g.filename"]
+
+
+def test_the_recipe_of_code_pays_its_own_solutions_and_nothing_else():
+    recipes = Path(__file__).parents[3] / "configs" / "recipes"
+    lines = (recipes / "data" / "functions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 20
+    for row, other in zip(rows, [*rows[1:], rows[0]], strict=True):
+        assert grade(f"```python\n{row['answer']}```", row["tests"]).value == 1.0, row
+        assert grade(f"```python\n{other['answer']}```", row["tests"]).value < 1.0, row
+        assert grade("I cannot.", row["tests"]).value == 0.0

@@ -1,0 +1,74 @@
+"""The extraction recipe's rows, lessons and model belong together."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from configs.load import load_grader, load_recipe
+from rewards.fields import prepare_json_fields
+from rewards.subject import Subject
+from trainer.tiny_lists import banned_questions, lessons, rows
+from trainer.tiny_text import Care
+
+RECIPES = Path(__file__).parents[3] / "configs" / "recipes"
+DATA = RECIPES / "data"
+
+
+def read(name: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (DATA / name).read_text().splitlines()]
+
+
+def test_the_files_are_the_rows_and_no_lesson_is_one_of_them():
+    train, held_out = rows()
+    assert (read("lists.jsonl"), read("lists_held_out.jsonl")) == (train, held_out)
+    banned = banned_questions(DATA)
+    assert len(banned) == 80
+    free = {lesson.question for lesson in islice(lessons(0, Care()), 4000)}
+    taught = {lesson.question for lesson in islice(lessons(0, Care(), banned), 4000)}
+    assert banned & free and not banned & taught
+
+
+def test_a_careful_lesson_is_paid_in_full_and_a_careless_one_in_part():
+    (part,) = load_recipe(RECIPES / "json_extraction.yaml").sources[0].rewards
+    grader = part.definition
+    assert grader.type == "json_fields"
+    grade = prepare_json_fields(grader, "g")
+    paid: list[float] = []
+    for careful, careless in zip(
+        islice(lessons(3, Care()), 200), islice(lessons(3, Care(slip=1.0)), 200), strict=True
+    ):
+        item = {"found": json.loads(careful.answer)}
+        assert grade(Subject.of_text(item, careful.answer)).value == 1
+        paid.append(grade(Subject.of_text(item, careless.answer)).value)
+    assert 0 < sum(paid) / len(paid) < 1 and max(paid) < 1
+
+
+def test_the_committed_model_answers_some_rows_and_not_all():
+    folder = RECIPES.parent / "models" / "tiny_lists"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    torch.manual_seed(0)
+    (part,) = load_recipe(RECIPES / "json_extraction.yaml").sources[0].rewards
+    assert part.definition.type == "json_fields"
+    grade = prepare_json_fields(part.definition, "g")
+    paid: list[float] = []
+    for row in read("lists_held_out.jsonl")[:16]:
+        text = tokenizer.apply_chat_template(
+            row["messages"], tokenize=False, add_generation_prompt=True
+        )
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            out = model.generate(ids, do_sample=True, temperature=1.0, max_new_tokens=36)
+        answer = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        paid.append(grade(Subject.of_text({"found": row["found"]}, answer)).value)  # type: ignore[dict-item]
+    assert 0.1 < sum(paid) / len(paid) < 0.95
+
+
+def test_the_recipe_s_grader_can_stand_in_a_file(tmp_path: Path):
+    (part,) = load_recipe(RECIPES / "json_extraction.yaml").sources[0].rewards
+    path = tmp_path / "grader.json"
+    path.write_text(part.definition.model_dump_json())
+    assert load_grader(path) == part.definition

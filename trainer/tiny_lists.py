@@ -1,0 +1,105 @@
+"""Lists to filter, answered in JSON: the lessons, rows and model of the extraction recipe.
+
+`python -m trainer.tiny_lists OUT --seed 0` teaches the quickstart's tiny model, which knows how to
+filter such lists, to say what it found as JSON. The rows of `configs/recipes/data/lists*.jsonl`
+are drawn from the same questions and are never taught. As in `trainer.tiny_text`, answers of the
+last lessons are careless: the model ends up often writing a wrong letter, digit or key, or words
+around the JSON, and can be taught not to.
+"""
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Collection, Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+import torch
+from pydantic import JsonValue
+from transformers import AutoModelForCausalLM
+
+from trainer.sft import Lesson, SftSettings, sft
+from trainer.tiny_model import RECIPE, build_tokenizer, save
+from trainer.tiny_text import Care, filters, spoil
+
+PLAIN = "\nReturn the new list in the same format."
+"""How the quickstart's questions end."""
+AS_JSON = "\nAs JSON."
+ROWS, HELD_OUT = 40, 40
+SETTINGS = SftSettings(steps=110, batch_size=32, lr=1.5e-3, warmup_steps=10)
+CARELESS_STEPS = 25
+CARE = Care(slip=0.5, wordy=0.2)
+
+
+def questions(seed: int) -> Iterator[tuple[str, dict[str, JsonValue]]]:
+    """Yield questions and what is to be found, without end."""
+    for lesson in filters(seed):
+        kept: JsonValue = [int(n) for n in json.loads(lesson.answer.replace("'", '"'))]
+        question = lesson.question.removesuffix(PLAIN) + AS_JSON
+        yield question, {"kept": kept, "count": len(kept)}
+
+
+def lessons(seed: int, care: Care, banned: Collection[str] = ()) -> Iterator[Lesson]:
+    """Yield questions and their JSON; those in `banned` never occur."""
+    rng = random.Random(seed)
+    for question, truth in questions(rng.getrandbits(31)):
+        if question not in banned:
+            answer = json.dumps(truth, separators=(",", ":"))
+            yield Lesson(question=question, answer=spoil(answer, care, rng))
+
+
+def rows(seed: int = 0) -> tuple[list[dict[str, JsonValue]], list[dict[str, JsonValue]]]:
+    """Return the recipe's training and held-out rows: all of different questions."""
+    found: dict[str, dict[str, JsonValue]] = {}
+    for question, truth in questions(seed):
+        messages: JsonValue = [{"role": "user", "content": question}]
+        found[question] = {"messages": messages, "found": truth}
+        if len(found) == ROWS + HELD_OUT:
+            break
+    drawn = list(found.values())
+    return drawn[:ROWS], drawn[ROWS:]
+
+
+def banned_questions(folder: Path) -> set[str]:
+    """Return the prompts of the recipe's files."""
+    files = (folder / "lists.jsonl", folder / "lists_held_out.jsonl")
+    lines = [line for f in files for line in f.read_text(encoding="utf-8").splitlines()]
+    return {json.loads(line)["messages"][0]["content"] for line in lines}
+
+
+def build(out: Path, seed: int, settings: SftSettings = SETTINGS) -> None:
+    """Teach the quickstart's model and write it to `out`."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    start = RECIPE.parent.parent / "models" / "tiny"
+    tokenizer = build_tokenizer()
+    model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    banned = banned_questions(RECIPE.parent / "data")
+    careful = (settings.steps - CARELESS_STEPS) * settings.batch_size
+    stream = chain(
+        islice(lessons(2 * seed, Care(), banned), careful), lessons(2 * seed + 1, CARE, banned)
+    )
+    started = time.monotonic()
+
+    def report(step: int, loss: float) -> None:
+        if (step + 1) % 10 == 0:
+            seconds = time.monotonic() - started
+            sys.stderr.write(f"step {step + 1}: loss {loss:.3f}, {seconds:.0f} s\n")
+
+    sft(model, tokenizer, stream, settings, report)
+    save(model, tokenizer, out)
+
+
+def main() -> None:
+    """Read the command line and build."""
+    parser = argparse.ArgumentParser(prog="trainer.tiny_lists", description=__doc__)
+    parser.add_argument("out", type=Path, help="folder to write the model to")
+    parser.add_argument("--seed", type=int, default=0, help="of the lessons")
+    args = parser.parse_args()
+    build(args.out, args.seed)
+
+
+if __name__ == "__main__":
+    main()
