@@ -59,6 +59,9 @@ def check_judges(cfg: RunConfig) -> Iterator[Problem]:
         for reward in source.rewards:
             at = f"sources.{source.name}.rewards.{reward.name}.grader"
             yield from check_asked(reward.definition, at, cfg.judges, cfg.reward_models)
+        if source.gold is not None:
+            at = f"sources.{source.name}.gold.grader"
+            yield from check_asked(source.gold.grader, at, cfg.judges, cfg.reward_models)
     for name, judge in cfg.judges.items():
         yield from check_judge(name, judge)
         if judge.concurrency < cfg.reward.actors.count:
@@ -113,12 +116,9 @@ def check_judge(name: str, judge: JudgeConfig) -> Iterator[Problem]:
 
 def warn_judges(cfg: RunConfig) -> Iterator[Problem]:
     """Yield what is declared and asked by nobody."""
-    asked = {
-        asks.model
-        for source in cfg.sources
-        for reward in source.rewards
-        for _, asks in asking(reward.definition, "")
-    }
+    graders = [r.definition for s in cfg.sources for r in s.rewards]
+    graders += [s.gold.grader for s in cfg.sources if s.gold is not None]
+    asked = {asks.model for grader in graders for _, asks in asking(grader, "")}
     for section, declared in (("judges", cfg.judges), ("reward_models", cfg.reward_models)):
         for name in declared:
             if name not in asked:

@@ -26,12 +26,14 @@ from mixing.opening import open_source
 from mixing.row_filter import RowFilter
 from orchestrator.bench_table import render_report
 from orchestrator.grade_cmd import read_grader
+from orchestrator.judge_file import judges_from, local_engine
 from rewards.bench.hacks import PROBES
 from rewards.bench.probes import Probe
 from rewards.bench.report import BenchReport, Bounds, report
 from rewards.bench.rows import Seen, bench_rows, task_of
 from rewards.bench.trials import Scorer, Settings, Trial, try_grader
 from rewards.graders import validate_rewards
+from rewards.judges.panel import close_judges, open_judges
 from rewards.pool import GraderPool
 from rewards.score import GradeFailed, Score
 from rewards.standalone import Grading
@@ -60,6 +62,8 @@ class BenchOptions:
     """Modules with probes of the user's own."""
     timeout_s: float = 10.0
     """Of one grading."""
+    judges: Path | None = None
+    """File of judges that a grader may ask; a recipe declares its own."""
 
 
 def bench_grader(text: str, data: Path, options: BenchOptions) -> BenchReport:
@@ -74,7 +78,7 @@ def bench_grader(text: str, data: Path, options: BenchOptions) -> BenchReport:
     grader, probes = read_grader(text), find_probes(options.modules)
     seen = _seen(_tasks(_read(data), options), options, _passing(grader))
     reward = RewardGroupConfig(workers=options.workers, timeout_s=options.timeout_s, retries=0)
-    trials = asyncio.run(_with_grading(Grading(grader, reward), seen, probes, options))
+    trials = asyncio.run(_with_grading(grader, reward, seen, probes, options))
     return _report(grader.name or grader.type, seen, trials, options, right=1.0)
 
 
@@ -94,7 +98,8 @@ def bench_source(path: Path, sets: Sequence[str], name: str, options: BenchOptio
     passing = [label for part in source.rewards for label in _passing(part.definition)]
     seen = _seen([data.task(place) for place in places], options, passing)
     workers = cfg.reward.model_copy(update={"workers": options.workers, "retries": 0})
-    trials = asyncio.run(_with_pool(GraderPool(workers, [source]), seen, probes, options))
+    cfg = cfg.model_copy(update={"reward": workers})
+    trials = asyncio.run(_with_pool(cfg, source, seen, probes, options))
     threshold = eval_settings(cfg, source).pass_threshold
     return _report(f"{cfg.name}/{name}", seen, trials, options, right=threshold)
 
@@ -137,20 +142,34 @@ class _SourceScorer:
 
 
 async def _with_grading(
-    grading: Grading, seen: Seen, probes: Sequence[Probe], options: BenchOptions
+    grader: GraderConfig,
+    reward: RewardGroupConfig,
+    seen: Seen,
+    probes: Sequence[Probe],
+    options: BenchOptions,
 ) -> list[Trial]:
-    async with grading:
+    async with (
+        judges_from(options.judges, grader, "grader") as judges,
+        Grading(grader, reward, judges=judges) as grading,
+    ):
         return await _try(grading, seen, probes, options)
 
 
 async def _with_pool(
-    pool: GraderPool, seen: Seen, probes: Sequence[Probe], options: BenchOptions
+    cfg: RunConfig,
+    source: SourceConfig,
+    seen: Seen,
+    probes: Sequence[Probe],
+    options: BenchOptions,
 ) -> list[Trial]:
-    await pool.start()
+    judges = open_judges(cfg.judges, local_engine)
+    pool = GraderPool(cfg.reward, [source], judges=judges)
     try:
+        await pool.start()
         return await _try(_SourceScorer(pool), seen, probes, options)
     finally:
         await pool.close()
+        await close_judges(judges)
 
 
 async def _try(

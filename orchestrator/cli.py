@@ -153,6 +153,9 @@ Rows = Annotated[
 OfSource = Annotated[
     str | None, typer.Option("--source", help="Try the reward of this source of a recipe.")
 ]
+JudgesFile = Annotated[
+    Path | None, typer.Option("--judges", help="File of judges that it may ask.")
+]
 Template = Annotated[
     str | None,
     typer.Option("--reference-template", help="A right answer, with {{ item.answer }} in it."),
@@ -176,6 +179,7 @@ def grade(
     sample: Sample = None,
     data: Rows = None,
     source: OfSource = None,
+    judges: JudgesFile = None,
     overrides: Overrides = None,
     template: Template = None,
     items: Annotated[int, typer.Option("--items", min=1, help="Rows that are tried.")] = 32,
@@ -185,9 +189,6 @@ def grade(
     workers: Annotated[int, typer.Option("--workers", min=1, help="Gradings at a time.")] = 2,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Of a grading, s.")] = 10.0,
     probes: ProbeModules = None,
-    judges: Annotated[
-        Path | None, typer.Option("--judges", help="File of judges that it may ask.")
-    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the RFT `graders/run` response, or the report.")
     ] = False,
@@ -212,6 +213,7 @@ def grade(
         workers=workers,
         timeout_s=timeout_s,
         modules=tuple(probes or ()),
+        judges=judges,
     )
     if source is not None:
         found = bench_source(Path(grader), overrides or (), source, options)

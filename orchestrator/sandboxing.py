@@ -16,7 +16,9 @@ SANDBOXED = frozenset({"python", "code_tests"})
 
 def needs_sandbox(cfg: RunConfig) -> bool:
     """Return whether some grader of the recipe runs code."""
-    return any(_runs_code(r.definition) for s in cfg.sources for r in s.rewards)
+    parts = [r.definition for s in cfg.sources for r in s.rewards]
+    golds = [s.gold.grader for s in cfg.sources if s.gold is not None]
+    return any(map(_runs_code, [*parts, *golds]))
 
 
 def _runs_code(cfg: GraderConfig) -> bool:

@@ -71,6 +71,8 @@ def hidden(row: BenchRow, answers: Iterable[str], name: str) -> list[str]:
     """Return answers in an order in which the row's own is neither first nor last: a grader that
     takes the first or the last one as meant is right not to pay, and not by chance."""
     right = _plain(row.answer)
+    if not row.bare:
+        return []
     wrong = [a for a in dict.fromkeys(answers) if _plain(a) != right]
     if not wrong:
         return []

@@ -35,11 +35,14 @@ class BenchRow:
     """In the data, from 0."""
     task: Task
     answer: str
-    """The bare answer."""
+    """The bare answer; the reference where the row has none."""
     reference: str
     """A right answer as the policy would write it."""
     wrap: Callable[[str], str]
     """Puts a bare answer into the form that the reference has."""
+    bare: bool = True
+    """Whether there is a bare answer. A reference alone (of code, say) is not hedged by others
+    beside it: a file with more functions than asked for is as right."""
 
     @property
     def prompt(self) -> str:
@@ -157,6 +160,7 @@ def _row(index: int, task: Task, template: str | None) -> BenchRow:
         answer=reference if answer is None else answer,
         reference=reference,
         wrap=wrap,
+        bare=answer is not None,
     )
 
 

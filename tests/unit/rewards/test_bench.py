@@ -217,6 +217,9 @@ def test_hidden_answers_are_at_no_end():
     two = seen(["yes", "no"]).rows[0]
     assert hidden(two, ["yes", "no"], "x") == ["no", "yes", "no"]
     assert hidden(two, ["yes"], "x") == []
+    items = [{"reference": f"def f{n}(): return {n}"} for n in range(3)]
+    code = bench_rows([task_of(item, i) for i, item in enumerate(items)], None)  # type: ignore[arg-type]
+    assert hidden(code[0], [row.answer for row in code], "x") == []
 
 
 def test_right_answers_are_made_by_template_reference_or_answer():
