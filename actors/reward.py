@@ -120,7 +120,6 @@ class RewardActor:
             grade_s=time.monotonic() - began,
             has_signal=None if credits is None else credits.advantages.has_signal,
             reference=None if task.answer is None else answer_hash(task.answer),
-            has_signal=None if credits is None else credits.advantages.has_signal,
         )
 
     async def _grade(self, rollout: Rollout, request: GroupRequest) -> Rollout:
@@ -176,6 +175,19 @@ class RewardActor:
         """Kill the grader processes, and free connections."""
         await close_judges(self._pool.judges)
         await self._pool.close()
+
+
+def _stats(rollout: Rollout) -> RolloutStats:
+    return RolloutStats(
+        reward=rollout.reward,
+        reward_parts=rollout.reward_parts,
+        num_completion_tokens=rollout.num_completion_tokens,
+        status=rollout.status,
+        error=rollout.error,
+        traits=text_traits(rollout),
+        gold=rollout.gold,
+        tampering=rollout.tampering,
+    )
 
 
 def _rollout_lines(group: RolloutGroup, step: int) -> list[str]:

@@ -4,10 +4,7 @@ import json
 from itertools import islice
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from configs.load import load_grader, load_recipe
+from configs.load import load_recipe
 from rewards.fields import prepare_json_fields
 from rewards.subject import Subject
 from trainer.tiny_lists import banned_questions, lessons, rows
@@ -44,31 +41,3 @@ def test_a_careful_lesson_is_paid_in_full_and_a_careless_one_in_part():
         assert grade(Subject.of_text(item, careful.answer)).value == 1
         paid.append(grade(Subject.of_text(item, careless.answer)).value)
     assert 0 < sum(paid) / len(paid) < 1 and max(paid) < 1
-
-
-def test_the_committed_model_answers_some_rows_and_not_all():
-    folder = RECIPES.parent / "models" / "tiny_lists"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    torch.manual_seed(0)
-    (part,) = load_recipe(RECIPES / "json_extraction.yaml").sources[0].rewards
-    assert part.definition.type == "json_fields"
-    grade = prepare_json_fields(part.definition, "g")
-    paid: list[float] = []
-    for row in read("lists_held_out.jsonl")[:16]:
-        text = tokenizer.apply_chat_template(
-            row["messages"], tokenize=False, add_generation_prompt=True
-        )
-        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        with torch.no_grad():
-            out = model.generate(ids, do_sample=True, temperature=1.0, max_new_tokens=36)
-        answer = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-        paid.append(grade(Subject.of_text({"found": row["found"]}, answer)).value)  # type: ignore[dict-item]
-    assert 0.1 < sum(paid) / len(paid) < 0.95
-
-
-def test_the_recipe_s_grader_can_stand_in_a_file(tmp_path: Path):
-    (part,) = load_recipe(RECIPES / "json_extraction.yaml").sources[0].rewards
-    path = tmp_path / "grader.json"
-    path.write_text(part.definition.model_dump_json())
-    assert load_grader(path) == part.definition
