@@ -14,7 +14,7 @@ NAMES = {"quickstart", "one_gpu", "eight_gpus", "multi_node"}
 
 
 MADE_FIRST = {"json_extraction"}
-"""Recipes whose model a command makes, which the recipe names; the quickstart's stands in for it."""
+"""Recipes whose model a command makes, which they name; the quickstart's stands in for it."""
 
 
 def load(path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
