@@ -28,6 +28,7 @@ from rollouts.samples import (
     GroupCredits,
     chunk_for_store,
     credit_group,
+    plain_stats,
     rollout_stats,
     to_training_samples,
 )
@@ -178,16 +179,9 @@ class RewardActor:
 
 
 def _stats(rollout: Rollout) -> RolloutStats:
-    return RolloutStats(
-        reward=rollout.reward,
-        reward_parts=rollout.reward_parts,
-        num_completion_tokens=rollout.num_completion_tokens,
-        status=rollout.status,
-        error=rollout.error,
-        traits=text_traits(rollout),
-        gold=rollout.gold,
-        tampering=rollout.tampering,
-    )
+    known = plain_stats(rollout)
+    traits = text_traits(rollout)
+    return replace(known, traits=traits, gold=rollout.gold, tampering=rollout.tampering)
 
 
 def _rollout_lines(group: RolloutGroup, step: int) -> list[str]:

@@ -1,11 +1,12 @@
 """Recipes from YAML and `--set`, with every mistake reported at once in plain words."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
-from pydantic import JsonValue, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
 from configs.data_files import find_files
@@ -18,6 +19,9 @@ from configs.messages import explain
 from configs.schema import RunConfig, dump
 from configs.validate_judges import check_judges_file
 from configs.yaml_text import Document, KeyPath, read_document, read_value, write_document
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -247,17 +251,11 @@ def parse_grader(text: str, name: str) -> GraderConfig:
         ConfigError: all problems of the text.
     """
     document = read_document(text, name)
-    if document.problems:
-        raise ConfigError(document.problems)
     try:
-        return GRADER.validate_json(to_json(write_out(document.data)), strict=True)
+        document.data = write_out(document.data)
     except ValueError as error:
-        if not isinstance(error, ValidationError):
-            raise ConfigError(Problem(where=name, what=str(error))) from None
-        details = error.errors(include_url=False)
-    raise ConfigError(
-        [explain(d, document=document, set_by={}, root=GraderConfig) for d in details]
-    )
+        raise ConfigError([*document.problems, Problem(where=name, what=str(error))]) from None
+    return _parse(document, lambda data: GRADER.validate_json(data, strict=True), GraderConfig)
 
 
 def load_judges(path: Path | str) -> Judges:
@@ -268,22 +266,14 @@ def load_judges(path: Path | str) -> Judges:
     """
     path = Path(path)
     document = read_document(_read(path), path.name)
-    if document.problems:
-        raise ConfigError(document.problems)
-    holders = _judge_paths(_below(document.data, "judges"))
-    for holder, key in holders:
+    for holder, key in _judge_paths(_below(document.data, "judges")):
         given = holder.get(key) if isinstance(holder, dict) else None
         if isinstance(holder, dict) and isinstance(given, str):
             holder[key] = _resolved(given, path.resolve().parent)
-    try:
-        judges = JudgesFile.model_validate_json(to_json(document.data), strict=True).judges
-    except ValidationError as error:
-        details = error.errors(include_url=False)
-    else:
-        if problems := check_judges_file(judges):
-            raise ConfigError(problems)
-        return judges
-    raise ConfigError([explain(d, document=document, set_by={}, root=JudgesFile) for d in details])
+    judges = _parse(document, _strictly(JudgesFile), JudgesFile).judges
+    if problems := check_judges_file(judges):
+        raise ConfigError(problems)
+    return judges
 
 
 def load_infra(path: Path | str) -> InfraConfig:
@@ -294,13 +284,26 @@ def load_infra(path: Path | str) -> InfraConfig:
     """
     path = Path(path)
     document = read_document(_read(path), path.name)
+    return _parse(document, _strictly(InfraConfig), InfraConfig)
+
+
+def _parse(document: Document, check: Callable[[bytes], T], root: object) -> T:
+    """Check a document's data, and say what is wrong with it by line.
+
+    Args:
+        root: the section, or union of sections, that it is checked against.
+    """
     if document.problems:
         raise ConfigError(document.problems)
     try:
-        return InfraConfig.model_validate_json(to_json(document.data), strict=True)
+        return check(to_json(document.data))
     except ValidationError as error:
         details = error.errors(include_url=False)
-    raise ConfigError([explain(d, document=document, set_by={}, root=InfraConfig) for d in details])
+    raise ConfigError([explain(d, document=document, set_by={}, root=root) for d in details])
+
+
+def _strictly(model: type[M]) -> Callable[[bytes], M]:
+    return lambda data: model.model_validate_json(data, strict=True)
 
 
 def _resolved(text: str, folder: Path) -> str:
