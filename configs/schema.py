@@ -126,7 +126,7 @@ class SourceConfig(Config):
     sampling: SamplingConfig = SamplingConfig()
     """How training completions are drawn."""
     advantage: PlugConfig = PlugConfig(use="grpo")
-    """Advantage estimator: `grpo`, `mean_baseline`, `grpo_process`, or `module:function` of rewards
+    """Advantage estimator: `grpo`, `mean_baseline`, `rloo`, `grpo_process`, or `module:function` of rewards
     [G] or of the group."""
     advantage_scope: Literal["group", "source", "batch"] = "group"
     """Rollouts whose standard deviation divides advantages: `group` leaves it to the estimator,

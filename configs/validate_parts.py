@@ -90,11 +90,12 @@ def _check_combine(source: SourceConfig) -> Iterator[Problem]:
             what=f"is not used by `combine: {objective.combine}`",
             fix="Set combine to formula, or remove the line.",
         )
-    if objective.combine == "normalize_then_sum" and source.advantage.use == "mean_baseline":
+    centred = source.advantage.use in ("mean_baseline", "rloo")
+    if objective.combine == "normalize_then_sum" and centred:
         yield Problem(
             where=f"sources.{source.name}.advantage",
-            what="`mean_baseline` normalises nothing, so `normalize_then_sum` would be a weighted "
-            "sum",
+            what=f"`{source.advantage.use}` normalises nothing, so `normalize_then_sum` would be a "
+            "weighted sum",
             fix="Use `grpo`, or combine by weighted_sum.",
         )
 

@@ -60,6 +60,16 @@ def mean_baseline(rewards: F64) -> F64:
     return rewards - rewards.mean()
 
 
+def rloo(rewards: F64) -> F64:
+    """Return r minus the mean of the others' rewards (RLOO, arXiv:2402.14740).
+
+    That is G / (G - 1) times `mean_baseline`. A group of one, or of equal rewards, gives exactly 0.
+    """
+    if all_same(rewards):
+        return np.zeros_like(rewards)
+    return (rewards - rewards.mean()) * (len(rewards) / (len(rewards) - 1))
+
+
 def grpo_process(group: GroupCredit) -> list[F64]:
     """Return GRPO with process supervision (arXiv:2402.03300, section 4.1.3) besides the outcome.
 
@@ -100,6 +110,7 @@ def all_same(rewards: F64) -> bool:
 BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "grpo": grpo,
     "mean_baseline": mean_baseline,
+    "rloo": rloo,
     "grpo_process": grpo_process,
 }
 

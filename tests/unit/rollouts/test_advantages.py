@@ -16,6 +16,7 @@ from rollouts.advantages import (
     grpo,
     mean_baseline,
     resolve_advantage,
+    rloo,
     validate_advantages,
 )
 from rollouts.credit import GroupCredit, PartCredit
@@ -45,7 +46,20 @@ def test_mean_baseline_by_hand() -> None:
     assert mean_baseline(np.array([1.0, 0, 0, 0])).tolist() == [0.75, -0.25, -0.25, -0.25]
 
 
-@pytest.mark.parametrize("estimator", [grpo, mean_baseline])
+def test_rloo_by_hand() -> None:
+    """Each reward less the mean of the other three."""
+    assert rloo(np.array([1.0, 0, 0, 0])).tolist() == pytest.approx([1, -1 / 3, -1 / 3, -1 / 3])
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=9))
+def test_rloo_is_what_it_is_called(rewards: list[float]) -> None:
+    found = rloo(np.array(rewards))
+    for i, reward in enumerate(rewards):
+        others = rewards[:i] + rewards[i + 1 :]
+        assert found[i] == pytest.approx(reward - sum(others) / len(others), abs=1e-6)
+
+
+@pytest.mark.parametrize("estimator", [grpo, mean_baseline, rloo])
 @pytest.mark.parametrize(
     "rewards", [[0.7], [0.1] * 3, [0.3, 0.1 + 0.2, 0.3], [1e9, 1e9 + 1e-7], [0.0, 0.0], [-5.0] * 4]
 )
