@@ -126,8 +126,8 @@ class SourceConfig(Config):
     sampling: SamplingConfig = SamplingConfig()
     """How training completions are drawn."""
     advantage: PlugConfig = PlugConfig(use="grpo")
-    """Advantage estimator: `grpo`, `mean_baseline`, `rloo`, `grpo_process`, or `module:function` of rewards
-    [G] or of the group."""
+    """Advantage estimator: `grpo`, `mean_baseline`, `rloo`, `grpo_process`, or `module:function` of
+    rewards [G] or of the group."""
     advantage_scope: Literal["group", "source", "batch"] = "group"
     """Rollouts whose standard deviation divides advantages: `group` leaves it to the estimator,
     `source` takes the step's of this source, `batch` the step's of all sources that say so."""
