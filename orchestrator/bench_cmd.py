@@ -4,7 +4,6 @@ source's whole reward, before any GPU is booked.
 Exit codes: 0 sound, 1 exploitable or right answers are not paid, 2 bad input.
 """
 
-import asyncio
 import importlib
 import json
 import random
@@ -26,6 +25,7 @@ from mixing.opening import open_source
 from mixing.row_filter import RowFilter
 from orchestrator.bench_table import render_report
 from orchestrator.grade_cmd import read_grader
+from orchestrator.interrupt import run_interruptible
 from orchestrator.judge_file import judges_from, local_engine
 from rewards.bench.hacks import PROBES
 from rewards.bench.probes import Probe
@@ -78,7 +78,7 @@ def bench_grader(text: str, data: Path, options: BenchOptions) -> BenchReport:
     grader, probes = read_grader(text), find_probes(options.modules)
     seen = _seen(_tasks(_read(data), options), options, _passing(grader))
     reward = RewardGroupConfig(workers=options.workers, timeout_s=options.timeout_s, retries=0)
-    trials = asyncio.run(_with_grading(grader, reward, seen, probes, options))
+    trials = run_interruptible(_with_grading(grader, reward, seen, probes, options))
     return _report(grader.name or grader.type, seen, trials, options, right=1.0)
 
 
@@ -99,7 +99,7 @@ def bench_source(path: Path, sets: Sequence[str], name: str, options: BenchOptio
     seen = _seen([data.task(place) for place in places], options, passing)
     workers = cfg.reward.model_copy(update={"workers": options.workers, "retries": 0})
     cfg = cfg.model_copy(update={"reward": workers})
-    trials = asyncio.run(_with_pool(cfg, source, seen, probes, options))
+    trials = run_interruptible(_with_pool(cfg, source, seen, probes, options))
     threshold = eval_settings(cfg, source).pass_threshold
     return _report(f"{cfg.name}/{name}", seen, trials, options, right=threshold)
 

@@ -1,6 +1,5 @@
 """Judges against people: the `braid judge calibrate` command, and the check before a run trains."""
 
-import asyncio
 import json
 import sys
 import time
@@ -20,6 +19,7 @@ from configs.judges import JudgeConfig, Judges
 from configs.load import load_grader, load_judges
 from configs.schema import RunConfig
 from configs.validate_judges import check_asked
+from orchestrator.interrupt import run_interruptible
 from orchestrator.judge_file import local_engine
 from orchestrator.run_dir import append_line
 from rewards.judges.calibration import (
@@ -62,7 +62,7 @@ def command(
     grader, judges = _read(grader_path, judges_path)
     kept = store or anchors_path.with_suffix(".calibrations.jsonl")
     began = time.monotonic()
-    found = asyncio.run(_calibrate(grader, judges, anchors_path, local_engine, repeats))
+    found = run_interruptible(_calibrate(grader, judges, anchors_path, local_engine, repeats))
     moved = drift_since(kept, found)
     _keep(kept, found, seconds=time.monotonic() - began)
     if as_json:

@@ -20,6 +20,7 @@ from rich.console import Console
 from configs.errors import ConfigError, Problem
 from configs.load import load_recipe
 from orchestrator.import_cmd import import_app
+from orchestrator.interrupt import Signalled
 from orchestrator.judge_cmd import judge_app
 from orchestrator.render_cmd import render
 
@@ -49,14 +50,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Override one field; repeatable."),
 ]
-
-
-class Signalled(BaseException):
-    """SIGINT or SIGTERM, before or after the loop had its own handlers for them."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
 
 
 @app.command()

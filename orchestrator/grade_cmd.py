@@ -1,6 +1,5 @@
 """`braid grade`: one answer through one grader, told as the RFT API's `graders/run` tells it."""
 
-import asyncio
 import json
 import sys
 import time
@@ -17,6 +16,7 @@ from rich.text import Text
 from configs.errors import ConfigError, Problem
 from configs.graders.union import GraderConfig
 from configs.load import load_grader, parse_grader
+from orchestrator.interrupt import run_interruptible
 from orchestrator.judge_file import judges_from
 from rewards.rows import check_item
 from rewards.score import FailureKind, GradeFailed, Score, Usage
@@ -152,7 +152,7 @@ def grade_one(
     Raises:
         ConfigError: what is wrong with the grader, or it asks a judge that the file has not.
     """
-    return asyncio.run(_grade(grader, Subject.of_text(item, sample), judges_file))
+    return run_interruptible(_grade(grader, Subject.of_text(item, sample), judges_file))
 
 
 async def _grade(grader: GraderConfig, subject: Subject, judges_file: Path | None) -> Graded:

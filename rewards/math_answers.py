@@ -20,6 +20,7 @@ from rewards.score import FailureKind, GradeFailed, Score, policy_fault
 from rewards.subject import Subject
 from rewards.templates import SampleFault, check_templates, parse_template
 
+_MAX_LAYERS = 4
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _WORDS = re.compile(r"\\(?:text|textrm|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _COSTLY = ("\\int", "\\sum", "\\prod", "\\lim", "\\binom", "!", "\\pmod", "\\mod")
@@ -65,17 +66,30 @@ def check_math(cfg: MathGrader, where: str) -> list[Problem]:
 
 
 def boxed(text: str) -> list[str]:
-    """Return what each outermost \\boxed{...} holds, in order; an unclosed one holds nothing."""
+    """Return what each outermost \\boxed{...} holds, in order, without boxes around boxes; an
+    unclosed one holds nothing."""
+    return [_unwrapped(inside) for inside in _outermost(text)]
+
+
+def _outermost(text: str) -> list[str]:
     found: list[str] = []
     at = 0
     while (match := _BOX.search(text, at)) is not None:
         end = _closing(text, match.end())
         if end is None:
             break
-        inside = text[match.end() : end].strip()
-        found.append(boxed(inside)[-1] if _BOX.match(inside) and boxed(inside) else inside)
+        found.append(text[match.end() : end].strip())
         at = end + 1
     return found
+
+
+def _unwrapped(inside: str) -> str:
+    """Return what is in the last of boxes within a box; more layers than anyone writes stay."""
+    for _ in range(_MAX_LAYERS):
+        if not _BOX.match(inside) or not (nested := _outermost(inside)):
+            break
+        inside = nested[-1]
+    return inside
 
 
 def _closing(text: str, start: int) -> int | None:
