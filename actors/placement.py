@@ -16,6 +16,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from configs.errors import ConfigError, Problem
 
+_NEXT_TO_NOTHING = 1024.0
+"""Bytes demanded for actors that reserve neither CPU nor GPU; Ray knows no empty bundle."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seat:
@@ -43,7 +46,7 @@ class BundleDemand:
             "CPU": sum(s.cpus for s in self.seats),
             "GPU": sum(s.gpus for s in self.seats),
         }
-        return {k: v for k, v in demand.items() if v > 0} or {"CPU": 0.001}
+        return {k: v for k, v in demand.items() if v > 0} or {"memory": _NEXT_TO_NOTHING}
 
 
 class Placement:
@@ -152,7 +155,7 @@ def _check_totals(bundles: Sequence[BundleDemand]) -> None:
 
 
 def _show(resources: Mapping[str, float]) -> str:
-    return ", ".join(f"{v:g} {k}" for k, v in resources.items())
+    return ", ".join(f"{v:g} {k}" for k, v in resources.items() if k != "memory") or "nothing"
 
 
 def _explain(
@@ -173,8 +176,7 @@ def _explain(
             problems.append(
                 Problem(
                     where=f"node {node['NodeManagerAddress']}",
-                    what=f"has {_show(total) or 'no CPU or GPU'} in all; "
-                    f"labels {node.get('Labels', {})}",
+                    what=f"has {_show(total)} in all; labels {node.get('Labels', {})}",
                 )
             )
     free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
@@ -182,7 +184,7 @@ def _explain(
         Problem(
             where="cluster",
             what=f"no room for group `{waiting_for}` within {timeout_s:g} s; "
-            f"free now: {_show(free) or 'nothing'}",
+            f"free now: {_show(free)}",
             fix="Free resources, add nodes, or lower the group's count, CPUs or GPUs.",
         )
     )
