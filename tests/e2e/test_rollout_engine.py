@@ -240,8 +240,8 @@ def test_requests_in_flight_survive_and_carry_both_versions(tied: Lab) -> None:
         await tied.sync()
         return await asyncio.gather(*running)
 
-    eos = tied.engine._stop_ids
-    tied.engine._stop_ids = []
+    eos = tied.engine.stop_ids
+    tied.engine.stop_ids = []
     with torch.no_grad():  # make the end improbable, so that all are in flight at the sync
         tied.model.model.embed_tokens.weight[eos].zero_()
     try:
@@ -249,7 +249,7 @@ def test_requests_in_flight_survive_and_carry_both_versions(tied: Lab) -> None:
         start = tied.engine.progress()[0]
         done = tied.run(through())
     finally:
-        tied.engine._stop_ids = eos
+        tied.engine.stop_ids = eos
     both = (tied.version - 1, tied.version)
     split = [c for c in done if tuple(s.version for s in c.versions) == both]
     assert len(split) >= 6, [c.versions for c in done]

@@ -180,10 +180,10 @@ def test_a_run_config_searches_by_default():
 
 
 def test_a_template_that_the_rows_lack_is_a_problem_of_the_plan():
-    path = ROOT / "configs/recipes/json_extraction.yaml"
-    assert make_plan(load_recipe(path)).problems == ()
+    path, model = ROOT / "configs/recipes/json_extraction.yaml", "model.path=configs/models/tiny"
+    assert make_plan(load_recipe(path, [model])).problems == ()
     grader = "sources.lists.rewards.fields.grader"
-    cfg = load_recipe(path, [f"{grader}.reference='{{{{ item.fond }}}}'"])
+    cfg = load_recipe(path, [model, f"{grader}.reference='{{{{ item.fond }}}}'"])
     (problem,) = make_plan(cfg).problems
     assert problem.where == f"{grader}.reference"
     assert "the row has no `fond`" in problem.what and "80 of 80 rows" in problem.what
