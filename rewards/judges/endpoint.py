@@ -91,13 +91,16 @@ class EndpointTransport:
         return f"{self._url} {self._cfg.model}"
 
     async def send(self, request: JudgeRequest) -> Reply:
-        """Ask once; where the server does not know a parameter, once more without it."""
+        """Ask once; where the server does not know a parameter, once more without it, also where
+        that was learnt from another question in the meantime."""
         import aiohttp
 
         try:
-            status, headers, body = await self._post(request)
-            while status in (400, 422) and self._adapt(body):
-                status, headers, body = await self._post(request)
+            sent = self._body(request)
+            status, headers, body = await self._post(sent)
+            while status in (400, 422) and (self._adapt(body) or sent != self._body(request)):
+                sent = self._body(request)
+                status, headers, body = await self._post(sent)
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
             why = self._safe(f"{type(error).__name__}: {error}")
             raise JudgeUnavailable(f"no connection: {why}") from None
@@ -111,11 +114,9 @@ class EndpointTransport:
             await self._session.close()
             self._session = None
 
-    async def _post(self, request: JudgeRequest) -> tuple[int, Mapping[str, str], str]:
+    async def _post(self, body: Mapping[str, JsonValue]) -> tuple[int, Mapping[str, str], str]:
         session = self._open()
-        async with session.post(
-            self._url, json=self._body(request), allow_redirects=False
-        ) as answer:
+        async with session.post(self._url, json=body, allow_redirects=False) as answer:
             return answer.status, answer.headers, await _read_body(answer)
 
     def _open(self) -> "ClientSession":
