@@ -105,8 +105,8 @@ def read_anchors(path: Path) -> list[Anchor]:
     anchors: list[Anchor] = []
     problems: list[Problem] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold other line ends
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(Problem(where=str(path), what=f"cannot be read: {error}")) from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
