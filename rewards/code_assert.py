@@ -63,7 +63,10 @@ def _statements(
         if isinstance(node, ast.Assert):
             yield _assertion(node.test, names)
         elif isinstance(node, ast.FunctionDef) and node.name == "check" and entry_point:
-            (parameter,) = [a.arg for a in node.args.args] or ["candidate"]
+            parameters = [a.arg for a in node.args.args] or ["candidate"]
+            if len(parameters) > 1:
+                raise Unsplit(f"line {node.lineno}: `check` takes more than the function")
+            (parameter,) = parameters
             yield from _statements(node.body, entry_point, {**names, parameter: entry_point})
         elif not _says_nothing(node):
             raise Unsplit(f"line {node.lineno}: {ast.unparse(node)[:200]}")
@@ -179,7 +182,10 @@ def _target(func: ast.expr) -> str:
 def _number(value: object) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise Unsplit(f"{value!r:.100} is not a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise Unsplit(str(error)) from error
 
 
 _BINARY: Mapping[type[ast.operator], str] = {

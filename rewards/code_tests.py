@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from configs.errors import Problem
 from configs.graders.code import CodeTestsGrader
 from rewards.code_assert import Expectation, Unsplit, split
-from rewards.sandbox.inside.values import canonical
+from rewards.sandbox.inside.values import NotPlain, canonical
 from rewards.sandbox.jail import Sandbox
 from rewards.sandbox.result import MB, Call, Command, Job, Limits, SandboxResult, Script, Verdict
 from rewards.sandbox.shared import limits as shared_limits
@@ -68,9 +68,12 @@ def check_code_row(
 ) -> list[Problem]:
     """Return why the row's tests cannot be run; none of them is."""
     try:
-        read_tests(cfg, item, "")
+        for test in read_tests(cfg, item, ""):
+            test.job.request()
     except GradeFailed as failed:
         return [Problem(where=where, what=failed.message)]
+    except NotPlain as error:
+        return [Problem(where=where, what=f"a test has arguments that cannot be sent: {error}")]
     return []
 
 
@@ -90,7 +93,7 @@ def read_tests(cfg: CodeTestsGrader, item: Mapping[str, JsonValue], code: str) -
     if isinstance(given, str):
         try:
             given = cast(JsonValue, json.loads(given))
-        except ValueError:
+        except (ValueError, RecursionError):
             given = [given]  # asserts as one text
     if isinstance(given, dict):
         given = list(_columns(given))
@@ -161,7 +164,10 @@ def _of_call(cfg: CodeTestsGrader, given: Expectation, code: str) -> Test:
         tuples_as_lists=cfg.tuples_as_lists,
     )
     tolerance = max(given.tolerance, cfg.tolerance)
-    expected = canonical(given.expected, tuples_as_lists=cfg.tuples_as_lists)
+    try:
+        expected = canonical(given.expected, tuples_as_lists=cfg.tuples_as_lists)
+    except NotPlain as error:
+        raise _refused(f"a test has a value that cannot be compared: {error}") from None
 
     def passes(result: SandboxResult) -> bool:
         if result.verdict is not Verdict.OK or result.value is None:

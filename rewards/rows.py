@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from configs.errors import Problem
 from configs.graders.union import GraderConfig
 from configs.schema import SourceConfig
-from rewards.registry import children, load_row_check
+from rewards.registry import ROW_CHECKS, children, load_row_check
 from rewards.subject import item_of
 from rewards.templates import missing_in_row
 from rollouts.types import Task
@@ -45,11 +45,13 @@ def check_item(cfg: GraderConfig, item: Mapping[str, JsonValue], where: str) -> 
     if check is not None and not missing:
         yield from check(cfg, item, where)
     for name, child in children(cfg):
-        yield from check_item(child, item, f"{where}.graders.{name}")
+        at = name if name in type(cfg).model_fields else f"graders.{name}"
+        yield from check_item(child, item, f"{where}.{at}")
 
 
 def _asks(cfg: GraderConfig) -> bool:
-    return bool(cfg.templates) or any(_asks(child) for _, child in children(cfg))
+    own = bool(cfg.templates) or cfg.type in ROW_CHECKS
+    return own or any(_asks(child) for _, child in children(cfg))
 
 
 def _check(parts: Sequence[tuple[str, GraderConfig]], tasks: Iterable[Task]) -> list[Problem]:

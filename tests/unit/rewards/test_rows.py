@@ -50,3 +50,19 @@ def test_a_truth_that_cannot_be_compared_is_told(
     cfg = source(part(type="json_fields", reference="{{ item.deep }}", fields={"k": "number"}))
     (problem,) = check_rows([cfg], {"s": [task()]})
     assert problem.where == "sources.s.rewards.r.grader.reference" and "`k`" in problem.what
+
+
+def test_tests_that_cannot_be_run_are_told(
+    task: Callable[..., Task], source: Callable[..., SourceConfig]
+):
+    cfg = source(part(type="code_tests"))
+    (problem,) = check_rows([cfg], {"s": [task(tests=["print(1)"])]})
+    assert "does not split" in problem.what
+
+
+def test_a_row_that_a_step_lacks_is_told_with_the_field_of_the_recipe(
+    task: Callable[..., Task], source: Callable[..., SourceConfig]
+):
+    cfg = source(part(type="steps", verify=check("{{ item.total }}")))
+    (problem,) = check_rows([cfg], {"s": [task(totl=1)]})
+    assert problem.where == "sources.s.rewards.r.grader.verify.reference"
