@@ -73,6 +73,8 @@ def _score(cfg: JsonFieldsGrader, answer: JsonValue, truth: Mapping[str, JsonVal
         parts, mean = compare_fields(whole, answer, truth)
     except BadTruth as bad:
         raise GradeFailed(FailureKind.INVALID_VARIABLE, f"reference: {bad}") from None
+    except RecursionError:
+        return policy_fault(GradeFailed(FailureKind.SAMPLE_PARSE, "the answer is nested too deep"))
     if not parts:
         raise GradeFailed(FailureKind.INVALID_VARIABLE, "reference: it has no field to compare")
     value = mean if cfg.total == "mean" else float(mean == 1)

@@ -137,7 +137,10 @@ def schema_check(schema: Mapping[str, JsonValue]) -> SchemaCheck:
     validator = kind(schema, registry=cast(Any, referencing).Registry())
 
     def broken(value: JsonValue) -> str | None:
-        error = next(iter(validator.iter_errors(value)), None)
+        try:
+            error = next(iter(validator.iter_errors(value)), None)
+        except RecursionError:  # of the value: check_schema has tried the schema
+            return "nested too deep"
         return None if error is None else f"{error.json_path}: {error.message}"[:300]
 
     return broken

@@ -125,3 +125,21 @@ def test_a_row_whose_truth_does_not_fit_is_found_before_anything_starts():
     for truth in ({"n": "x", "d": "2026-01-01"}, {"n": 1}, "text", {"n": 1, "d": "1/1/26"}):
         (problem,) = check_json_row(cfg, {"answer": truth}, "g")  # type: ignore[dict-item]
         assert problem.where == "g.reference"
+
+
+@pytest.mark.parametrize("depth", [100, 500, 900])
+def test_a_deep_answer_is_the_policys_fault(depth: int):
+    text = json.dumps({"type": "json_fields", "fields": {"a": "set"}})
+    grader = parse_grader(text, "g")
+    grade = prepare_json_fields(grader, "g")  # type: ignore[arg-type]
+    deep = f'{{"a": {"[" * depth}{"]" * depth}}}'
+    found = grade(Subject.of_text({"answer": '{"a": [1, 2]}'}, deep))
+    assert found.value == 0.0
+
+
+def test_a_deep_answer_to_a_recursive_schema_is_the_policys_fault():
+    schema = {"type": "object", "properties": {"a": {"$ref": "#"}}}
+    text = json.dumps({"type": "json_fields", "json_schema": schema})
+    grade = prepare_json_fields(parse_grader(text, "g"), "g")  # type: ignore[arg-type]
+    deep = '{"a": ' * 300 + "{}" + "}" * 300
+    assert grade(Subject.of_text({"answer": '{"b": 1}'}, deep)).value == 0.0
