@@ -98,7 +98,8 @@ async def evaluate_steps(
     steps = [s.value for s in scores[: len(verified)]]
     steps += [0.0] * (len(found.spans) - len(verified))
     outcome = scores[-1] if cfg.outcome is not None else None
-    return _together(cfg, found.spans, steps, outcome, add_usage(scores))
+    together = _together(cfg, found.spans, steps, outcome, add_usage(scores))
+    return replace(together, notes={**together.notes, **_said(scores[: len(verified)], outcome)})
 
 
 def credited(cfg: StepsGrader, steps: Sequence[float]) -> list[float]:
@@ -152,6 +153,16 @@ def _together(
         usage=usage,
         notes=notes,
     )
+
+
+def _said(verified: Sequence[Score], outcome: Score | None) -> dict[str, JsonValue]:
+    """Return what the graders of steps and outcome noted, where they did."""
+    said: dict[str, JsonValue] = {}
+    if any(score.notes for score in verified):
+        said["verify"] = [dict(score.notes) for score in verified]
+    if outcome is not None and outcome.notes:
+        said["outcome"] = dict(outcome.notes)
+    return said
 
 
 def _subjects(subject: Subject, spans: Sequence[SpanScore]) -> list[Subject]:
