@@ -216,5 +216,6 @@ def _rollout_lines(group: RolloutGroup, step: int) -> list[str]:
 
 def _append(path: Path, lines: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    # a lone surrogate, which a judge's JSON can hold, becomes its escape: JSON as well
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(line + "\n" for line in lines)
