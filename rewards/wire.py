@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TypeVar, cast
 
 import numpy as np
-from pydantic import JsonValue, TypeAdapter
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from rewards.score import GradeFailed, Score
 from rewards.subject import Subject
@@ -108,10 +108,13 @@ def unpack_subject(data: JsonValue) -> Subject:
 
 
 def pack_result(result: Score | GradeFailed) -> JsonValue:
-    """Return a score, or why there is none, as JSON."""
-    if isinstance(result, GradeFailed):
-        return {"failed": {"kind": result.kind, "message": result.message}}
-    return {"score": _SCORE.dump_python(result, mode="json")}
+    """Return a score, or why there is none, as JSON. A score of what JSON has not is none."""
+    if isinstance(result, Score):
+        try:
+            return {"score": _SCORE.dump_python(result, mode="json", warnings=False)}
+        except ValueError as error:
+            result = GradeFailed(type(error).__name__, f"the score cannot be sent: {error}"[:500])
+    return {"failed": {"kind": result.kind, "message": result.message}}
 
 
 def unpack_result(data: JsonValue) -> Score:
@@ -120,7 +123,11 @@ def unpack_result(data: JsonValue) -> Score:
     if "failed" in fields:
         failed = cast("dict[str, str]", fields["failed"])
         raise GradeFailed(failed["kind"], failed["message"])
-    return _SCORE.validate_python(fields["score"])
+    try:
+        return _SCORE.validate_python(fields["score"])
+    except ValidationError as error:
+        why = f"the score is none: {' '.join(str(error).split())[:450]}"
+        raise GradeFailed(type(error).__name__, why) from None
 
 
 def pack_task(task: Task) -> JsonValue:

@@ -39,6 +39,15 @@ def odd(rollout, task):
 
 async def later(rollout, task):
     return 1.0
+
+def noted(rollout, task):
+    from rewards.score import Score
+    from rollouts.types import SpanScore
+    return {
+        "notes": Score(value=1.0, notes={"seen": np.int64(3)}),
+        "span": Score(value=1.0, spans=(SpanScore(turn=0, start="0", end=None, score=1.0),)),
+        "fine": Score(value=1.0),
+    }[rollout.last_text]
 """
 
 
@@ -192,3 +201,24 @@ def test_partial_credit_that_sums_to_a_hair_over_one_is_no_full_score(
     assert reasoning_gym(rollout("noremopyh and more"), given, binary=False) > 1.0
     assert reasoning_gym(rollout("noremopyh and more"), given) == 0.0
     assert reasoning_gym(rollout("noremopyh"), given) == 1.0
+
+
+def test_a_score_that_cannot_travel_is_invalid_and_costs_no_process(
+    odd_module: str, rollout: Make, task: MakeTask
+) -> None:
+    async def main() -> tuple[list[Rollout], list[tuple[int, ...]]]:
+        cfg = RewardGroupConfig(workers=1, timeout_s=60, retries=0)
+        pool = GraderPool(cfg, [source(reward(f"{odd_module}:noted"))])
+        await pool.start()
+        try:
+            before = pool.pids
+            found = [await pool.grade(rollout(t), task()) for t in ("notes", "span", "fine")]
+            return found, [before, pool.pids]
+        finally:
+            await pool.close()
+
+    (notes, span, fine), (before, after) = asyncio.run(main())
+    assert before == after and fine.reward == 1.0
+    for lost in (notes, span):
+        assert lost.status is RolloutStatus.INVALID and lost.error is not None
+        assert lost.error.kind != "WorkerLost" and "score" in lost.error.message
