@@ -20,6 +20,7 @@ from configs.evaluation import eval_settings
 from configs.graders.union import GraderConfig
 from configs.load import load_recipe
 from configs.schema import RewardGroupConfig, RunConfig, SourceConfig
+from configs.validate_judges import asking
 from mixing.jsonl import JsonlTable
 from mixing.opening import open_source
 from mixing.row_filter import RowFilter
@@ -162,7 +163,10 @@ async def _with_pool(
     probes: Sequence[Probe],
     options: BenchOptions,
 ) -> list[Trial]:
-    judges = open_judges(cfg.judges, local_engine)
+    asked = {a.model for part in source.rewards for _, a in asking(part.definition, part.name)}
+    if source.gold is not None:
+        asked |= {a.model for _, a in asking(source.gold.grader, "gold")}
+    judges = open_judges({n: j for n, j in cfg.judges.items() if n in asked}, local_engine)
     pool = GraderPool(cfg.reward, [source], judges=judges)
     try:
         await pool.start()

@@ -289,3 +289,14 @@ def test_the_recipe_of_a_source_is_benched_with_its_own_data(capsys: pytest.Capt
     assert max(map(len, out.splitlines())) <= 80
     with pytest.raises(ConfigError, match="no such source"):
         bench_source(recipe, (), "spell", BenchOptions())
+
+
+def test_a_source_needs_no_key_of_a_judge_that_it_does_not_ask(monkeypatch: pytest.MonkeyPatch):
+    from orchestrator.bench_cmd import BenchOptions, bench_source
+
+    monkeypatch.delenv("NO_SUCH_JUDGE_KEY", raising=False)
+    recipe = Path(__file__).parents[3] / "configs" / "recipes" / "quickstart.yaml"
+    endpoint = '{base_url: "http://127.0.0.1:9/v1", model: m, api_key_env: NO_SUCH_JUDGE_KEY}'
+    sets = (f"judges.j.endpoint={endpoint}",)
+    found = bench_source(recipe, sets, "spelling", BenchOptions(items=2, repeats=1))
+    assert found.go
