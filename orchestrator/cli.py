@@ -355,6 +355,7 @@ _NAMED_FAILURES = (
     ("mixing.ledger", "LedgerError"),
     ("mixing.allocator", "MixExhausted"),
     ("rewards.score", "GradeFailed"),
+    ("rewards.process", "GraderStartError"),
 )
 
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from configs.errors import ConfigError
 from configs.load import parse_grader
-from orchestrator.cli import app
+from orchestrator.cli import _main, app  # pyright: ignore[reportPrivateUsage]
 from orchestrator.grade_cmd import Graded
 from rewards.score import FailureKind, GradeFailed, Score, Usage
 
@@ -136,3 +136,16 @@ def test_what_judges_cost_is_told_by_model():
     assert isinstance(metadata, dict)
     assert metadata["token_usage"] == tokens and metadata["sampled_model_name"] == "judge-1"
     assert told["sub_rewards"] == {"a": 0.5}
+
+
+def test_a_function_that_loads_here_and_not_in_its_process_ends_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    text = "import os\nos.environ['ONLY_HERE']\ndef pay(rollout, task):\n    return 1.0\n"
+    (tmp_path / "only_here_for_test.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("ONLY_HERE", "1")
+    grader = json.dumps({"type": "function", "use": "only_here_for_test:pay"})
+    assert _main(["grade", grader, "--item", "{}", "--sample", "4"]) == 1
+    said = capsys.readouterr().err
+    assert "GraderStartError" in said and "ONLY_HERE" in said and "Traceback" not in said
