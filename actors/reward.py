@@ -32,7 +32,7 @@ from rollouts.samples import (
     rollout_stats,
     to_training_samples,
 )
-from rollouts.scopes import estimator_plug, mean_advantage
+from rollouts.scopes import advantage_variance, estimator_plug, mean_advantage
 from rollouts.types import (
     GeneratedGroup,
     GroupRequest,
@@ -152,6 +152,7 @@ class RewardActor:
                     num_tokens=len(sample.token_ids),
                     num_loss_tokens=int(sample.loss_mask.sum()),
                     advantage=mean_advantage(sample),
+                    advantage_variance=advantage_variance(sample),
                 )
                 for row, sample in enumerate(chunk)
             )

@@ -288,7 +288,9 @@ class Mixer:
         self._last_step = step
         in_flight = step - self._cfg.most_ahead - 2
         self.casting.plans = {s: plan for s, plan in self.casting.plans.items() if s >= in_flight}
-        self.casting.plans[step] = plan = StepPlan.of(allocation, self._allocator.group_sizes())
+        plan = StepPlan.of(allocation, self._allocator.group_sizes())
+        plan.used = self.casting.slates.items(step)
+        self.casting.plans[step] = plan
         return plan
 
     def _draw_places(
@@ -367,7 +369,9 @@ class Mixer:
             given, drawn = self._draw_again(step, name, others)
         if given != name:
             self.casting.slates.at(step, name).needed -= 1
-            self._hand_over(plan, step, len(plan.places) - 1 - plan.places[::-1].index(name), given)
+            self._allocator.swapped(step, name, given)
+            if name in plan.places:  # else it has only groups that were moved here
+                plan.places[len(plan.places) - 1 - plan.places[::-1].index(name)] = given
         places = int(given != name)
         return self._make(given, step, drawn, version=step - 1, places=places, refill=True)
 

@@ -140,6 +140,13 @@ class Slates:
         """Return a step's slates by source."""
         return self._slates.get(step, {})
 
+    def items(self, step: int) -> dict[str, set[int]]:
+        """Return the items of a step's candidates, by source."""
+        return {
+            name: {c.drawn.item for c in slate.candidates if c.drawn is not None}
+            for name, slate in self.of(step).items()
+        }
+
     def at(self, step: int, source: str) -> Slate:
         """Return one slate; an empty one that is kept, where there was none."""
         slates = self._slates.setdefault(step, {})

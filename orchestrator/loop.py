@@ -109,6 +109,7 @@ async def train(parts: Parts, restored: Restored) -> None:
         clock=clock,
         version=first,
         pending=restored.pending,
+        rejected=restored.rejected,
     )
     clock.lap()
     async with producer:

@@ -45,6 +45,7 @@ log = logging.getLogger("braid.producer")
 _TICK_S = 1e-3
 """A wait that has less than this left is over."""
 _REQUESTS = TypeAdapter(tuple[GroupRequest, ...])
+_SUMMARIES = TypeAdapter(tuple[GroupSummary, ...])
 
 
 class RolloutProducer:
@@ -62,6 +63,7 @@ class RolloutProducer:
         clock: PhaseClock,
         version: int,
         pending: Sequence[GroupRequest] = (),
+        rejected: Sequence[GroupSummary] = (),
     ):
         self._cfg, self._mixer, self._clock = cfg, mixer, clock
         self._rollout, self._reward = rollout, reward
@@ -73,6 +75,8 @@ class RolloutProducer:
         self._tasks: set[asyncio.Future[None]] = set()
         self._rates = ErrorRates(cfg.reward.max_error_rate)
         self._rejected: dict[int, list[GroupSummary]] = {}
+        for group in rejected:
+            self._rejected.setdefault(group.step, []).append(group)
 
     async def __aenter__(self) -> Self:
         restored = tuple(r for r in self._pending.values() if r.step <= self._cfg.num_steps)
@@ -169,6 +173,16 @@ class RolloutProducer:
         """Read back what `pending_state` returned."""
         return _REQUESTS.validate_python(state)
 
+    def rejected_state(self) -> JsonValue:
+        """Return for the checkpoint what `take_rejected` has yet to return."""
+        kept = tuple(group for groups in self._rejected.values() for group in groups)
+        return _SUMMARIES.dump_python(kept, mode="json")
+
+    @staticmethod
+    def parse_rejected(state: JsonValue) -> tuple[GroupSummary, ...]:
+        """Read back what `rejected_state` returned."""
+        return _SUMMARIES.validate_python(state)
+
     def _order(self) -> None:
         """Have sampled what the mixer orders now."""
         with self._clock.phase("dispatch"):
@@ -253,7 +267,8 @@ class RolloutProducer:
 
     def _keep_rejected(self, summary: GroupSummary, step: int) -> None:
         # The metrics want its numbers alone: let go of its tokens.
-        graded = replace(summary, step=step, group_ref=None)
+        samples = tuple(replace(sample, ref=None) for sample in summary.samples)
+        graded = replace(summary, step=step, group_ref=None, samples=samples)
         self._rejected.setdefault(step, []).append(graded)
 
     def _defer(self, step: int) -> bool:

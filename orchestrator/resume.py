@@ -16,7 +16,7 @@ from mixing.mixer import Mixer
 from orchestrator.checkpoints import CheckpointError, CheckpointStore
 from orchestrator.producer import RolloutProducer
 from orchestrator.run_dir import RunDir
-from rollouts.types import GroupRequest
+from rollouts.types import GroupRequest, GroupSummary
 
 log = logging.getLogger("braid.resume")
 
@@ -31,6 +31,8 @@ class Restored:
     """Folder with the ranks' state; None at the start of a run."""
     pending: Sequence[GroupRequest]
     """Dispatched before the checkpoint and not trained: sampled again first."""
+    rejected: Sequence[GroupSummary]
+    """Graded before the checkpoint for later steps, whose metrics count them."""
     ledger_offset: int
     """Length of the ledger then: what was entered later is undone."""
 
@@ -48,7 +50,7 @@ class Checkpointer:
         """Take the newest complete checkpoint, and put the mixer where it was."""
         found = self._store.newest_good()
         if found is None:
-            return Restored(step=0, trainer=None, pending=(), ledger_offset=0)
+            return Restored(step=0, trainer=None, pending=(), rejected=(), ledger_offset=0)
         self._saved = found.step
         state = found.read_driver()
         mixer.load_state_dict(cast(dict[str, JsonValue], state["mixer"]))
@@ -58,6 +60,7 @@ class Checkpointer:
             step=found.step,
             trainer=found.trainer,
             pending=pending,
+            rejected=RolloutProducer.parse_rejected(state.get("rejected", [])),
             ledger_offset=int(str(state["ledger_offset"])),
         )
 
@@ -91,6 +94,7 @@ class Checkpointer:
             state: dict[str, JsonValue] = {
                 "mixer": cast(JsonValue, mixer.state_dict()),
                 "pending": producer.pending_state(),
+                "rejected": producer.rejected_state(),
                 "ledger_offset": producer.ledger.offset,
             }
             self._store.write_driver(step, state)

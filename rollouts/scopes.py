@@ -14,7 +14,7 @@ import numpy as np
 
 from configs.schema import PlugConfig, RunConfig, SourceConfig
 from rollouts.advantages import STD_EPS
-from rollouts.types import GroupSummary, TrainingSample
+from rollouts.types import GroupSummary, SampleHandle, TrainingSample
 
 
 def estimator_plug(source: SourceConfig) -> PlugConfig:
@@ -34,6 +34,12 @@ def mean_advantage(sample: TrainingSample) -> float:
     return float(mine.mean(dtype=np.float64)) if len(mine) else 0.0
 
 
+def advantage_variance(sample: TrainingSample) -> float:
+    """Return the variance of the advantage over a sample's loss tokens; of an outcome reward, 0."""
+    mine = sample.advantages[sample.loss_mask]
+    return float(mine.var(dtype=np.float64)) if len(mine) else 0.0
+
+
 def scale_advantages(cfg: RunConfig, groups: Sequence[GroupSummary]) -> list[GroupSummary]:
     """Return the groups of a step, their samples with the factor on their advantages.
 
@@ -44,10 +50,10 @@ def scale_advantages(cfg: RunConfig, groups: Sequence[GroupSummary]) -> list[Gro
     mean is 0, as it is in each group.
     """
     pools = {s.name: _pool(s) for s in cfg.sources}
-    values: dict[str, list[float]] = {}
+    samples: dict[str, list[SampleHandle]] = {}
     for group in groups:
-        values.setdefault(pools[group.source], []).extend(s.advantage for s in group.samples)
-    scales = _scales(values)
+        samples.setdefault(pools[group.source], []).extend(group.samples)
+    scales = _scales(samples)
     return [_with_scale(group, scales[pools[group.source]]) for group in groups]
 
 
@@ -66,11 +72,19 @@ def _pool(source: SourceConfig) -> str:
     return f"source/{source.name}" if scope == "source" else scope
 
 
-def _scales(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return 1 / (std + STD_EPS) by pool; 1 where there is no spread, or none is asked for."""
+def _scales(pools: Mapping[str, Sequence[SampleHandle]]) -> dict[str, float]:
+    """Return 1 / (std + STD_EPS) by pool; 1 where there is no spread, or none is asked for.
+
+    The spread is that of tokens, those of each sample weighing 1 together: where only tokens
+    differ, means of samples nearly alike would make a factor without bound.
+    """
     scales: dict[str, float] = {}
-    for pool, advantages in values.items():
-        std = float(np.std(np.array(advantages, np.float64))) if advantages else 0.0
+    for pool, samples in pools.items():
+        std = 0.0
+        if samples:
+            between = np.var(np.array([s.advantage for s in samples], np.float64))
+            within = np.mean(np.array([s.advantage_variance for s in samples], np.float64))
+            std = float(np.sqrt(between + within))
         scales[pool] = 1.0 if pool == "group" or std == 0 else 1 / (std + STD_EPS)
     return scales
 

@@ -242,6 +242,8 @@ class SampleHandle:
     num_loss_tokens: int
     advantage: float = 0.0
     """By the estimator, over the sample's loss tokens on average."""
+    advantage_variance: float = 0.0
+    """Of the advantage over those tokens; 0 where the rollout as a whole answers."""
     advantage_scale: float = 1.0
     """Factor on the advantages when the sample is fetched; set when the step is planned."""
 

@@ -38,11 +38,12 @@ from trainer.controls import Controls
 from trainer.corrections import correction_weights
 from trainer.errors import NonFiniteError, RatioError
 from trainer.loss import LossInputs, LossOutput, sample_sum
-from trainer.metrics import Metric, Reduced, reduce_metrics
+from trainer.metrics import Metric, reduce_metrics
 from trainer.model import PolicyModel, load_policy
 from trainer.objectives import resolve_loss
 from trainer.schedule import lr_factor
 from trainer.scorer import score_micro_batches
+from trainer.summary import MinibatchMetrics, summary
 from trainer.zero3 import partitioned_loading
 
 RATIO_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
@@ -68,22 +69,6 @@ class Minibatch:
     """Over all ranks."""
     num_samples: int
     """With loss tokens, over all ranks."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MinibatchMetrics:
-    """One optimizer step, the same on every rank."""
-
-    loss: float
-    """Global sum / denominator."""
-    grad_norm: float
-    """Global norm before clipping."""
-    lr: float
-    """Rate that this step used."""
-    ratio_max_deviation: float
-    """Largest |policy / proximal - 1| over all ranks, before the update."""
-    num_loss_tokens: int
-    stats: Mapping[str, Reduced]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +162,7 @@ class PolicyEngine:
             frozen = None if proximal is None else proximal[i]
             tolerance = RATIO_TOLERANCE[self.cfg.model.dtype] if i == 0 else math.inf
             done.append(self._train_minibatch(minibatch, frozen, tolerance))
-        metrics = _summary(done)
+        metrics = summary(done)
         algorithm = self.cfg.algorithm
         if algorithm.kl.target is not None:
             metrics["kl_scale"] = self._controls.kl_scale
@@ -227,6 +212,7 @@ class PolicyEngine:
             grad_norm = self._optimizer_step()
         return MinibatchMetrics(
             loss=total,
+            denominator=denominator,
             grad_norm=grad_norm,
             lr=lr,
             ratio_max_deviation=worst,
@@ -409,35 +395,3 @@ def _quieten() -> None:
 def _deviation(x: LossInputs) -> Tensor:
     gap = torch.where(x.loss_mask, x.policy_logprobs.detach() - x.proximal_logprobs, 0.0)
     return torch.expm1(gap.double()).abs().max()
-
-
-def _summary(done: Sequence[MinibatchMetrics]) -> dict[str, float]:
-    """Merge minibatches into a step's numbers; means stay weighted by tokens."""
-    tokens = sum(m.num_loss_tokens for m in done)
-    metrics = {
-        "loss": sum(m.loss * m.num_loss_tokens for m in done) / tokens,
-        "grad_norm": sum(m.grad_norm for m in done) / len(done),
-        "grad_norm_max": max(m.grad_norm for m in done),
-        "lr": done[-1].lr,
-        "ratio/first_minibatch_max_deviation": done[0].ratio_max_deviation,
-        "minibatches": float(len(done)),
-        "loss_tokens": float(tokens),
-    }
-    merged: dict[str, Reduced] = {}
-    for minibatch in done:
-        for name, stat in minibatch.stats.items():
-            merged[name] = merged[name].merge(stat) if name in merged else stat
-    metrics.update({n: s.result for n, s in merged.items() if s.result is not None})
-    metrics.update(_derived(metrics))
-    return metrics
-
-
-def _derived(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return what is no mean of its own: effective sample size of the sampler's tokens as a share
-    of them, E[w]^2 / E[w^2], and the sampler's perplexity over the trainer's."""
-    if not {"mismatch/weight", "mismatch/chi2", "mismatch/log_gap"} <= metrics.keys():
-        return {}
-    return {
-        "mismatch/ess": metrics["mismatch/weight"] ** 2 / (1 + metrics["mismatch/chi2"]),
-        "mismatch/ppl_ratio": math.exp(metrics["mismatch/log_gap"]),
-    }

@@ -196,7 +196,7 @@ def attempt(path: Path, cfg: RunConfig, cluster: FakeCluster, *, after: int = 0)
             clock=PhaseClock(),
             stop=cluster.stop,
         )
-        restored = Restored(step=after, trainer=None, pending=(), ledger_offset=0)
+        restored = Restored(step=after, trainer=None, pending=(), rejected=(), ledger_offset=0)
         await asyncio.wait_for(train(parts, restored), 20)
         recorder.finished()
 

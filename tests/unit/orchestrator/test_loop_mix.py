@@ -198,7 +198,7 @@ def run(
             clock=PhaseClock(),
             stop=StopRequest(),
         )
-        restored = Restored(step=from_step, trainer=None, pending=(), ledger_offset=0)
+        restored = Restored(step=from_step, trainer=None, pending=(), rejected=(), ledger_offset=0)
 
         async def bounded() -> None:
             parts.stop.event = asyncio.Event()

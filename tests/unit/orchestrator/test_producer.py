@@ -1,6 +1,7 @@
 """The producer against fake fleets: order, staleness, failure, and what a checkpoint carries."""
 
 import asyncio
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -141,7 +142,9 @@ def ledger_path(tmp_path: Path) -> Path:
 def producing(ledger_path: Path):
     """Return a maker of producers, with a ledger that knows of `pending` and a mixer at `state`."""
 
-    def make(cfg: RunConfig, fleets: FakeFleets, version: int = 0, pending=(), state=None):
+    def make(
+        cfg: RunConfig, fleets: FakeFleets, version: int = 0, pending=(), state=None, rejected=()
+    ):
         with Ledger.open(ledger_path, attempt=1, step=0, offset=0, pending=()) as before:
             before.dispatched(pending, version)
             if version:
@@ -162,6 +165,7 @@ def producing(ledger_path: Path):
             clock=PhaseClock(),
             version=version,
             pending=pending,
+            rejected=rejected,
         )
 
     return make
@@ -298,6 +302,27 @@ def test_what_was_graded_and_is_not_trained_on_is_kept_for_its_step_once(produci
     assert [g.group_id for g in first] == ["a/train/1#e0a0", "a/train/1#e0a1"]
     assert [g.group_id for g in second] == ["a/train/3#e0a0", "a/train/3#e0a1"]
     assert none == again == ()
+
+
+def test_what_was_rejected_for_a_later_step_is_counted_in_it_after_a_resume(producing):
+    async def scenario():
+        fleets = FakeFleets(flat={"a/train/3"})
+        cfg = config(max_staleness=1, difficulty={"drop_zero_variance": True})
+        producer = producing(cfg, fleets)
+        async with producer:
+            train(producer, 1, await producer.take(1))
+            await settle()
+            state = json.loads(json.dumps(producer.rejected_state()))
+            (expected,) = producer.take_rejected(2)
+        pending = tuple(producer.parse_pending(producer.pending_state()))
+        rejected = producer.parse_rejected(state)
+        resumed = producing(cfg, fleets, 1, pending, rejected=rejected)
+        return expected, resumed.take_rejected(2), resumed.rejected_state()
+
+    expected, (found,), left = run(scenario())
+    assert found == expected and left == []
+    assert found.group_id == "a/train/3#e0a0"
+    assert [(s.ref, s.num_loss_tokens) for s in found.samples] == [(None, 1), (None, 1)]
 
 
 def test_too_many_failed_groups_end_the_run_with_the_reason(producing):

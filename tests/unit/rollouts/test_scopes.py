@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,13 @@ from configs.schema import PlugConfig, RunConfig
 from rollouts.advantages import STD_EPS, grpo, resolve_advantage
 from rollouts.packing import assemble, plan_minibatches
 from rollouts.samples import credit_group, to_training_samples
-from rollouts.scopes import estimator_plug, mean_advantage, scale_advantages, scaled
+from rollouts.scopes import (
+    advantage_variance,
+    estimator_plug,
+    mean_advantage,
+    scale_advantages,
+    scaled,
+)
 from rollouts.types import (
     Completion,
     FinishReason,
@@ -73,6 +80,7 @@ class Step:
                     num_tokens=len(sample.token_ids),
                     num_loss_tokens=int(sample.loss_mask.sum()),
                     advantage=mean_advantage(sample),
+                    advantage_variance=advantage_variance(sample),
                 )
             )
         self.groups.append(_summary(group, handles))
@@ -225,6 +233,27 @@ def test_an_estimator_of_ones_own_is_divided_too(monkeypatch: pytest.MonkeyPatch
     step.add(1, [0.0, 3.0])
     std = float(np.std([1.0, 0.0, 0.0, 3.0])) + STD_EPS
     np.testing.assert_allclose(step.advantages(), [[1 / std, 0], [0, 3 / std]], rtol=1e-6)
+
+
+def test_where_only_tokens_differ_the_spread_is_that_of_tokens() -> None:
+    """Sample means that are nearly alike made a factor of almost a million."""
+    cfg = recipe(["source"], "mean_baseline")
+    for seed in range(20):
+        dice = np.random.default_rng(seed)
+        step = Step(cfg)
+        step.add(0, [0.0, 1.0, 1.0], [4, 6, 2])
+        (group,) = step.groups
+        handles: list[SampleHandle] = []
+        for handle in group.samples:
+            sample = step.samples[0, handle.row]
+            tokens = dice.normal(size=handle.num_loss_tokens)
+            sample.advantages[sample.loss_mask] = tokens - tokens.mean()
+            mean, variance = mean_advantage(sample), advantage_variance(sample)
+            handles.append(replace(handle, advantage=mean, advantage_variance=variance))
+        step.groups = [replace(group, samples=tuple(handles))]
+        found = [scaled(step.samples[0, h.row], h.advantage_scale) for h in step.planned()]
+        squares = [np.mean(s.advantages[s.loss_mask].astype(np.float64) ** 2) for s in found]
+        assert np.mean(squares) == pytest.approx(1, abs=1e-4)
 
 
 def test_grpo_keeps_its_arguments_and_others_their_name() -> None:
