@@ -177,3 +177,15 @@ def test_anchors_are_read_with_every_mistake_named(tmp_path: Path):
         read_anchors(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_anchors(tmp_path / "none.jsonl")
+
+
+def test_anchors_that_are_no_text_are_a_message(tmp_path: Path):
+    path = tmp_path / "anchors.jsonl"
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read_anchors(path)
+    with pytest.raises(ConfigError, match="cannot be read: No such file or directory"):
+        read_anchors(tmp_path / "nope.jsonl")
+    path.write_text("no\n")
+    with pytest.raises(ConfigError, match="is no anchor: Invalid JSON"):
+        read_anchors(path)
