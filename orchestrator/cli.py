@@ -181,7 +181,10 @@ def grade(
     right: Right = None,
     paid: Paid = 0.5,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Gradings at a time.")] = 2,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Of a grading, s.")] = 10.0,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option("--timeout", min=0.1, help="Of a grading, s; 10, or the recipe's."),
+    ] = None,
     probes: ProbeModules = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the RFT `graders/run` response, or the report.")
@@ -197,6 +200,7 @@ def grade(
         "--set": (bool(overrides), source is not None, "--source"),
         "--judges": (judges is not None, source is None, "--sample or --data"),
         "--reference-template": (template is not None, sample is None, "--data or --source"),
+        "--timeout": (timeout_s is not None, sample is None, "--data or --source"),
         "--right": (right is not None, sample is None, "--data or --source"),
         "--probes": (bool(probes), sample is None, "--data or --source"),
     }
