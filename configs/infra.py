@@ -8,11 +8,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.base import Config, NonNegativeInt, PositiveInt
+from configs.base import Config, EnvName, NonNegativeInt, PositiveInt, matching
 
-DnsName = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$")]
-Quantity = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti)$")]
-EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+DnsName = Annotated[
+    str,
+    matching(
+        r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$",
+        "a Kubernetes name has at most 63 small letters, digits and `-`, starts with a letter and "
+        "does not end in `-`",
+    ),
+]
+Quantity = Annotated[
+    str,
+    matching(
+        r"^[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti)$",
+        "a quantity is a number and one of Ki, Mi, Gi and Ti, e.g. 64Gi",
+    ),
+]
 Role = Literal["rollout", "reward", "reference", "trainer", "judge"]
 Labels = dict[str, str]
 
@@ -88,7 +100,10 @@ class SecretConfig(Config):
 
     secret: DnsName
     """Name of the Secret."""
-    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$")]
+    key: Annotated[
+        str,
+        matching(r"^[-._a-zA-Z0-9]+$", "a Secret's key has letters, digits, `-`, `_` and `.`"),
+    ]
     """Its key."""
 
 

@@ -6,26 +6,41 @@ from pydantic import Field
 
 from configs.base import (
     Config,
+    EnvName,
     Name,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    matching,
 )
 from configs.engines import ActorsConfig, ModelConfig, RolloutConfig
 
-JudgeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/-]*$")]
+JudgeName = Annotated[
+    str,
+    matching(
+        r"^[A-Za-z0-9][A-Za-z0-9_.:/-]*$",
+        "a judge's name has letters, digits, `_`, `.`, `:`, `/` and `-`, and starts with a letter "
+        "or digit",
+    ),
+]
 """As graders write it under `model`, e.g. `gpt-4o-2024-08-06` or `org/model`."""
 
 
 class EndpointConfig(Config):
     """An OpenAI-compatible server. Declaring it is what allows the run to call it."""
 
-    base_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")]
+    base_url: Annotated[
+        str,
+        matching(
+            r"^https?://[^\s@?#]+$",
+            "an address starts with http:// or https:// and holds no user, key or query",
+        ),
+    ]
     """Address up to and with the version, e.g. `https://api.example.com/v1`; holds no secret."""
     model: str
     """Model asked for there."""
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    api_key_env: EnvName | None = None
     """NAME of the environment variable that holds the key; empty sends none."""
     structured: Literal["auto", "json_schema", "text"] = "auto"
     """`json_schema` asks for constrained output; `text` reads a JSON object out of the text; `auto`

@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
 from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
@@ -18,7 +18,7 @@ from configs.judges import Judges, JudgesFile
 from configs.messages import explain
 from configs.schema import RunConfig, dump
 from configs.validate_judges import check_judges_file
-from configs.yaml_text import Document, KeyPath, read_document, read_value, write_document
+from configs.yaml_text import Document, KeyPath, read_document, write_document
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -91,12 +91,17 @@ def _validate(
         return RunConfig.model_validate_json(to_json(document.data), strict=True), []
     except ValidationError as error:
         details = error.errors(include_url=False)
-    problems = [
-        explain(detail, document=document, set_by=set_by)
+    return None, _explained(details, document, set_by, RunConfig)
+
+
+def _explained(
+    details: Sequence[ErrorDetails], document: Document, set_by: dict[KeyPath, str], root: object
+) -> list[Problem]:
+    return [
+        explain(detail, document=document, set_by=set_by, root=root)
         for detail in details
         if not _follows(detail, details)
     ]
-    return None, problems
 
 
 def _follows(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
@@ -113,15 +118,19 @@ def _override(
     """Put one `a.b=c` into the data; return what is wrong with it."""
     where = f"--set {override}"
     key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        return Problem(where=where, what="has no `=`", fix="Write it as a.b=value.")
-    try:
-        value = read_value(text)
-    except yaml.YAMLError:
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        what = "names no field" if equals else "has no `=`"
+        return Problem(where=where, what=what, fix="Write it as a.b=value.")
+    given = read_document(text, where)
+    if given.data is None and given.problems:
         return Problem(where=where, what=f"the value is not YAML: {text!r}", fix="Quote it.")
+    if given.problems:
+        first = given.problems[0]
+        return Problem(where=where, what=first.what, fix=first.fix)
+    value = given.data
     at: JsonValue = data
     path: list[str | int] = []
-    parts = key.strip().split(".")
     while parts:
         if isinstance(at, list):
             index, used = _item(at, parts)
@@ -220,7 +229,8 @@ def _inline_graders(data: dict[str, JsonValue], folder: Path) -> list[Problem]:
                 try:
                     grader = load_grader(_resolved(given, folder))
                 except ConfigError as error:
-                    problems.extend(error.problems)
+                    at = _grader_path(source, holder)
+                    problems += [replace(p, where=f"{at}: {p.where}") for p in error.problems]
                     holder["grader"] = {"type": "function", "use": "exact"}  # not looked at again
                 else:
                     holder["grader"] = GRADER.dump_python(grader, mode="json")
@@ -228,10 +238,14 @@ def _inline_graders(data: dict[str, JsonValue], folder: Path) -> list[Problem]:
                 try:
                     holder["grader"] = write_out(given)
                 except ValueError as error:
-                    at = f"rewards.{holder['name']}" if "name" in holder else "gold"
-                    where = f"sources.{source.get('name')}.{at}.grader"
+                    where = _grader_path(source, holder)
                     problems.append(Problem(where=where, what=str(error)))
     return problems
+
+
+def _grader_path(source: dict[str, JsonValue], holder: dict[str, JsonValue]) -> str:
+    at = f"rewards.{holder['name']}" if "name" in holder else "gold"
+    return f"sources.{source.get('name')}.{at}.grader"
 
 
 def load_grader(path: Path | str) -> GraderConfig:
@@ -299,7 +313,7 @@ def _parse(document: Document, check: Callable[[bytes], T], root: object) -> T:
         return check(to_json(document.data))
     except ValidationError as error:
         details = error.errors(include_url=False)
-    raise ConfigError([explain(d, document=document, set_by={}, root=root) for d in details])
+    raise ConfigError(_explained(details, document, {}, root))
 
 
 def _strictly(model: type[M]) -> Callable[[bytes], M]:

@@ -7,6 +7,7 @@ from typing import TypeAlias, get_args, get_origin
 from pydantic import BaseModel, JsonValue
 from pydantic_core import ErrorDetails
 
+from configs.base import PATTERN_WORDS
 from configs.errors import Problem
 from configs.schema import RunConfig
 from configs.yaml_text import Document, KeyPath
@@ -42,12 +43,13 @@ def explain(
     Args:
         root: the section, or union of sections, that the document was checked against.
     """
-    path, holder, sections = _follow(detail["loc"], root)
+    loc = detail["loc"][:-1] if detail["loc"][-1:] == ("[key]",) else detail["loc"]
+    path, holder, sections = _follow(loc, root)
     where = _where(path, document, set_by)
     kind, given = detail["type"], detail["input"]
     context = detail.get("ctx", {})
     if kind == "extra_forbidden":
-        what, fix = _unknown_key(path, holder)
+        what, fix = _unknown_key(path, holder, root)
         return Problem(where=where, what=what, fix=fix)
     if kind == "missing":
         return _missing(path, where, holder)
@@ -77,8 +79,7 @@ def explain(
     if kind == "string_pattern_mismatch":
         return Problem(
             where=where,
-            what=f"is {_show(given)}; a name has letters, digits, `_`, `.` and `-`, and starts "
-            "with a letter or digit",
+            what=f"is {_show(given)}; {PATTERN_WORDS[context['pattern']]}",
         )
     return Problem(where=where, what=f"{detail['msg']}, is {_show(given)}")
 
@@ -87,6 +88,10 @@ def _where(path: KeyPath, document: Document, set_by: Mapping[KeyPath, str]) -> 
     for end in range(len(path), 0, -1):
         if path[:end] in set_by:
             return f"{_named(path, document.data)} ({set_by[path[:end]]})"
+    if path not in document.lines:  # a section that an override has begun
+        for key, override in set_by.items():
+            if path and key[: len(path)] == path:
+                return f"{_named(path, document.data)} ({override})"
     return document.where(path, _named(path, document.data))
 
 
@@ -97,7 +102,7 @@ def _named(path: KeyPath, data: JsonValue) -> str:
         data = _below(data, part)
         name = data.get("name") if isinstance(part, int) and isinstance(data, dict) else None
         parts.append(name if isinstance(name, str) and name else str(part))
-    return ".".join(parts) or "recipe"
+    return ".".join(parts)
 
 
 def _below(data: JsonValue, part: str | int) -> JsonValue:
@@ -114,13 +119,14 @@ def _missing(path: KeyPath, where: str, holder: type[BaseModel] | None) -> Probl
     return Problem(where=where, what=f"is missing{meaning}", fix=f"Add `{path[-1]}`.")
 
 
-def _unknown_key(path: KeyPath, holder: type[BaseModel] | None) -> tuple[str, str]:
+def _unknown_key(path: KeyPath, holder: type[BaseModel] | None, root: object) -> tuple[str, str]:
     key = str(path[-1])
     fields = list(holder.model_fields) if holder else []
     what = "unknown key"
     if near := _near(key, fields):
         return what, near
-    elsewhere = [knob for knob in all_knobs() if knob.rsplit(".", 1)[-1] == key]
+    knobs = all_knobs() if root is RunConfig else ()
+    elsewhere = [knob for knob in knobs if knob.rsplit(".", 1)[-1] == key]
     if elsewhere:
         return what, f"There is `{'`, `'.join(elsewhere[:3])}`."
     return what, f"Keys here: {', '.join(fields)}." if fields else ""

@@ -44,7 +44,8 @@ def warn_monitors(cfg: RunConfig) -> Iterator[Problem]:
                 where=f"monitors.{name}.action", what=f"is stop, but {needs[name]}: it sees nothing"
             )
     earliest = 2 * monitors.window + monitors.persist - 1
-    stops = any(getattr(getattr(monitors, name), "action", "") == "stop" for name in _names(cfg))
+    compares = [name for name in _names(cfg) if name != "tampering"]  # it only counts
+    stops = any(getattr(getattr(monitors, name), "action", "") == "stop" for name in compares)
     if stops and earliest > cfg.num_steps:
         yield Problem(
             where="monitors.window",

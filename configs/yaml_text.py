@@ -63,11 +63,13 @@ class Document:
     problems: list[Problem] = field(default_factory=list[Problem])
 
     def where(self, path: KeyPath, shown: str) -> str:
-        """Return `shown (file:line)`, with the line of the nearest value that has one."""
+        """Return `shown (file:line)`, with the line of the nearest value that has one; the file
+        and line alone where `shown` is empty."""
         while path and path not in self.lines:
             path = path[:-1]
         line = self.lines.get(path)
-        return f"{shown} ({self.name}:{line})" if line else f"{shown} ({self.name})"
+        at = f"{self.name}:{line}" if line else self.name
+        return f"{shown} ({at})" if shown else at
 
 
 def read_document(text: str, name: str) -> Document:
@@ -83,11 +85,6 @@ def read_document(text: str, name: str) -> Document:
     finally:
         loader.dispose()
     return document
-
-
-def read_value(text: str) -> JsonValue:
-    """Parse one value, as in `--set a=VALUE`; raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)
 
 
 def write_document(data: JsonValue) -> str:
@@ -119,7 +116,7 @@ def _construct(
         document.problems.append(
             Problem(
                 where=document.where(path, _shown(path)),
-                what=f"is {value}, but every number of a recipe is finite",
+                what=f"is {value}, but every number must be finite",
             )
         )
     return value
@@ -161,7 +158,7 @@ def _construct_mapping(
 
 
 def _shown(path: KeyPath) -> str:
-    return ".".join(str(part) for part in path) or "recipe"
+    return ".".join(str(part) for part in path)
 
 
 def _syntax_problem(error: yaml.YAMLError, name: str) -> Problem:

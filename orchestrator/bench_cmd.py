@@ -42,6 +42,7 @@ from rewards.subject import Subject
 from rollouts.types import Task
 
 SOUND, UNSOUND = 0, 1
+_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +62,8 @@ class BenchOptions:
     seed: int = 1
     modules: tuple[str, ...] = ()
     """Modules with probes of the user's own."""
-    timeout_s: float = 10.0
-    """Of one grading."""
+    timeout_s: float | None = None
+    """Of one grading; None for the recipe's, or ten seconds where there is none."""
     judges: Path | None = None
     """File of judges that a grader may ask; a recipe declares its own."""
 
@@ -77,8 +78,11 @@ def bench_grader(text: str, data: Path, options: BenchOptions) -> BenchReport:
         ConfigError: grader, rows or probes cannot be used.
     """
     grader, probes = read_grader(text), find_probes(options.modules)
-    seen = _seen(_tasks(_read(data), options), options, _passing(grader))
-    reward = RewardGroupConfig(workers=options.workers, timeout_s=options.timeout_s, retries=0)
+    tasks = _read(data)
+    places = _drawn(len(tasks), options)
+    seen = _seen([tasks[place] for place in places], places, options, _passing(grader))
+    timeout_s = _TIMEOUT_S if options.timeout_s is None else options.timeout_s
+    reward = RewardGroupConfig(workers=options.workers, timeout_s=timeout_s, retries=0)
     trials = run_interruptible(_with_grading(grader, reward, seen, probes, options))
     return _report(grader.name or grader.type, seen, trials, options, right=1.0)
 
@@ -95,11 +99,13 @@ def bench_source(path: Path, sets: Sequence[str], name: str, options: BenchOptio
         raise ConfigError(problems)
     probes = find_probes(options.modules)
     data = open_source(source)
-    places = sorted(_drawn(data.size, options))
+    places = _drawn(data.size, options)
     passing = [label for part in source.rewards for label in _passing(part.definition)]
-    seen = _seen([data.task(place) for place in places], options, passing)
-    workers = cfg.reward.model_copy(update={"workers": options.workers, "retries": 0})
-    cfg = cfg.model_copy(update={"reward": workers})
+    seen = _seen([data.task(place) for place in places], places, options, passing)
+    limits: dict[str, float] = {"workers": options.workers, "retries": 0}
+    if options.timeout_s is not None:
+        limits["timeout_s"] = options.timeout_s
+    cfg = cfg.model_copy(update={"reward": cfg.reward.model_copy(update=limits)})
     trials = run_interruptible(_with_pool(cfg, source, seen, probes, options))
     threshold = eval_settings(cfg, source).pass_threshold
     return _report(f"{cfg.name}/{name}", seen, trials, options, right=threshold)
@@ -199,8 +205,10 @@ def _report(
     return report(name, seen, trials, bounds)
 
 
-def _seen(tasks: Sequence[Task], options: BenchOptions, passing: Sequence[str]) -> Seen:
-    return Seen.of(bench_rows(tasks, options.template), passing)
+def _seen(
+    tasks: Sequence[Task], places: Sequence[int], options: BenchOptions, passing: Sequence[str]
+) -> Seen:
+    return Seen.of(bench_rows(tasks, options.template, places), passing)
 
 
 def _read(path: Path) -> list[Task]:
@@ -222,13 +230,9 @@ def _read(path: Path) -> list[Task]:
     return tasks
 
 
-def _tasks(tasks: Sequence[Task], options: BenchOptions) -> list[Task]:
-    return [tasks[place] for place in sorted(_drawn(len(tasks), options))]
-
-
 def _drawn(size: int, options: BenchOptions) -> list[int]:
     draw = random.Random(f"{options.seed}/bench")
-    return draw.sample(range(size), min(options.items, size))
+    return sorted(draw.sample(range(size), min(options.items, size)))
 
 
 def _source(cfg: RunConfig, name: str) -> SourceConfig:

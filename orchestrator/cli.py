@@ -157,7 +157,8 @@ Right = Annotated[
     float | None, typer.Option("--right", help="Score that a right answer must reach.")
 ]
 Paid = Annotated[
-    float, typer.Option("--paid", help="Share of it from which a wrong answer counts as paid.")
+    float,
+    typer.Option("--paid", min=0, max=1, help="Share of it from which wrong answers are paid."),
 ]
 ProbeModules = Annotated[
     list[str] | None,
@@ -180,7 +181,10 @@ def grade(
     right: Right = None,
     paid: Paid = 0.5,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Gradings at a time.")] = 2,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Of a grading, s.")] = 10.0,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option("--timeout", min=0.1, help="Of a grading, s; 10, or the recipe's."),
+    ] = None,
     probes: ProbeModules = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the RFT `graders/run` response, or the report.")
@@ -191,6 +195,22 @@ def grade(
     if (sample is None) + (data is None) + (source is None) != 2:
         what = "exactly one of --sample, --data and --source is needed"
         raise ConfigError(Problem(where="grade", what=what, fix="Give one of them."))
+    given = {
+        "--item": (item != "{}", sample is not None, "--sample"),
+        "--set": (bool(overrides), source is not None, "--source"),
+        "--judges": (judges is not None, source is None, "--sample or --data"),
+        "--reference-template": (template is not None, sample is None, "--data or --source"),
+        "--timeout": (timeout_s is not None, sample is None, "--data or --source"),
+        "--right": (right is not None, sample is None, "--data or --source"),
+        "--probes": (bool(probes), sample is None, "--data or --source"),
+    }
+    unread = [
+        Problem(where=name, what=f"is read with {reads} alone", fix="Remove it.")
+        for name, (is_given, is_read, reads) in given.items()
+        if is_given and not is_read
+    ]
+    if unread:
+        raise ConfigError(unread)
     if sample is not None:
         from orchestrator.grade_cmd import grade_and_show
 

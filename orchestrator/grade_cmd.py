@@ -231,7 +231,8 @@ def _inline_or_file(text: str, where: str) -> str:
         return text
     try:
         return Path(text[1:]).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            Problem(where=where, what=f"{text[1:]} cannot be read: {error}")
-        ) from None
+    except OSError as error:
+        what = f"{text[1:]} cannot be read: {error.strerror}"
+    except UnicodeDecodeError as error:
+        what = f"{text[1:]} is not UTF-8 text (byte {error.start})"
+    raise ConfigError(Problem(where=where, what=what, fix="Give the text itself, or @FILE."))

@@ -18,7 +18,12 @@ from orchestrator.render_pods import GROUP_LABEL
 
 MAX_TRAVELLING = 900_000
 """Bytes of data files that may travel with the recipe; a ConfigMap holds 1 MiB."""
+DATA_FILES = ("jsonl", "parquet", "held_out_file")
+"""Fields of a source's `data` that name files."""
+RECIPE_FILE = "recipe.yaml"
+"""Name of the recipe among the files that travel."""
 _NAME = re.compile(r"[^a-z0-9]+")
+_KEY = re.compile(r"[^-._a-zA-Z0-9]")
 
 
 def check_recipe_on(cfg: RunConfig, infra: InfraConfig) -> list[Problem]:
@@ -85,13 +90,13 @@ def _with_actors(cfg: RunConfig, placed: Mapping[str, ActorsConfig]) -> RunConfi
 
 
 def travelling_files(cfg: RunConfig, infra: InfraConfig) -> dict[str, Path]:
-    """Return the recipe's data files that are not on the shared storage, by the name under which
-    they travel with it."""
+    """Return the files that the recipe names and the shared storage has not, by the name under
+    which they travel with it."""
     found: dict[str, Path] = {}
     for _, path in _data_files(cfg):
         if not _is_shared(path, infra):
-            name = path.name
-            while name in found and found[name] != path:
+            name = _KEY.sub("_", path.name)
+            while name == RECIPE_FILE or found.get(name, path) != path:
                 name = f"_{name}"
             found[name] = path
     return found
@@ -100,11 +105,15 @@ def travelling_files(cfg: RunConfig, infra: InfraConfig) -> dict[str, Path]:
 def _data_files(cfg: RunConfig) -> Iterator[tuple[str, Path]]:
     for source in cfg.sources:
         data = source.data
-        for field in ("jsonl", "parquet", "held_out_file"):
+        for field in DATA_FILES:
             given = getattr(data, field)
             patterns = (given,) if isinstance(given, str) else tuple(given or ())
             for path in find_files(patterns):
                 yield f"sources.{source.name}.data.{field}", path
+    for name, judge in cfg.judges.items():
+        if judge.calibration is not None:
+            for path in find_files((judge.calibration.anchors,)):
+                yield f"judges.{name}.calibration.anchors", path
 
 
 def _is_shared(path: Path | str, infra: InfraConfig) -> bool:
@@ -181,6 +190,10 @@ def _check_files(cfg: RunConfig, infra: InfraConfig) -> Iterator[Problem]:
             size = path.stat().st_size
             if path.suffix == ".parquet" or size > MAX_TRAVELLING:
                 yield _off_storage(where, path, infra)
+            elif not _is_text(path):
+                yield Problem(
+                    where=where, what=f"{path} is not UTF-8 text", fix="Write it as UTF-8."
+                )
             else:
                 sizes.append((where, path, size))
     if sum(size for *_, size in sizes) > MAX_TRAVELLING:
@@ -190,6 +203,14 @@ def _check_files(cfg: RunConfig, infra: InfraConfig) -> Iterator[Problem]:
         hub = source.data.hub
         if hub is not None and Path(hub).is_absolute() and not _is_shared(hub, infra):
             yield _off_storage(f"sources.{source.name}.data.hub", Path(hub), infra)
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _off_storage(where: str, path: Path, infra: InfraConfig) -> Problem:

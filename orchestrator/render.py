@@ -6,19 +6,27 @@ Imports no torch, vllm or ray; what is checked before anything is written is in
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from pydantic import JsonValue
 
-from configs.errors import ConfigError
+from configs.data_files import find_files
+from configs.errors import ConfigError, Problem
 from configs.infra import InfraConfig, QueueConfig
-from configs.schema import RunConfig
+from configs.judges import JudgeConfig
+from configs.schema import RunConfig, SourceConfig
 from configs.validate_infra import validate_infra
 from configs.yaml_text import write_document
-from orchestrator.infra_check import check_recipe_on, place_roles, travelling_files
+from orchestrator.infra_check import (
+    DATA_FILES,
+    RECIPE_FILE,
+    check_recipe_on,
+    place_roles,
+    travelling_files,
+)
 from orchestrator.render_pods import (
     RECIPE_DIR,
     Json,
@@ -82,7 +90,20 @@ def run_name(cfg: RunConfig) -> str:
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> list[Path]:
-    """Write one file a document and a kustomization that names them; return the files."""
+    """Write one file a document and a kustomization that names them; return the files.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    try:
+        return _write(bundle, folder)
+    except OSError as error:
+        what = f"cannot be written: {error.strerror}"
+        problem = Problem(where=f"--out {folder}", what=what, fix="Give another folder.")
+        raise ConfigError(problem) from error
+
+
+def _write(bundle: Bundle, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     for document in bundle.documents:
@@ -163,7 +184,7 @@ def _claims(infra: InfraConfig, run: str) -> Iterator[Json]:
 def _recipe(cfg: RunConfig, infra: InfraConfig, run: str) -> Json:
     """The recipe and the small files that it names; a change makes another object."""
     files = travelling_files(cfg, infra)
-    data: Json = {"recipe.yaml": write_document(_relocated(cfg, infra, files))}
+    data: Json = {RECIPE_FILE: write_document(_relocated(cfg, infra, files))}
     for name, path in files.items():
         data[name] = path.read_text(encoding="utf-8")
     digest = hashlib.sha256(repr(sorted(data.items())).encode()).hexdigest()[:10]
@@ -175,17 +196,34 @@ def _relocated(cfg: RunConfig, infra: InfraConfig, files: dict[str, Path]) -> di
     """Return the recipe as pods read it: it joins their cluster, knows its groups, and finds its
     small files beside it."""
     placed = place_roles(cfg, infra).model_copy(update={"ray_address": "auto"})
-    data: Json = placed.model_dump(mode="json", exclude_unset=True)
-    moved = {str(path): f"{RECIPE_DIR}/{name}" for name, path in files.items()}
+    moved = {path: f"{RECIPE_DIR}/{name}" for name, path in files.items()}
+    sources: list[SourceConfig] = []
+    for source in placed.sources:
+        given = {field: getattr(source.data, field) for field in DATA_FILES}
+        there = {k: _moved(patterns, moved) for k, patterns in given.items() if patterns}
+        data = source.data.model_copy(update=there)
+        sources.append(source.model_copy(update={"data": data}))
+    judges = {name: _with_anchors(judge, moved) for name, judge in placed.judges.items()}
+    placed = placed.model_copy(update={"sources": tuple(sources), "judges": judges})
+    return placed.model_dump(mode="json", exclude_unset=True)
 
-    def relocate(value: JsonValue) -> JsonValue:
-        if isinstance(value, dict):
-            return {k: relocate(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [relocate(v) for v in value]
-        return moved.get(value, value) if isinstance(value, str) else value
 
-    return {k: relocate(v) for k, v in data.items()}
+def _moved(patterns: Sequence[str], moved: Mapping[Path, str]) -> tuple[str, ...]:
+    """Return paths and globs with those that stand for travelling files written out."""
+    there: list[str] = []
+    for pattern in patterns:
+        files = find_files((pattern,))
+        travels = any(path in moved for path in files)
+        there += [moved.get(p, str(p)) for p in files] if travels else [pattern]
+    return tuple(there)
+
+
+def _with_anchors(judge: JudgeConfig, moved: Mapping[Path, str]) -> JudgeConfig:
+    wanted = judge.calibration
+    if wanted is None:
+        return judge
+    (anchors,) = _moved((wanted.anchors,), moved)
+    return judge.model_copy(update={"calibration": wanted.model_copy(update={"anchors": anchors})})
 
 
 def _policies(infra: InfraConfig, run: str) -> Iterator[Json]:

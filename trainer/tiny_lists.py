@@ -7,7 +7,6 @@ last lessons are careless: the model ends up often writing a wrong letter, digit
 around the JSON, and can be taught not to.
 """
 
-import argparse
 import json
 import random
 import sys
@@ -21,7 +20,7 @@ from pydantic import JsonValue
 from transformers import AutoModelForCausalLM
 
 from trainer.sft import Lesson, SftSettings, sft
-from trainer.tiny_model import RECIPE, build_tokenizer, save
+from trainer.tiny_model import RECIPE, build_tokenizer, read_arguments, save
 from trainer.tiny_text import Care, filters, spoil
 
 PLAIN = "\nReturn the new list in the same format."
@@ -94,10 +93,7 @@ def build(out: Path, seed: int, settings: SftSettings = SETTINGS) -> None:
 
 def main() -> None:
     """Read the command line and build."""
-    parser = argparse.ArgumentParser(prog="trainer.tiny_lists", description=__doc__)
-    parser.add_argument("out", type=Path, help="folder to write the model to")
-    parser.add_argument("--seed", type=int, default=0, help="of the lessons")
-    args = parser.parse_args()
+    args = read_arguments("trainer.tiny_lists", __doc__, "of the lessons")
     build(args.out, args.seed)
 
 

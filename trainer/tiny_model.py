@@ -147,13 +147,21 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) 
 
 def main() -> None:
     """Read the command line and build."""
-    parser = argparse.ArgumentParser(prog="trainer.tiny_model", description=__doc__)
-    parser.add_argument("out", type=Path, help="folder to write the model to")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the text")
-    args = parser.parse_args()
-    if args.out.exists() and not args.out.is_dir():
-        parser.error(f"{args.out} is a file; give a folder")
+    args = read_arguments("trainer.tiny_model", __doc__, "of the weights and the text")
     build(args.out, args.seed)
+
+
+def read_arguments(program: str, says: str | None, seeds: str) -> argparse.Namespace:
+    """Read `out`, made here so that nothing is trained for a folder that cannot be, and `seed`."""
+    parser = argparse.ArgumentParser(prog=program, description=says)
+    parser.add_argument("out", type=Path, help="folder to write the model to")
+    parser.add_argument("--seed", type=int, default=0, help=seeds)
+    args = parser.parse_args()
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"{args.out} cannot be a folder: {error.strerror}; give another path")
+    return args
 
 
 def _say(line: str) -> None:

@@ -111,18 +111,21 @@ def task_of(item: Mapping[str, JsonValue], index: int) -> Task:
     return replace(subject.task, task_id=f"row/{index}", source="row", prompt=tuple(prompt))
 
 
-def bench_rows(tasks: Sequence[Task], template: str | None) -> list[BenchRow]:
+def bench_rows(
+    tasks: Sequence[Task], template: str | None, places: Sequence[int] | None = None
+) -> list[BenchRow]:
     """Return the tasks as rows with right answers.
 
     Args:
         template: of a right answer; without it, `reference` of the row, else its answer.
+        places: of the tasks in the data, where they are drawn from it; None for all of it.
 
     Raises:
         ConfigError: some rows have none, or the template does not fit.
     """
     rows: list[BenchRow] = []
     problems: list[Problem] = []
-    for index, task in enumerate(tasks):
+    for index, task in zip(places or range(len(tasks)), tasks, strict=True):
         try:
             rows.append(_row(index, task, template))
         except LookupError as error:

@@ -106,8 +106,12 @@ def read_anchors(path: Path) -> list[Anchor]:
     problems: list[Problem] = []
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold other line ends
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(Problem(where=str(path), what=f"cannot be read: {error}")) from None
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+        raise ConfigError(Problem(where=str(path), what=what, fix="Check the path.")) from None
+    except UnicodeDecodeError as error:
+        what = f"is not UTF-8 text (byte {error.start})"
+        raise ConfigError(Problem(where=str(path), what=what)) from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -115,8 +119,7 @@ def read_anchors(path: Path) -> list[Anchor]:
             anchors.append(Anchor.model_validate_json(line))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            at = ".".join(map(str, first["loc"]))
-            what = f"is no anchor: {at}: {first['msg']}"
+            what = ": ".join(["is no anchor", *map(str, first["loc"]), first["msg"]])
             fix = 'Write {"item": {...}, "prompt": "...", "sample": "...", "label": 0.5}.'
             problems.append(Problem(where=f"{path}:{number}", what=what, fix=fix))
     if not problems and len(anchors) < 2:

@@ -1,11 +1,16 @@
+import json
+import re
 from pathlib import Path
 
 import pytest
 
+from configs.base import PATTERN_WORDS
 from configs.errors import ConfigError
-from configs.load import load_recipe, save_config
+from configs.infra import InfraConfig
+from configs.judges import JudgesFile
+from configs.load import load_infra, load_recipe, parse_grader, save_config
 from configs.schema import RunConfig
-from configs.yaml_text import read_document, read_value, write_document
+from configs.yaml_text import read_document, write_document
 
 RECIPE = """\
 name: small
@@ -92,7 +97,7 @@ def test_a_value_may_be_yaml(recipe: Path):
     ],
 )
 def test_scalars_are_what_people_mean(text: str, value: object):
-    found = read_value(text)
+    found = read_document(text, "value").data
     assert found == value
     assert type(found) is type(value)
 
@@ -161,7 +166,7 @@ def test_a_plug_given_as_text_is_told_its_form(recipe: Path):
     ("override", "says"),
     [
         ("nothing", "no `=`"),
-        ("=3", "no `=`"),
+        ("=3", "names no field"),
         ("sources.nope.weight=1", "no item `nope`; they are sums, v1.5"),
         ("sources.7.weight=1", "no item `7`"),
         ("num_steps.x=1", "has no keys below"),
@@ -247,3 +252,60 @@ def test_anchors_are_kept(recipe: Path):
     cfg = load_recipe(recipe)
     assert isinstance(cfg, RunConfig)
     assert cfg.sources[0].rewards == cfg.sources[1].rewards
+
+
+def test_an_override_of_an_unknown_section_is_told_where_it_was_given(recipe: Path):
+    (where,) = problems_of(recipe, "sums.weight=2")
+    assert where == "sums (--set sums.weight=2)"
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [("a..b=3", "names no field"), ("..=3", "names no field")],
+)
+def test_an_override_without_a_field_says_so(recipe: Path, override: str, what: str):
+    found = problems_of(recipe, override)
+    assert what in found[f"--set {override}"]
+
+
+def test_an_override_may_not_contain_itself_nor_be_infinite(recipe: Path):
+    assert "not YAML" in problems_of(recipe, "num_steps=&a [*a]")["--set num_steps=&a [*a]"]
+    assert "finite" in problems_of(recipe, "num_steps=.nan")["--set num_steps=.nan"]
+
+
+def test_a_missing_grader_file_names_the_reward(recipe: Path):
+    (where,) = problems_of(recipe, "sources.sums.rewards.correct={name: a, grader: nope.yaml}")
+    assert where == "sources.sums.rewards.a.grader: nope.yaml"
+
+
+def test_a_text_of_the_wrong_form_is_told_in_the_words_of_its_field(tmp_path: Path):
+    text = (Path(__file__).parents[3] / "k8s" / "infra" / "cpu.yaml").read_text()
+    path = tmp_path / "infra.yaml"
+    path.write_text(re.sub(r"memory: \w+", "memory: 10GB", text) + "\nenv: {my-var: x}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_infra(path)
+    found = {p.where.split(" ")[0]: p.what for p in caught.value.problems}
+    assert "10GB" in found["head.memory"] and "Gi" in found["head.memory"]
+    assert "variable" in found["env.my-var"]
+
+
+def test_every_pattern_of_the_sections_has_words():
+    roots = (RunConfig, InfraConfig, JudgesFile)
+    schemas = [json.dumps(root.model_json_schema()) for root in roots]
+    patterns = {json.loads(p) for s in schemas for p in re.findall(r'"pattern": ("\^[^"]*")', s)}
+    assert patterns and patterns <= set(PATTERN_WORDS)
+
+
+def test_an_infra_file_gets_hints_of_its_own_alone(tmp_path: Path):
+    path = tmp_path / "infra.yaml"
+    path.write_text("groups: [{name: a, cpus: 1, memory: 4Gi, roles: [trainers]}]\nreference: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        load_infra(path)
+    assert not [p for p in caught.value.problems if "sources[]" in p.fix or "at least" in p.what]
+
+
+def test_a_grader_alone_is_not_called_a_recipe():
+    with pytest.raises(ConfigError) as caught:
+        parse_grader("{type: nope}", "GRADER")
+    (problem,) = caught.value.problems
+    assert problem.where == "GRADER:1"

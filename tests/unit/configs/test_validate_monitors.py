@@ -96,3 +96,11 @@ def test_a_gold_grader_may_stand_in_a_file(tmp_path: Path):
     (tmp_path / "gold.yaml").write_text("type: fromat\n")
     with pytest.raises(ConfigError, match=r"gold\.yaml"):
         load_recipe(tmp_path / "r.yaml")
+
+
+def test_tampering_stops_short_runs_too_and_is_not_warned_of():
+    monitors = {"tampering": {"action": "stop"}}
+    assert list(warn_monitors(config({}, monitors=monitors, num_steps=5))) == []
+    monitors = {"length": {"action": "stop"}}
+    (warning,) = warn_monitors(config({}, monitors=monitors, num_steps=5))
+    assert warning.where == "monitors.window"

@@ -92,6 +92,14 @@ def test_bad_input_is_a_message_and_exit_2(command: str, arguments: list[str], s
     assert "\x1b" not in done.stderr
 
 
+def test_grade_refuses_options_that_it_would_not_read():
+    options = ("--source", "sums", "--judges", "judges.yaml", "--item", "{}x")
+    done = braid("grade", str(RECIPE), *options)
+    assert done.returncode == 2
+    assert "--judges: is read with --sample or --data alone" in done.stderr
+    assert "--item: is read with --sample alone" in done.stderr
+
+
 def test_a_bad_option_exits_2():
     done = braid("run", str(RECIPE), "--resume", "maybe")
     assert done.returncode == 2

@@ -344,3 +344,48 @@ def test_a_bundle_in_a_folder_has_a_kustomization(recipe: RunConfig, tmp_path: P
     assert list(yaml.safe_load_all(bundle.to_yaml())) == [
         yaml.safe_load(p.read_text()) for p in paths[:-1]
     ]
+
+
+def test_what_a_glob_stands_for_and_anchors_travel(tmp_path: Path):
+    data = tmp_path / "my data"
+    data.mkdir()
+    for name in ("a 1.jsonl", "recipe.yaml"):
+        (data / name).write_text('{"prompt": "1+1", "answer": "2"}\n')
+    anchors = tmp_path / "anchors.jsonl"
+    anchors.write_text('{"prompt": "a", "sample": "b", "label": 1}\n')
+    endpoint = "{base_url: 'http://judge', model: m}"
+    wanted = f"{{part: thirty/rubric, anchors: '{anchors}', min_kappa: 0.4}}"
+    cfg = load_recipe(
+        ROOT / "configs" / "recipes" / "few_examples.yaml",
+        [
+            "model.path=/shared/models/tiny",
+            f"sources.0.data.jsonl={data}/*",
+            f"judges.j={{endpoint: {endpoint}, calibration: {wanted}}}",
+        ],
+    )
+    bundle = render(cfg, load_infra(ROOT / "k8s" / "infra" / "cpu.yaml"))
+    (made,) = [d for d in bundle.documents if d["kind"] == "ConfigMap"]
+    travelled: Any = made["data"]
+    there: Any = yaml.safe_load(travelled["recipe.yaml"])
+    paths = there["sources"][0]["data"]["jsonl"]
+    assert paths == ["/etc/braid/a_1.jsonl", "/etc/braid/_recipe.yaml"]
+    paths.append(there["judges"]["j"]["calibration"]["anchors"])
+    assert all(path.removeprefix("/etc/braid/") in travelled for path in paths)
+    assert str(tmp_path) not in travelled["recipe.yaml"]
+
+
+def test_data_that_is_no_text_is_refused(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe")
+    cfg = load_recipe(
+        ROOT / "configs" / "recipes" / "few_examples.yaml",
+        ["model.path=/shared/models/tiny", f"sources.0.data.jsonl={tmp_path}/a.jsonl"],
+    )
+    with pytest.raises(ConfigError, match="UTF-8"):
+        render(cfg, load_infra(ROOT / "k8s" / "infra" / "cpu.yaml"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(recipe: RunConfig, tmp_path: Path):
+    bundle = render(recipe, load_infra(ROOT / "k8s" / "infra" / "node-of-8.yaml"))
+    (tmp_path / "taken").write_text("x")
+    with pytest.raises(ConfigError, match=r"--out .*taken: cannot be written"):
+        write_bundle(bundle, tmp_path / "taken")

@@ -300,3 +300,19 @@ def test_a_source_needs_no_key_of_a_judge_that_it_does_not_ask(monkeypatch: pyte
     sets = (f"judges.j.endpoint={endpoint}",)
     found = bench_source(recipe, sets, "spelling", BenchOptions(items=2, repeats=1))
     assert found.go
+
+
+def test_a_report_counts_rows_as_the_data_does(tmp_path: Path):
+    from orchestrator.bench_cmd import BenchOptions, bench_grader
+
+    data = tmp_path / "rows.jsonl"
+    rows = [{"answer": word, "reference": f"?{word}"} for word in WORDS]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    grader = (
+        '{"type": "string_check", "operation": "eq", "input": "{{ sample.output_text }}", '
+        '"reference": "{{ item.answer }}"}'
+    )
+    options = BenchOptions(items=len(WORDS) // 2, repeats=1)
+    (right,) = [p for p in bench_grader(grader, data, options).probes if p.probe == "reference"]
+    assert right.examples
+    assert all(rows[e.row - 1]["reference"] == e.text for e in right.examples)

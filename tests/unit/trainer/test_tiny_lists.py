@@ -3,10 +3,14 @@
 import json
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 from configs.load import load_recipe
 from rewards.fields import prepare_json_fields
 from rewards.subject import Subject
+from trainer import tiny_lists, tiny_model
 from trainer.tiny_lists import banned_questions, lessons, rows
 from trainer.tiny_text import Care
 
@@ -41,3 +45,19 @@ def test_a_careful_lesson_is_paid_in_full_and_a_careless_one_in_part():
         assert grade(Subject.of_text(item, careful.answer)).value == 1
         paid.append(grade(Subject.of_text(item, careless.answer)).value)
     assert 0 < sum(paid) / len(paid) < 1 and max(paid) < 1
+
+
+@pytest.mark.parametrize("made", [tiny_model, tiny_lists])
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_trained(
+    made: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    taken = tmp_path / "taken"
+    taken.write_text("x")
+    monkeypatch.setattr("sys.argv", ["made", str(taken)])
+    with pytest.raises(SystemExit) as ended:
+        made.main()
+    assert ended.value.code == 2
+    assert f"{taken} cannot be a folder: File exists" in capsys.readouterr().err

@@ -184,6 +184,15 @@ def test_anchors_hold_every_character_that_json_may(tmp_path: Path):
     row = json.dumps({"sample": "one\u2028two\x85three", "label": 1.0}, ensure_ascii=False)
     path.write_text(f"{row}\r\n{row}\n", encoding="utf-8", newline="")
     assert [a.sample for a in read_anchors(path)] == ["one\u2028two\x85three"] * 2
-    path.write_bytes(b"\xff\n")
-    with pytest.raises(ConfigError, match="cannot be read"):
+
+
+def test_anchors_that_are_no_text_are_a_message(tmp_path: Path):
+    path = tmp_path / "anchors.jsonl"
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read_anchors(path)
+    with pytest.raises(ConfigError, match="cannot be read: No such file or directory"):
+        read_anchors(tmp_path / "nope.jsonl")
+    path.write_text("no\n")
+    with pytest.raises(ConfigError, match="is no anchor: Invalid JSON"):
         read_anchors(path)
