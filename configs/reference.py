@@ -14,7 +14,7 @@ from configs.schema import RunConfig
 
 _HEAD = """# Recipe reference
 
-Every knob of a recipe, its type, default and meaning. Made from `configs/schema.py` by
+Every knob of a recipe, its type, default and meaning. Made from the schema by
 `python -m configs.reference > docs/recipe-reference.md`; a test keeps it true.
 
 Override any of them on the command line: `--set trainer.optimizer.lr=1e-5`,

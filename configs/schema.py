@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
+from configs.algorithm import AlgorithmConfig
 from configs.base import (
     Config,
     Fraction,
@@ -16,7 +17,6 @@ from configs.base import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    Share,
 )
 from configs.data import DataConfig
 from configs.difficulty import DifficultyConfig
@@ -27,16 +27,9 @@ from configs.judges import Judges, RewardModels
 from configs.mix import LimitsConfig, MixConfig, StageConfig
 from configs.monitors import GoldConfig, MonitorsConfig, WatchConfig
 from configs.objective import CreditConfig, ObjectiveConfig
+from configs.plug import PlugConfig
 from configs.sandbox import SandboxConfig
-
-
-class PlugConfig(Config):
-    """Something plugged in: a built-in name or `module:name`, and its keyword arguments."""
-
-    use: str
-    """Built-in name, or `package.module:attribute` importable by every actor."""
-    args: dict[str, JsonValue] = {}
-    """Keyword arguments bound to it; checked against its signature before any actor starts."""
+from configs.training import ReferenceConfig, TrainerConfig, WeightSyncConfig
 
 
 class SamplingConfig(Config):
@@ -173,73 +166,6 @@ class BatchConfig(Config):
     """Failed groups in the whole run beyond which it stops."""
 
 
-class KLConfig(Config):
-    """Penalty for leaving the reference policy."""
-
-    coef: NonNegativeFloat = 0.0
-    """Coefficient; 0 everywhere starts no reference group at all."""
-    estimator: Literal["k1", "k2", "k3", "straight_through"] = "k3"
-    """Per-token estimator of KL(policy || reference), after Schulman (2020); `straight_through`
-    has k3's value and k2's gradient, which is the KL's."""
-    placement: Literal["loss", "reward"] = "loss"
-    """`loss`: added to the loss; `reward`: taken from the per-token reward, before returns."""
-    target: PositiveFloat | None = None
-    """KL per token, in nats, that all coefficients are scaled to hold (arXiv:1909.08593); empty
-    leaves them as they are."""
-    gain: PositiveFloat = 0.1
-    """Largest relative change of the scale per step is a fifth of this."""
-
-
-class EntropyConfig(Config):
-    """Bonus for an undecided policy."""
-
-    coef: NonNegativeFloat = 0.0
-    """Coefficient of the entropy per token; where there is a target, the one to start with."""
-    target: PositiveFloat | None = None
-    """Entropy per token, in nats, below which the bonus acts and grows (arXiv:2505.22312); empty
-    keeps the coefficient."""
-    step: PositiveFloat = 0.005
-    """Change of the coefficient after each training step that is off the target."""
-
-
-class CorrectionConfig(Config):
-    """What is done about tokens to which trainer and sampler give different probabilities."""
-
-    weight: Literal["truncate", "mask", "none"] = "truncate"
-    """`truncate`: importance weights, at most `high` (TIS, arXiv:1802.01561); `mask`: weights,
-    and no token whose weight is outside [low, high] (IcePop, arXiv:2510.18855); `none`."""
-    level: Literal["token", "sequence", "geometric"] = "token"
-    """Ratio that is weighed: each token's own, the product over its sample, or that product's
-    geometric mean (arXiv:2507.18071)."""
-    low: Share = 0.5
-    """Smallest ratio that `mask` keeps."""
-    high: Annotated[float, Field(ge=1)] = 2.0
-    """Largest weight, and largest ratio that `mask` keeps."""
-    max_sequence_kl: PositiveFloat | None = None
-    """Samples of negative advantage are left out whose mean log(sampler / policy) per token is
-    above this (off-policy sequence mask, arXiv:2512.02556); empty keeps them."""
-
-
-class AlgorithmConfig(Config):
-    """The objective."""
-
-    loss: PlugConfig = PlugConfig(use="ppo_clip")
-    """`ppo_clip`, `gspo`, `cispo`, `policy_gradient`, `trust_region`, or `module:function` of
-    LossInputs."""
-    aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
-    """What the sum over tokens is divided by: all loss tokens of the optimizer step; each sample's
-    own, then the samples; or the samples times `constant_tokens` (Dr. GRPO, arXiv:2503.20783)."""
-    constant_tokens: PositiveInt | None = None
-    """Tokens that `constant` counts for each sample; empty takes the largest of the sources'
-    sampling.max_tokens."""
-    correction: CorrectionConfig = CorrectionConfig()
-    """Sampler against trainer."""
-    kl: KLConfig = KLConfig()
-    """KL to the reference."""
-    entropy: EntropyConfig = EntropyConfig()
-    """Entropy bonus."""
-
-
 class RewardGroupConfig(Config):
     """The graders."""
 
@@ -255,78 +181,6 @@ class RewardGroupConfig(Config):
     """Share of invalid rollouts, over the last 256 of a source, beyond which the run stops."""
     sandbox: SandboxConfig = SandboxConfig()
     """Walls and limits of tested code."""
-
-
-class ReferenceConfig(Config):
-    """The frozen reference policy; started only where some KL coefficient is above 0."""
-
-    actors: ActorsConfig = ActorsConfig()
-    """Reference actors."""
-    path: str | None = None
-    """Its model; empty takes `model.path`."""
-
-
-class OptimizerConfig(Config):
-    """AdamW and its schedule."""
-
-    lr: PositiveFloat = 1e-6
-    """Learning rate after warm-up."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    """Decay rates of the moments."""
-    eps: PositiveFloat = 1e-8
-    """Added to the denominator."""
-    weight_decay: NonNegativeFloat = 0.0
-    """Decoupled weight decay."""
-    warmup_steps: NonNegativeInt = 0
-    """Optimizer steps over which the rate rises linearly from 0."""
-    decay: Literal["constant", "linear", "cosine"] = "constant"
-    """Shape of the rate after warm-up, reaching `min_lr_ratio` at the last step."""
-    min_lr_ratio: Fraction = 0.0
-    """Share of `lr` left at the end of a decay."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Global norm to which gradients are clipped."""
-
-
-class TrainerConfig(Config):
-    """The training group (DeepSpeed ZeRO)."""
-
-    actors: ActorsConfig = ActorsConfig()
-    """Ranks; `count` is the data-parallel size."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """What is partitioned: 0 nothing, 1 optimizer, 2 and gradients, 3 and parameters."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW and its schedule."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass."""
-    logprob_chunk: PositiveInt = 1024
-    """Tokens whose logits [chunk, V] are held at once."""
-    offload: Literal["none", "optimizer", "parameters"] = "none"
-    """What ZeRO keeps in CPU memory: the optimizer (stage 1 on), and parameters (stage 3)."""
-    collective_timeout_s: PositiveFloat = 600.0
-    """Seconds after which a collective among trainer ranks fails."""
-
-
-class WeightSyncConfig(Config):
-    """How new weights reach the engines, and how that is checked."""
-
-    backend: Literal["auto", "gloo", "nccl"] = "auto"
-    """Collective backend; `auto` is nccl where the engines have GPUs."""
-    transport: Literal["auto", "broadcast", "shared"] = "auto"
-    """`shared`: CUDA IPC or shared memory, for engines on the trainer's device; `auto` chooses."""
-    bucket_mib: PositiveFloat = 256.0
-    """Size of one of the two buffers through which tensors travel."""
-    timeout_s: PositiveFloat = 120.0
-    """Seconds that one sync may take; a silent peer is then killed and named."""
-    verify_every: NonNegativeInt = 10
-    """Syncs between logprob agreement checks; 0 checks only at start and after a restart."""
-    verify_samples: PositiveInt = 4
-    """Completions that each engine samples for an agreement check."""
-    max_logprob_gap_median: PositiveFloat = 0.02
-    """Bound on the median |engine - trainer| logprob over the sampled tokens."""
-    max_logprob_gap_max: PositiveFloat = 1.0
-    """Bound on the largest |engine - trainer| logprob."""
-    checksum_tensors: NonNegativeInt = 8
-    """Tensors, drawn anew each sync, whose content is compared as loaded; 0 for none."""
 
 
 class EvalConfig(Config):

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from configs.errors import ConfigError, Problem
+from configs.plug import PlugConfig
 from configs.plugs import bind, resolve
-from configs.schema import PlugConfig, SourceConfig
+from configs.schema import SourceConfig
 from environments.environment import Environment, SingleTurn
 
 BUILT_IN: Mapping[str, type[Environment]] = {"single_turn": SingleTurn}

@@ -19,7 +19,8 @@ from configs.errors import Problem
 from configs.graders.answers import FunctionGrader
 from configs.graders.union import GraderConfig
 from configs.model_files import find_model_folder
-from configs.schema import PlugConfig, RunConfig, dump
+from configs.plug import PlugConfig
+from configs.schema import RunConfig, dump
 from configs.versions import PROJECT
 from orchestrator.plug_files import ROOT, find_module, own_modules
 from rewards.registry import children

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from typing_extensions import TypeIs
 
 from configs.errors import ConfigError, Problem
+from configs.plug import PlugConfig
 from configs.plugs import bind, resolve
-from configs.schema import PlugConfig, SourceConfig
+from configs.schema import SourceConfig
 from rollouts.credit import F64, GroupCredit, PartCredit, Steps
 from rollouts.types import F32, I32
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from configs.schema import PlugConfig, RunConfig, SourceConfig
+from configs.plug import PlugConfig
+from configs.schema import RunConfig, SourceConfig
 from rollouts.advantages import STD_EPS
 from rollouts.types import GroupSummary, SampleHandle, TrainingSample
 

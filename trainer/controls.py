@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from configs.schema import AlgorithmConfig
+from configs.algorithm import AlgorithmConfig
 
 _FILE = "controls.json"
 _MAX_KL_ERROR = 0.2

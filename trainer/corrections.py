@@ -7,7 +7,7 @@ gradient and never raises the learning rate of the others.
 import torch
 from torch import Tensor
 
-from configs.schema import CorrectionConfig
+from configs.algorithm import CorrectionConfig
 from trainer.loss import clamped_exp, sample_mean, sample_sum
 
 

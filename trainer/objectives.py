@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from configs.errors import ConfigError, Problem
+from configs.plug import PlugConfig
 from configs.plugs import resolve
-from configs.schema import PlugConfig
 from trainer.kl import kl_estimate
 from trainer.loss import (
     MAX_LOG_RATIO,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from configs.schema import OptimizerConfig
+from configs.training import OptimizerConfig
 
 
 def lr_factor(cfg: OptimizerConfig, *, total_steps: int) -> Callable[[int], float]:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from configs.errors import ConfigError
-from configs.schema import PlugConfig, SourceConfig
+from configs.plug import PlugConfig
+from configs.schema import SourceConfig
 from environments.environment import Environment
 from environments.registry import BUILT_IN as ENVIRONMENTS
 from environments.registry import validate_environments

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from configs.schema import AlgorithmConfig
+from configs.algorithm import AlgorithmConfig
 from rollouts.types import TrainingSample
 
 RunWorld = Callable[[str, int, Path, Path], None]

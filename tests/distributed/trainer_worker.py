@@ -20,17 +20,10 @@ from deepspeed.utils import safe_get_full_grad
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from configs.algorithm import AlgorithmConfig
 from configs.data import DataConfig
-from configs.schema import (
-    AlgorithmConfig,
-    BatchConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RewardConfig,
-    RunConfig,
-    SourceConfig,
-    TrainerConfig,
-)
+from configs.schema import BatchConfig, ModelConfig, RewardConfig, RunConfig, SourceConfig
+from configs.training import OptimizerConfig, TrainerConfig
 from rollouts.packing import assemble
 from rollouts.types import MicroBatch, TrainingSample
 from trainer.controls import Controls

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from configs.schema import AlgorithmConfig, CorrectionConfig
+from configs.algorithm import AlgorithmConfig, CorrectionConfig
 from trainer.controls import Controls
 from trainer.corrections import correction_weights
 from trainer.loss import LossInputs, LossOutput, sample_mean, sample_sum

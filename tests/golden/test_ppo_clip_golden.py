@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from configs.schema import CorrectionConfig
+from configs.algorithm import CorrectionConfig
 from trainer.corrections import correction_weights
 from trainer.kl import kl_estimate
 from trainer.loss import LossInputs

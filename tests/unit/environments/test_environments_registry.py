@@ -6,7 +6,8 @@ import pytest
 
 from configs.data import DataConfig
 from configs.errors import ConfigError
-from configs.schema import PlugConfig, RewardConfig, SourceConfig
+from configs.plug import PlugConfig
+from configs.schema import RewardConfig, SourceConfig
 from environments.environment import Environment, SingleTurn
 from environments.registry import environment_factory, validate_environments
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from configs.schema import AlgorithmConfig, RunConfig
+from configs.algorithm import AlgorithmConfig
+from configs.schema import RunConfig
 from configs.validate import find_warnings
 from orchestrator.loss_check import check_loss
 from orchestrator.plan import make_plan

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from configs.data import DataConfig
 from configs.errors import ConfigError
-from configs.schema import PlugConfig, RewardConfig, SourceConfig
+from configs.plug import PlugConfig
+from configs.schema import RewardConfig, SourceConfig
 from rollouts.advantages import (
     STD_EPS,
     AnyEstimator,

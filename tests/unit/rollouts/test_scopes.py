@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from configs.schema import PlugConfig, RunConfig
+from configs.plug import PlugConfig
+from configs.schema import RunConfig
 from rollouts.advantages import STD_EPS, grpo, resolve_advantage
 from rollouts.packing import assemble, plan_minibatches
 from rollouts.samples import credit_group, to_training_samples

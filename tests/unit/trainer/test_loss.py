@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from configs.errors import ConfigError
-from configs.schema import PlugConfig
+from configs.plug import PlugConfig
 from trainer.loss import LossInputs, LossOutput
 from trainer.metrics import Max, Mean, Reduced, Sum, reduce_metrics
 from trainer.objectives import resolve_loss

@@ -12,15 +12,8 @@ import torch
 from configs.data import DataConfig
 from configs.deepspeed import deepspeed_config
 from configs.errors import ConfigError
-from configs.schema import (
-    BatchConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RewardConfig,
-    RunConfig,
-    SourceConfig,
-    TrainerConfig,
-)
+from configs.schema import BatchConfig, ModelConfig, RewardConfig, RunConfig, SourceConfig
+from configs.training import OptimizerConfig, TrainerConfig
 from trainer import rng
 from trainer.errors import NonFiniteError, RatioError
 from trainer.schedule import lr_factor

@@ -1,0 +1,85 @@
+"""The training side: reference, optimizer, ZeRO, and how weights leave it."""
+
+from typing import Literal
+
+from configs.base import (
+    Config,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from configs.engines import ActorsConfig
+
+
+class ReferenceConfig(Config):
+    """The frozen reference policy; started only where some KL coefficient is above 0."""
+
+    actors: ActorsConfig = ActorsConfig()
+    """Reference actors."""
+    path: str | None = None
+    """Its model; empty takes `model.path`."""
+
+
+class OptimizerConfig(Config):
+    """AdamW and its schedule."""
+
+    lr: PositiveFloat = 1e-6
+    """Learning rate after warm-up."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """Decay rates of the moments."""
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay."""
+    warmup_steps: NonNegativeInt = 0
+    """Optimizer steps over which the rate rises linearly from 0."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the rate after warm-up, reaching `min_lr_ratio` at the last step."""
+    min_lr_ratio: Fraction = 0.0
+    """Share of `lr` left at the end of a decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Global norm to which gradients are clipped."""
+
+
+class TrainerConfig(Config):
+    """The training group (DeepSpeed ZeRO)."""
+
+    actors: ActorsConfig = ActorsConfig()
+    """Ranks; `count` is the data-parallel size."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What is partitioned: 0 nothing, 1 optimizer, 2 and gradients, 3 and parameters."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and its schedule."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    logprob_chunk: PositiveInt = 1024
+    """Tokens whose logits [chunk, V] are held at once."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What ZeRO keeps in CPU memory: the optimizer (stage 1 on), and parameters (stage 3)."""
+    collective_timeout_s: PositiveFloat = 600.0
+    """Seconds after which a collective among trainer ranks fails."""
+
+
+class WeightSyncConfig(Config):
+    """How new weights reach the engines, and how that is checked."""
+
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    """Collective backend; `auto` is nccl where the engines have GPUs."""
+    transport: Literal["auto", "broadcast", "shared"] = "auto"
+    """`shared`: CUDA IPC or shared memory, for engines on the trainer's device; `auto` chooses."""
+    bucket_mib: PositiveFloat = 256.0
+    """Size of one of the two buffers through which tensors travel."""
+    timeout_s: PositiveFloat = 120.0
+    """Seconds that one sync may take; a silent peer is then killed and named."""
+    verify_every: NonNegativeInt = 10
+    """Syncs between logprob agreement checks; 0 checks only at start and after a restart."""
+    verify_samples: PositiveInt = 4
+    """Completions that each engine samples for an agreement check."""
+    max_logprob_gap_median: PositiveFloat = 0.02
+    """Bound on the median |engine - trainer| logprob over the sampled tokens."""
+    max_logprob_gap_max: PositiveFloat = 1.0
+    """Bound on the largest |engine - trainer| logprob."""
+    checksum_tensors: NonNegativeInt = 8
+    """Tensors, drawn anew each sync, whose content is compared as loaded; 0 for none."""
