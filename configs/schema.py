@@ -126,6 +126,9 @@ class SourceConfig(Config):
     `source` takes the step's of this source, `batch` the step's of all sources that say so."""
     loss_weight: NonNegativeFloat = 1.0
     """Factor on this source's loss tokens."""
+    truncated_loss_weight: NonNegativeFloat = 1.0
+    """Further factor on those of truncated rollouts; 0 is DAPO's overlong filtering
+    (arXiv:2503.14476), under which they still count in the group's statistics and as tokens."""
     kl_coef: NonNegativeFloat | None = None
     """Coefficient of the KL to the reference; empty takes `algorithm.kl.coef`."""
     clip_low: Annotated[float, Field(gt=0, le=1)] | None = None

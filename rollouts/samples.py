@@ -147,6 +147,10 @@ def _sample(
     advantages = np.zeros(len(mask), np.float32)
     advantages[mask] = advantage
 
+    loss_weight = source.loss_weight
+    if rollout.status is RolloutStatus.TRUNCATED:
+        loss_weight *= source.truncated_loss_weight
+
     def stream(value: float | None) -> F32:
         return np.full(len(mask), np.nan if value is None else value, np.float32)
 
@@ -157,7 +161,7 @@ def _sample(
         loss_mask=mask,
         rollout_logprobs=logprobs,
         advantages=advantages,
-        loss_weight=stream(source.loss_weight),
+        loss_weight=stream(loss_weight),
         kl_coef=stream(kl_coef),
         clip_low=stream(source.clip_low),
         clip_high=stream(source.clip_high),

@@ -131,6 +131,17 @@ def test_a_truncated_sample_gets_no_end_of_sequence() -> None:
     assert sample.loss_mask.tolist() == [False, True, True]
 
 
+def test_truncated_samples_keep_their_place_in_the_statistics_at_any_loss_weight() -> None:
+    cut = rollout(0, turn([5], [7, 8]), reward=0.0, status=RolloutStatus.TRUNCATED)
+    ended = rollout(1, turn([5], [7, EOS]))
+    source = SOURCE.model_copy(update={"truncated_loss_weight": 0.0})
+    filtered, kept = to_rows(group(cut, ended), source, 0.0, grpo)
+    assert filtered.loss_weight.tolist() == [0.0, 0.0, 0.0]
+    assert filtered.loss_mask.tolist() == [False, True, True]  # still in the denominator
+    assert kept.loss_weight.tolist() == [0.5, 0.5, 0.5]
+    assert kept.advantages[-1] == -filtered.advantages[-1] > 0
+
+
 def test_turns_are_merged_and_only_sampled_tokens_are_in_the_loss() -> None:
     # the environment's message holds EOS ids too: masks come from lengths, never from ids
     played = rollout(0, turn([5, EOS], [7, EOS]), turn([EOS, 6, EOS], [8, 9, EOS]), reward=1.0)
