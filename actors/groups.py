@@ -246,5 +246,6 @@ class TrainerGroup(_Group):
 def _rank_plan(batch: TrainBatch, rank: int) -> RankPlan:
     return RankPlan(
         step=batch.step,
+        bounds=batch.bounds,
         minibatches=tuple(replace(m, grid=(m.grid[rank],)) for m in batch.minibatches),
     )

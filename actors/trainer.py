@@ -18,7 +18,7 @@ from actors.heartbeat import Heartbeat, beat
 from actors.sync_plan import Manifest, SendReport, SyncInit
 from configs.schema import RunConfig
 from rollouts.packing import assemble
-from rollouts.types import F32, MinibatchPlan, Ref, StepResult
+from rollouts.types import F32, MinibatchPlan, Ref, StepResult, UpdateBounds
 
 if TYPE_CHECKING:
     from actors.sync_transport import WeightSender
@@ -32,6 +32,7 @@ class RankPlan:
     minibatches: tuple[MinibatchPlan, ...]
     """Each with a grid of this rank's row alone: [1][n]."""
     step: int
+    bounds: UpdateBounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +99,7 @@ class TrainerActor:
             for m in plan.minibatches
         ]
         fetched = time.monotonic()
-        outcome = self.engine.train_step(plan.step, minibatches)
+        outcome = self.engine.train_step(plan.step, minibatches, plan.bounds)
         self._progress += 1
         return StepResult(
             policy_version=plan.step,

@@ -23,6 +23,7 @@ from configs.difficulty import DifficultyConfig
 from configs.engines import ActorsConfig, ModelConfig, RolloutConfig
 from configs.graders.answers import FunctionGrader
 from configs.graders.union import GraderConfig
+from configs.guards import GuardsConfig
 from configs.judges import Judges, RewardModels
 from configs.mix import LimitsConfig, MixConfig, StageConfig
 from configs.monitors import GoldConfig, MonitorsConfig, WatchConfig
@@ -313,6 +314,8 @@ class RunConfig(Config):
     """Checkpoints."""
     monitors: MonitorsConfig = MonitorsConfig()
     """Alarms at reward hacking."""
+    guards: GuardsConfig = GuardsConfig()
+    """Stability guards, and what an alarm leads to."""
     logging: LoggingConfig = LoggingConfig()
     """Logs."""
     health: HealthConfig = HealthConfig()

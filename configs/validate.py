@@ -13,6 +13,7 @@ from configs.schema import ActorsConfig, RunConfig
 from configs.validate_data import HUB_NAME, check_data
 from configs.validate_difficulty import check_difficulty, warn_difficulty
 from configs.validate_engines import check_path, check_ranks
+from configs.validate_guards import check_guards
 from configs.validate_judges import check_judges, warn_judges
 from configs.validate_mix import check_mix, warn_mix
 from configs.validate_monitors import check_monitors, warn_monitors
@@ -34,6 +35,7 @@ def validate_run(cfg: RunConfig) -> list[Problem]:
         *check_eval(cfg),
         *_check_model(cfg),
         *check_judges(cfg),
+        *check_guards(cfg),
     ]
 
 

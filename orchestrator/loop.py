@@ -23,10 +23,10 @@ from orchestrator.producer import RolloutProducer
 from orchestrator.publisher import SyncReport, WeightPublisher
 from orchestrator.recorder import Recorder
 from orchestrator.resume import Checkpointer, Restored
-from orchestrator.step_metrics import TrainedStep
+from orchestrator.step_metrics import StepBooks, TrainedStep
 from rollouts.packing import plan_minibatches
 from rollouts.scopes import scale_advantages
-from rollouts.types import GroupSummary, StepResult, TrainBatch
+from rollouts.types import GroupSummary, TrainBatch
 
 log = logging.getLogger("braid.loop")
 T = TypeVar("T")
@@ -126,12 +126,12 @@ async def train(parts: Parts, restored: Restored) -> None:
                         timeout_s=cfg.health.generate_s,
                     )
                 )
-                result, sync = await _step(parts, producer, step, groups)
+                rolled_back, sync = await _step(parts, producer, step, groups)
                 done = step
-                await _log(parts, producer, step, groups, result, sync)
+                await _log(parts, producer, step, groups, sync)
                 if step < cfg.num_steps:
                     await _evaluate(parts, step)
-                if _due(cfg.checkpoint.every, step) and step < cfg.num_steps:
+                if (rolled_back or _due(cfg.checkpoint.every, step)) and step < cfg.num_steps:
                     await _checkpoint(parts, producer, step)
                 if parts.stop.event.is_set():
                     raise Stopped
@@ -153,17 +153,43 @@ def _due(every: int, done: int) -> bool:
 
 async def _step(
     parts: Parts, producer: RolloutProducer, step: int, groups: Sequence[GroupSummary]
-) -> tuple[StepResult, SyncReport]:
-    """Train one step, give the engines its weights, and tell all who follow the policy."""
+) -> tuple[bool, SyncReport]:
+    """Train one step, undo it where the guards say so, give the engines its weights, and tell all
+    who follow the policy. Returns whether it was undone."""
     groups = scale_advantages(parts.cfg, groups)
     batch = await _score(parts, _plan(parts, step, groups))
     with parts.clock.phase("train"):
         result = await parts.cluster.trainer.train_step(batch)
-    sync = await parts.publisher.publish(step)
     parts.mixer.observe_trained(step, tally(groups))
     producer.trained(step, result.policy_version, groups, batch)
+    parts.recorder.trained(
+        TrainedStep(
+            step=step,
+            groups=groups,
+            rejected=producer.take_rejected(step),
+            shares=parts.mixer.target_shares(step),
+            result=result,
+        )
+    )
+    rolled_back = await _roll_back(parts, producer, step)
+    sync = await parts.publisher.publish(step)
     producer.advance(step)
-    return result, sync
+    return rolled_back, sync
+
+
+async def _roll_back(parts: Parts, producer: RolloutProducer, step: int) -> bool:
+    """Load the last good checkpoint where an alarm asks for it and there is one; return whether."""
+    guards = parts.recorder.guards
+    if not guards.wants_rollback():
+        return False
+    with parts.clock.phase("checkpoint"):
+        good = await asyncio.to_thread(parts.checkpoints.good, guards)
+        if good is None:
+            return False
+        await parts.cluster.trainer.load(good.trainer)
+    producer.ledger.rolled_back(step, good.step)
+    parts.recorder.rolled_back(good.step)
+    return True
 
 
 def _plan(parts: Parts, step: int, groups: Sequence[GroupSummary]) -> TrainBatch:
@@ -176,7 +202,8 @@ def _plan(parts: Parts, step: int, groups: Sequence[GroupSummary]) -> TrainBatch
             num_minibatches=cfg.num_minibatches,
             max_tokens=cfg.max_tokens_per_microbatch,
         )
-    return TrainBatch(step=step, minibatches=minibatches)
+    bounds = parts.recorder.guards.bounds()
+    return TrainBatch(step=step, minibatches=minibatches, bounds=bounds)
 
 
 async def _score(parts: Parts, batch: TrainBatch) -> TrainBatch:
@@ -192,7 +219,14 @@ async def _checkpoint(
 ) -> None:
     """Commit a checkpoint of `step`, unless there is one."""
     with parts.clock.phase("checkpoint"):
-        await parts.checkpoints.save(step, parts.cluster.trainer, parts.mixer, producer, last=last)
+        await parts.checkpoints.save(
+            step,
+            parts.cluster.trainer,
+            parts.mixer,
+            producer,
+            guards=parts.recorder.guards,
+            last=last,
+        )
 
 
 async def _evaluate(parts: Parts, step: int, *, last: bool = False) -> None:
@@ -228,7 +262,6 @@ async def _log(
     producer: RolloutProducer,
     step: int,
     groups: Sequence[GroupSummary],
-    result: StepResult,
     sync: SyncReport,
 ) -> None:
     cfg = parts.cfg
@@ -242,13 +275,8 @@ async def _log(
     for event in parts.mixer.take_events():
         parts.recorder.say(str(event))
     wall, split = parts.clock.lap()
-    parts.recorder.trained(
-        TrainedStep(
-            step=step,
-            groups=groups,
-            rejected=producer.take_rejected(step),
-            shares=parts.mixer.target_shares(step),
-            result=result,
+    parts.recorder.booked(
+        StepBooks(
             sync=sync,
             wall_s=wall,
             split=split,

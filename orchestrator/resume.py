@@ -13,7 +13,8 @@ from actors.errors import ActorFailure
 from actors.groups import TrainerGroup
 from configs.schema import RunConfig
 from mixing.mixer import Mixer
-from orchestrator.checkpoints import CheckpointError, CheckpointStore
+from orchestrator.checkpoints import CheckpointError, CheckpointRef, CheckpointStore
+from orchestrator.guards import Guards
 from orchestrator.producer import RolloutProducer
 from orchestrator.run_dir import RunDir
 from rollouts.types import GroupRequest, GroupSummary
@@ -64,6 +65,16 @@ class Checkpointer:
             ledger_offset=int(str(state["ledger_offset"])),
         )
 
+    def good(self, guards: Guards) -> CheckpointRef | None:
+        """Return the newest checkpoint that verifies and after which nothing alarmed; None where
+        there is none."""
+        steps = set(self._store.steps())
+        while (step := guards.good(steps)) is not None:
+            if (found := self._store.find_good(step)) is not None:
+                return found
+            steps.remove(step)
+        return None
+
     async def save(
         self,
         step: int,
@@ -71,6 +82,7 @@ class Checkpointer:
         mixer: Mixer,
         producer: RolloutProducer,
         *,
+        guards: Guards,
         last: bool,
     ) -> None:
         """Commit a checkpoint of `step`, unless there is one.
@@ -79,6 +91,7 @@ class Checkpointer:
         on, and the failure is logged.
 
         Args:
+            guards: say which earlier ones a rollback may need.
             last: nothing comes after this one, so its failure is raised.
 
         Raises:
@@ -100,7 +113,8 @@ class Checkpointer:
             self._store.write_driver(step, state)
             await trainer.save(folder / "trainer")
             await asyncio.to_thread(producer.ledger.sync)
-            await asyncio.to_thread(self._store.commit, step)
+            keep = guards.keep([*self._store.steps(), step])
+            await asyncio.to_thread(self._store.commit, step, keep)
             self._saved = step
         except CheckpointError as error:
             if last:

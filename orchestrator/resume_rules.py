@@ -32,6 +32,7 @@ _FREE = (
     "eval",
     "checkpoint",
     "monitors",
+    "guards",
     "logging",
     "health",
 )
