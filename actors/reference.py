@@ -28,9 +28,12 @@ class ReferenceActor:
 
     def start(self) -> Heartbeat:
         """Load the model."""
+        from trainer.determinism import make_deterministic
         from trainer.scorer import ReferenceModel
 
         cfg = self._cfg
+        if cfg.deterministic:
+            make_deterministic()
         model = cfg.model.model_copy(update={"path": cfg.reference.path or cfg.model.path})
         self._model = ReferenceModel(
             model, packing=cfg.batch.packing, logprob_chunk=cfg.trainer.logprob_chunk

@@ -66,8 +66,11 @@ class TrainerActor:
         # Public and documented, but not in the package's own list of names.
         from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+        from trainer.determinism import make_deterministic
         from trainer.engine import PolicyEngine
 
+        if self._cfg.deterministic:
+            make_deterministic()
         timeout = timedelta(seconds=self._cfg.trainer.collective_timeout_s)
         store = TCPStore(store_host, store_port, is_master=False, timeout=timeout)
         torch.distributed.init_process_group(

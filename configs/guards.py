@@ -28,16 +28,13 @@ class GuardConfig(Config):
 
     enabled: bool = True
     """Whether it watches."""
-    action: Remedy = "warn"
-    """`warn`; `shrink` the learning rate for `guards.shrink_steps`; `rollback` to the last good
-    checkpoint; or `stop` the run, with a checkpoint."""
     sigmas: PositiveFloat = 10.0
     """Robust standard deviations (1.4826 MAD) from the median of `guards.window` that it takes."""
     persist: Persist = 1
     """Steps in a row that must show it."""
 
 
-class RiseGuardConfig(GuardConfig):
+class RiseConfig(GuardConfig):
     """Alarm when a figure is far above its median."""
 
     factor: Above = 4.0
@@ -46,7 +43,15 @@ class RiseGuardConfig(GuardConfig):
     """Least distance from the median."""
 
 
-class UpdateGuardConfig(RiseGuardConfig):
+class RiseGuardConfig(RiseConfig):
+    """Alarm when a figure is far above its median."""
+
+    action: Remedy = "warn"
+    """`warn`; `shrink` the learning rate for `guards.shrink_steps`; `rollback` to the last good
+    checkpoint; or `stop` the run, with a checkpoint."""
+
+
+class UpdateGuardConfig(RiseConfig):
     """Alarm at an optimizer step that is far above the median, before it is applied."""
 
     action: UpdateRemedy = "warn"
@@ -56,6 +61,9 @@ class UpdateGuardConfig(RiseGuardConfig):
 class FallGuardConfig(GuardConfig):
     """Alarm when a figure is far below its median."""
 
+    action: Remedy = "warn"
+    """`warn`; `shrink` the learning rate for `guards.shrink_steps`; `rollback` to the last good
+    checkpoint; or `stop` the run, with a checkpoint."""
     sigmas: PositiveFloat = 4.0
     """Robust standard deviations (1.4826 MAD) from the median of `guards.window` that it takes."""
     share: Fraction = 0.4

@@ -276,6 +276,9 @@ class RunConfig(Config):
     """Name of the run; its default directory is `runs/<name>`."""
     seed: int = 1
     """Seed of everything random."""
+    deterministic: bool = False
+    """Have two runs of this recipe on like machines give the same metrics, bit for bit, at the cost
+    of speed: see docs/stability.md."""
     num_steps: PositiveInt
     """Training steps."""
     ray_address: str | None = None

@@ -11,6 +11,7 @@ from configs.evaluation import check_eval, warn_eval
 from configs.model_files import find_model_folder, read_model_shape
 from configs.schema import ActorsConfig, RunConfig
 from configs.validate_data import HUB_NAME, check_data
+from configs.validate_determinism import check_determinism
 from configs.validate_difficulty import check_difficulty, warn_difficulty
 from configs.validate_engines import check_path, check_ranks
 from configs.validate_guards import check_guards
@@ -36,6 +37,7 @@ def validate_run(cfg: RunConfig) -> list[Problem]:
         *_check_model(cfg),
         *check_judges(cfg),
         *check_guards(cfg),
+        *check_determinism(cfg),
     ]
 
 

@@ -33,9 +33,10 @@ def check_guards(cfg: RunConfig) -> Iterator[Problem]:
 
 def actions(cfg: RunConfig, action: str) -> list[str]:
     """Return the fields of the guards and monitors whose action it is."""
+    sections = (("guards", cfg.guards), ("monitors", cfg.monitors))
     return [
-        f"{section}.{field}"
-        for section in ("guards", "monitors")
-        for field in type(getattr(cfg, section)).model_fields
-        if getattr(getattr(getattr(cfg, section), field), "action", "") == action
+        f"{name}.{field}"
+        for name, section in sections
+        for field in type(section).model_fields
+        if getattr(getattr(section, field), "action", "") == action
     ]

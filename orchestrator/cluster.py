@@ -33,7 +33,7 @@ _CONTROL = {"control": 1}
 RAY_START_ATTEMPTS = 3
 
 
-def _environment(role: str, cpus: float) -> dict[str, str]:
+def _environment(role: str, cpus: float, *, deterministic: bool) -> dict[str, str]:
     """Return the environment variables of an actor's process.
 
     The folder that braid runs in goes along, so that a user's own modules are found.
@@ -46,6 +46,9 @@ def _environment(role: str, cpus: float) -> dict[str, str]:
         "PATH": path,
         "PYTHONPATH": os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH")))),
     }
+    if deterministic:
+        env["PYTHONHASHSEED"] = "0"
+        env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     if role != "reward":
         env["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
     if not _has_gpu() and role in ("trainer", "reference"):
@@ -190,11 +193,12 @@ class SamplingCluster:
         cpus = float(str(seated["num_cpus"]))
         make: Any = ray.remote  # whose types know no concurrency groups
         remote = make(concurrency_groups=_CONTROL)(cls)
+        env = _environment(role, cpus, deterministic=self._cfg.deterministic)
         handle: ActorHandle = remote.options(
             **seated,
             max_restarts=0,
             max_task_retries=0,
-            runtime_env={"env_vars": _environment(role, cpus)},
+            runtime_env={"env_vars": env},
         ).remote(*args)
         member = Member(role=role, index=index, handle=handle, node=node)
         self._members.append(member)

@@ -14,6 +14,7 @@ from configs.schema import RunConfig, dump
 _FREE = (
     "num_steps",
     "ray_address",
+    "deterministic",
     "mix.max_wait_s",
     "batch.max_attempts",
     "batch.max_failed_groups",

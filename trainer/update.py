@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import deepspeed
 import torch
@@ -54,12 +54,14 @@ def take_step(
         with _refusing(engine, limit) as seen:
             engine.step()
         applied = bool(engine.was_step_applied())
-        norm = float(engine.get_global_grad_norm()) if applied or not seen else seen[0]
+        reported: Any = engine.get_global_grad_norm()
+        norm = float(reported) if applied or not seen else seen[0]
         return Update(grad_norm=norm, lr=lr, applied=applied)
 
 
 def _bare_step(engine: deepspeed.DeepSpeedEngine, limit: float, lr: float) -> Update:
-    grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    module: torch.nn.Module = cast(Any, engine).module
+    grads = [p.grad for p in module.parameters() if p.grad is not None]
     norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in grads])))
     applied = norm <= limit and math.isfinite(norm)
     if applied:
@@ -74,7 +76,7 @@ def _bare_step(engine: deepspeed.DeepSpeedEngine, limit: float, lr: float) -> Up
 def _learning_rate(engine: deepspeed.DeepSpeedEngine, factor: float) -> Iterator[float]:
     """Scale the rate of one step; yield it. The schedule, a function of its steps, knows nothing
     of it."""
-    groups: list[dict[str, Any]] = engine.optimizer.param_groups
+    groups: list[dict[str, Any]] = cast(Any, engine.optimizer).param_groups
     planned = [group["lr"] for group in groups]
     for group in groups:
         group["lr"] *= factor
@@ -90,7 +92,9 @@ def _refusing(engine: deepspeed.DeepSpeedEngine, limit: float) -> Iterator[list[
     """Have the wrapped optimizer drop a gradient whose norm is above `limit`; yields the norms
     that it was asked about."""
     seen: list[float] = []
-    module: ModuleType = sys.modules[type(engine.optimizer).step.__module__]
+    optimizer: Any = engine.optimizer
+    owner = next(kind for kind in type(optimizer).__mro__ if "step" in vars(kind))
+    module: ModuleType = sys.modules[owner.__module__]
     honest = getattr(module, _JUDGE)
 
     def judge(norm: Any) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from configs.guards import GuardConfig, UpdateRemedy
+from configs.guards import FallGuardConfig, RiseGuardConfig, UpdateGuardConfig, UpdateRemedy
 from configs.monitors import MonitorConfig
 from configs.schema import RunConfig, SourceConfig
 from rewards.monitors.alarms import Alarm, Figures, Latch, Looked, Monitor
@@ -153,7 +153,7 @@ def _guards(cfg: RunConfig) -> Iterator[_Watcher]:
     run = cfg.guards
 
     def watcher(source: str, name: str, monitor: Monitor) -> Iterator[_Watcher]:
-        own: GuardConfig = getattr(run, name)
+        own: RiseGuardConfig | UpdateGuardConfig | FallGuardConfig = getattr(run, name)
         if own.enabled:
             latch = Latch(own.persist)
             yield _Watcher(

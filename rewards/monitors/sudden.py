@@ -14,7 +14,7 @@ from configs.guards import (
     GuardConfig,
     GuardsConfig,
     LengthGuardConfig,
-    RiseGuardConfig,
+    RiseConfig,
 )
 from rewards.monitors.alarms import Figures, Finding, Looked, Monitor
 
@@ -51,7 +51,7 @@ class Usual:
         return _GAUSSIAN * median(abs(v - level) for v in self._values)
 
 
-def highest(usual: Usual, cfg: RiseGuardConfig) -> float:
+def highest(usual: Usual, cfg: RiseConfig) -> float:
     """Return the largest value that raises nothing; infinite during warm-up."""
     if not usual.known:
         return math.inf
@@ -77,7 +77,7 @@ def lowest(
 class RiseGuard(Monitor):
     """Sees a figure far above its median."""
 
-    def __init__(self, run: GuardsConfig, cfg: RiseGuardConfig, *, key: str, name: str):
+    def __init__(self, run: GuardsConfig, cfg: RiseConfig, *, key: str, name: str):
         """Watch.
 
         Args:
