@@ -181,9 +181,13 @@ class TrainerGroup(_Group):
         """Data-parallel ranks."""
         return len(self.members)
 
-    async def train_step(self, batch: TrainBatch) -> StepResult:
-        """Train one step on all ranks; each is sent its own row of the plan."""
-        plans = [_rank_plan(batch, r) for r in range(self.dp_size)]
+    async def train_step(self, batch: TrainBatch, *, save_to: Path | None = None) -> StepResult:
+        """Train one step on all ranks; each is sent its own row of the plan.
+
+        Args:
+            save_to: folder where each rank keeps what it trains on.
+        """
+        plans = [replace(_rank_plan(batch, r), save_to=save_to) for r in range(self.dp_size)]
         results = await self._each(
             lambda trainer, rank: trainer.train_step.remote(plans[rank]),
             doing=f"train_step {batch.step}",

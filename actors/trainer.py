@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import ray
 
-from actors.fetch import fetch_micro_batches
+from actors.fetch import fetch_stored, lay_out
 from actors.heartbeat import Heartbeat, beat
 from actors.sync_plan import Manifest, SendReport, SyncInit
 from configs.schema import RunConfig
 from rollouts.packing import assemble
+from rollouts.sample_files import rank_file, write_samples
 from rollouts.types import F32, MinibatchPlan, Ref, StepResult, UpdateBounds
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class RankPlan:
     """Each with a grid of this rank's row alone: [1][n]."""
     step: int
     bounds: UpdateBounds
+    save_to: Path | None = None
+    """Where to keep what it trains on, as a file of this rank; None keeps nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +95,10 @@ class TrainerActor:
 
         began = time.monotonic()
         rows = [p for m in plan.minibatches for p in m.grid[0]]
-        batches = iter(fetch_micro_batches(rows, timeout_s=self._cfg.health.train_s))
+        stored = fetch_stored(rows, timeout_s=self._cfg.health.train_s)
+        if plan.save_to is not None:
+            write_samples(plan.save_to / rank_file(self._rank), [s for row in stored for s in row])
+        batches = iter([lay_out(row) for row in stored])
         minibatches = [
             Minibatch(
                 micro_batches=tuple(next(batches) for _ in m.grid[0]),

@@ -29,6 +29,7 @@ from configs.mix import LimitsConfig, MixConfig, StageConfig
 from configs.monitors import GoldConfig, MonitorsConfig, WatchConfig
 from configs.objective import CreditConfig, ObjectiveConfig
 from configs.plug import PlugConfig
+from configs.replay import ReplayConfig
 from configs.sandbox import SandboxConfig
 from configs.training import ReferenceConfig, TrainerConfig, WeightSyncConfig
 
@@ -321,6 +322,8 @@ class RunConfig(Config):
     """Stability guards, and what an alarm leads to."""
     logging: LoggingConfig = LoggingConfig()
     """Logs."""
+    replay: ReplayConfig = ReplayConfig()
+    """Batches kept to be trained on again."""
     health: HealthConfig = HealthConfig()
     """Deadlines."""
 

@@ -22,6 +22,7 @@ from orchestrator.evaluator import evaluate
 from orchestrator.producer import RolloutProducer
 from orchestrator.publisher import SyncReport, WeightPublisher
 from orchestrator.recorder import Recorder
+from orchestrator.replay_files import begin_step, end_step
 from orchestrator.resume import Checkpointer, Restored
 from orchestrator.step_metrics import StepBooks, TrainedStep
 from rollouts.packing import plan_minibatches
@@ -159,7 +160,12 @@ async def _step(
     groups = scale_advantages(parts.cfg, groups)
     batch = await _score(parts, _plan(parts, step, groups))
     with parts.clock.phase("train"):
-        result = await parts.cluster.trainer.train_step(batch)
+        keep = None
+        if parts.cfg.replay.save:
+            keep = begin_step(parts.recorder.batches, step)
+        result = await parts.cluster.trainer.train_step(batch, save_to=keep)
+        if keep is not None:
+            end_step(keep, groups, batch, keep=parts.cfg.replay.keep)
     parts.mixer.observe_trained(step, tally(groups))
     producer.trained(step, result.policy_version, groups, batch)
     parts.recorder.trained(

@@ -82,6 +82,11 @@ class Recorder:
         log.info("%s", text)
         self._display.say(text)
 
+    @property
+    def batches(self) -> Path:
+        """Folder of the batches kept for a replay."""
+        return self._directory.batches
+
     def rollouts_path(self, step: int) -> Path:
         """Return the file for the step's rollouts."""
         return self._directory.rollouts_path(step)

@@ -35,6 +35,7 @@ _FREE = (
     "monitors",
     "guards",
     "logging",
+    "replay",
     "health",
 )
 """How and how long it runs, where it runs, and what is written: all else says what is learned."""

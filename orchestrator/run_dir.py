@@ -42,6 +42,7 @@ _ALARMS = "alarms.jsonl"
 _LEDGER, _ROLLOUTS, _CHECKPOINTS = "ledger.jsonl", "rollouts", "checkpoints"
 _CONTAMINATION = "contamination.json"
 MIX_EDITS = "mix_edits.jsonl"
+BATCHES = "replay"
 _STEP_FILE = re.compile(r"^step[_-](\d+)\b")
 
 
@@ -189,6 +190,11 @@ class RunDir:
         """Folder of the sampled texts."""
         return self.path / _ROLLOUTS
 
+    @property
+    def batches(self) -> Path:
+        """Folder of the batches kept for a replay."""
+        return self.path / BATCHES
+
     def rollouts_path(self, step: int) -> Path:
         """Return the file that takes the rollouts of `step`."""
         return self.rollouts / f"step_{step}.jsonl"
@@ -233,7 +239,8 @@ class RunDir:
         """Forget every record and rollout file of the steps after `step`, which will come again."""
         for name in (_METRICS, _EVAL, _ALARMS):
             _truncate_lines(self.path / name, step)
-        for file in self.rollouts.iterdir():
+        kept = list(self.batches.iterdir()) if self.batches.is_dir() else []
+        for file in (*self.rollouts.iterdir(), *kept):
             match = _STEP_FILE.match(file.name)
             if match and int(match[1]) > step:
                 file.unlink() if file.is_file() else shutil.rmtree(file)
@@ -290,6 +297,11 @@ def _read_lines(path: Path) -> Iterator[dict[str, JsonValue]]:
             continue
         if isinstance(record, dict):
             yield record
+
+
+def read_all_metrics(path: Path) -> Iterator[Mapping[str, JsonValue]]:
+    """Yield the metrics of each step of the run directory `path`, in order."""
+    yield from _read_lines(path / _METRICS)
 
 
 def read_last_metrics(path: Path) -> Mapping[str, JsonValue] | None:
