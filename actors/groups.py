@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from ray.actor import ActorHandle
 
+from actors.errors import RunError
 from actors.rollout import EngineInfo, ReceiveReport
 from actors.supervisor import Member, Supervisor
 from actors.sync_plan import Manifest, SendReport, SyncInit
@@ -148,7 +149,51 @@ class RewardFleet(_Group):
 
 
 class ReferenceFleet(_Group):
-    """The frozen reference policies."""
+    """The reference policies, equal copies."""
+
+    async def follow(self, folder: Path) -> None:
+        """Have all take over the policy that the trainer wrote there.
+
+        Raises:
+            RunError: their weights are not equal then.
+        """
+        self._compare(
+            await self._each(
+                lambda reference, _: reference.follow.remote(folder),
+                doing=f"follow the policy of {folder}",
+                timeout_s=self._health.checkpoint_s,
+            )
+        )
+
+    async def save(self, folder: Path) -> None:
+        """Have one write the weights of all into a checkpoint's folder."""
+        await self._one(
+            0,
+            lambda reference, _: reference.save.remote(folder),
+            doing=f"save {folder}",
+            timeout_s=self._health.checkpoint_s,
+        )
+
+    async def load(self, folder: Path) -> None:
+        """Have all set the weights of a checkpoint.
+
+        Raises:
+            RunError: their weights are not equal then.
+        """
+        self._compare(
+            await self._each(
+                lambda reference, _: reference.load.remote(folder),
+                doing=f"load {folder}",
+                timeout_s=self._health.checkpoint_s,
+            )
+        )
+
+    def _compare(self, digests: Sequence[str]) -> None:
+        odd = [m.name for m, d in zip(self.members, digests, strict=True) if d != digests[0]]
+        if odd:
+            raise RunError(
+                f"{', '.join(odd)} and {self.members[0].name} hold different reference weights"
+            )
 
     async def score(self, batch: TrainBatch) -> TrainBatch:
         """Return the batch with every non-empty micro-batch pointing at its reference scores."""
@@ -181,13 +226,9 @@ class TrainerGroup(_Group):
         """Data-parallel ranks."""
         return len(self.members)
 
-    async def train_step(self, batch: TrainBatch, *, save_to: Path | None = None) -> StepResult:
-        """Train one step on all ranks; each is sent its own row of the plan.
-
-        Args:
-            save_to: folder where each rank keeps what it trains on.
-        """
-        plans = [replace(_rank_plan(batch, r), save_to=save_to) for r in range(self.dp_size)]
+    async def train_step(self, batch: TrainBatch) -> StepResult:
+        """Train one step on all ranks; each is sent its own row of the plan."""
+        plans = [_rank_plan(batch, r) for r in range(self.dp_size)]
         results = await self._each(
             lambda trainer, rank: trainer.train_step.remote(plans[rank]),
             doing=f"train_step {batch.step}",
@@ -221,6 +262,14 @@ class TrainerGroup(_Group):
         )
         return reports[0]
 
+    async def write_policy(self, folder: Path) -> None:
+        """Have all weights written into a folder that the reference reads."""
+        await self._each(
+            lambda trainer, _: trainer.write_policy.remote(folder),
+            doing=f"write the policy to {folder}",
+            timeout_s=self._health.checkpoint_s,
+        )
+
     async def logprob_gap(self, probes: Sequence[Ref]) -> tuple[LogprobGap, ...]:
         """Compare engines' logprobs of their own tokens with the trainer's; one an engine."""
         gaps = await self._each(
@@ -251,5 +300,6 @@ def _rank_plan(batch: TrainBatch, rank: int) -> RankPlan:
     return RankPlan(
         step=batch.step,
         bounds=batch.bounds,
+        keep_in=batch.keep_in,
         minibatches=tuple(replace(m, grid=(m.grid[rank],)) for m in batch.minibatches),
     )

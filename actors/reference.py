@@ -1,9 +1,10 @@
-"""The reference actor: logprobs of samples under the frozen reference policy.
+"""The reference actor: logprobs of samples under the reference policy.
 
 torch and transformers are imported when it starts: the driver imports this module too.
 """
 
 import itertools
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
@@ -15,6 +16,7 @@ from rollouts.packing import assemble
 from rollouts.types import MicroBatchPlan, Ref
 
 if TYPE_CHECKING:
+    from trainer.reference_weights import Follower
     from trainer.scorer import ReferenceModel
 
 
@@ -24,11 +26,13 @@ class ReferenceActor:
     def __init__(self, cfg: RunConfig):
         self._cfg = cfg
         self._model: ReferenceModel | None = None
+        self._follower: Follower | None = None
         self._scored = 0
 
     def start(self) -> Heartbeat:
         """Load the model."""
         from trainer.determinism import make_deterministic
+        from trainer.reference_weights import Follower
         from trainer.scorer import ReferenceModel
 
         cfg = self._cfg
@@ -38,7 +42,29 @@ class ReferenceActor:
         self._model = ReferenceModel(
             model, packing=cfg.batch.packing, logprob_chunk=cfg.trainer.logprob_chunk
         )
+        if (refresh := cfg.reference.refresh) is not None:
+            self._follower = Follower(self._model.network, average=refresh.mode == "ema")
         return beat(self._scored)
+
+    @property
+    def follower(self) -> "Follower":
+        """The weights, where they follow the policy."""
+        assert self._follower is not None, "reference.refresh is not set"
+        return self._follower
+
+    def follow(self, folder: Path) -> str:
+        """Take over the policy that the trainer wrote; return a digest of the weights then."""
+        refresh = self._cfg.reference.refresh
+        assert refresh is not None
+        return self.follower.follow(folder, decay=refresh.decay)
+
+    def save(self, folder: Path) -> None:
+        """Write the weights into a checkpoint's folder."""
+        self.follower.save(folder)
+
+    def load(self, folder: Path) -> str:
+        """Set the weights of a checkpoint; return a digest of them."""
+        return self.follower.load(folder)
 
     def score(self, plans: tuple[MicroBatchPlan, ...]) -> tuple[Ref, ...]:
         """Score micro-batches.

@@ -34,8 +34,8 @@ class RankPlan:
     """Each with a grid of this rank's row alone: [1][n]."""
     step: int
     bounds: UpdateBounds
-    save_to: Path | None = None
-    """Where to keep what it trains on, as a file of this rank; None keeps nothing."""
+    keep_in: Path | None
+    """Folder where this rank keeps what it trains on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +96,8 @@ class TrainerActor:
         began = time.monotonic()
         rows = [p for m in plan.minibatches for p in m.grid[0]]
         stored = fetch_stored(rows, timeout_s=self._cfg.health.train_s)
-        if plan.save_to is not None:
-            write_samples(plan.save_to / rank_file(self._rank), [s for row in stored for s in row])
+        if plan.keep_in is not None:
+            write_samples(plan.keep_in / rank_file(self._rank), [s for row in stored for s in row])
         batches = iter([lay_out(row) for row in stored])
         minibatches = [
             Minibatch(
@@ -141,6 +141,14 @@ class TrainerActor:
         report = self._sender.send(version, self._cfg.weight_sync.checksum_tensors)
         self._progress += 1
         return report
+
+    def write_policy(self, folder: Path) -> None:
+        """Write all weights into a folder that the reference reads."""
+        from trainer.reference_weights import write_policy
+
+        specs, gathered = self.engine.weight_specs(), self.engine.gathered
+        write_policy(specs, gathered, folder, writes=self._rank == 0)
+        self._progress += 1
 
     def logprob_gap(self, probes: Sequence[Ref]) -> tuple[LogprobGap, ...]:
         """Score engines' own completions with this trainer's weights; all ranks do the same.

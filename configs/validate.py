@@ -20,6 +20,7 @@ from configs.validate_mix import check_mix, warn_mix
 from configs.validate_monitors import check_monitors, warn_monitors
 from configs.validate_objective import check_objective, warn_objective, warn_source_objective
 from configs.validate_parts import check_parts
+from configs.validate_refresh import check_refresh
 
 
 def validate_run(cfg: RunConfig) -> list[Problem]:
@@ -38,6 +39,7 @@ def validate_run(cfg: RunConfig) -> list[Problem]:
         *check_judges(cfg),
         *check_guards(cfg),
         *check_determinism(cfg),
+        *check_refresh(cfg),
     ]
 
 

@@ -5,6 +5,7 @@ Beside it: what one step logs, and how a signal ends a run between two committed
 
 import asyncio
 import logging
+import shutil
 import signal
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ from orchestrator.producer import RolloutProducer
 from orchestrator.publisher import SyncReport, WeightPublisher
 from orchestrator.recorder import Recorder
 from orchestrator.replay_files import begin_step, end_step
-from orchestrator.resume import Checkpointer, Restored
+from orchestrator.resume import REFERENCE, Checkpointer, Restored, load_actors
+from orchestrator.run_dir import BATCHES
 from orchestrator.step_metrics import StepBooks, TrainedStep
 from rollouts.packing import plan_minibatches
 from rollouts.scopes import scale_advantages
@@ -160,12 +162,9 @@ async def _step(
     groups = scale_advantages(parts.cfg, groups)
     batch = await _score(parts, _plan(parts, step, groups))
     with parts.clock.phase("train"):
-        keep = None
-        if parts.cfg.replay.save:
-            keep = begin_step(parts.recorder.batches, step)
-        result = await parts.cluster.trainer.train_step(batch, save_to=keep)
-        if keep is not None:
-            end_step(keep, groups, batch, keep=parts.cfg.replay.keep)
+        result = await parts.cluster.trainer.train_step(batch)
+        if batch.keep_in is not None:
+            end_step(batch.keep_in, groups, batch, keep=parts.cfg.replay.keep)
     parts.mixer.observe_trained(step, tally(groups))
     producer.trained(step, result.policy_version, groups, batch)
     parts.recorder.trained(
@@ -178,9 +177,23 @@ async def _step(
         )
     )
     rolled_back = await _roll_back(parts, producer, step)
+    await _refresh_reference(parts, step)
     sync = await parts.publisher.publish(step)
     producer.advance(step)
     return rolled_back, sync
+
+
+async def _refresh_reference(parts: Parts, step: int) -> None:
+    """Have the reference follow the policy, where that is due."""
+    refresh, cluster = parts.cfg.reference.refresh, parts.cluster
+    if refresh is None or cluster.reference is None or step % refresh.every:
+        return
+    with parts.clock.phase("reference"):
+        folder = begin_step(parts.recorder.path / REFERENCE, step)
+        await cluster.trainer.write_policy(folder)
+        await cluster.reference.follow(folder)
+        await asyncio.to_thread(shutil.rmtree, folder.parent)
+    log.info("the reference followed the policy of step %d (%s)", step, refresh.mode)
 
 
 async def _roll_back(parts: Parts, producer: RolloutProducer, step: int) -> bool:
@@ -192,7 +205,8 @@ async def _roll_back(parts: Parts, producer: RolloutProducer, step: int) -> bool
         good = await asyncio.to_thread(parts.checkpoints.good, guards)
         if good is None:
             return False
-        await parts.cluster.trainer.load(good.trainer)
+        cluster = parts.cluster
+        await load_actors(parts.cfg, good.path, cluster.trainer, cluster.reference)
     producer.ledger.rolled_back(step, good.step)
     parts.recorder.rolled_back(good.step)
     return True
@@ -208,8 +222,14 @@ def _plan(parts: Parts, step: int, groups: Sequence[GroupSummary]) -> TrainBatch
             num_minibatches=cfg.num_minibatches,
             max_tokens=cfg.max_tokens_per_microbatch,
         )
-    bounds = parts.recorder.guards.bounds()
-    return TrainBatch(step=step, minibatches=minibatches, bounds=bounds)
+        keep = parts.cfg.replay.save
+        folder = begin_step(parts.recorder.path / BATCHES, step) if keep else None
+    return TrainBatch(
+        step=step,
+        minibatches=minibatches,
+        bounds=parts.recorder.guards.bounds(),
+        keep_in=folder,
+    )
 
 
 async def _score(parts: Parts, batch: TrainBatch) -> TrainBatch:
@@ -230,6 +250,7 @@ async def _checkpoint(
             parts.cluster.trainer,
             parts.mixer,
             producer,
+            reference=parts.cluster.reference,
             guards=parts.recorder.guards,
             last=last,
         )

@@ -83,9 +83,9 @@ class Recorder:
         self._display.say(text)
 
     @property
-    def batches(self) -> Path:
-        """Folder of the batches kept for a replay."""
-        return self._directory.batches
+    def path(self) -> Path:
+        """The run directory."""
+        return self._directory.path
 
     def rollouts_path(self, step: int) -> Path:
         """Return the file for the step's rollouts."""

@@ -190,11 +190,6 @@ class RunDir:
         """Folder of the sampled texts."""
         return self.path / _ROLLOUTS
 
-    @property
-    def batches(self) -> Path:
-        """Folder of the batches kept for a replay."""
-        return self.path / BATCHES
-
     def rollouts_path(self, step: int) -> Path:
         """Return the file that takes the rollouts of `step`."""
         return self.rollouts / f"step_{step}.jsonl"
@@ -239,7 +234,7 @@ class RunDir:
         """Forget every record and rollout file of the steps after `step`, which will come again."""
         for name in (_METRICS, _EVAL, _ALARMS):
             _truncate_lines(self.path / name, step)
-        kept = list(self.batches.iterdir()) if self.batches.is_dir() else []
+        kept = (self.path / BATCHES).glob("step_*")
         for file in (*self.rollouts.iterdir(), *kept):
             match = _STEP_FILE.match(file.name)
             if match and int(match[1]) > step:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -413,6 +414,8 @@ class TrainBatch:
     step: int
     minibatches: tuple[MinibatchPlan, ...]
     bounds: UpdateBounds = UpdateBounds()
+    keep_in: Path | None = None
+    """Folder where each rank keeps what it trains on, for a replay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
