@@ -16,6 +16,7 @@ from actors.sync_plan import Manifest, SendReport, SyncInit
 from actors.trainer import LogprobGap, RankPlan
 from configs.schema import HealthConfig
 from rewards.judges.meter import add_up
+from rollouts.distance import Distance
 from rollouts.types import (
     GeneratedGroup,
     GroupRequest,
@@ -164,6 +165,16 @@ class ReferenceFleet(_Group):
                 timeout_s=self._health.checkpoint_s,
             )
         )
+
+    async def distance(self, refs: Sequence[Ref]) -> Distance:
+        """Return how far the policy that wrote some graded groups is from the reference."""
+        n = len(self.members)
+        found = await self._each(
+            lambda reference, i: reference.distance.remote(tuple(refs[i::n])),
+            doing="measure the distance of evaluated completions",
+            timeout_s=self._health.train_s,
+        )
+        return sum(found, Distance())
 
     async def save(self, folder: Path) -> None:
         """Have one write the weights of all into a checkpoint's folder."""

@@ -12,8 +12,10 @@ import ray
 from actors.fetch import fetch_samples
 from actors.heartbeat import Heartbeat, beat
 from configs.schema import RunConfig
-from rollouts.packing import assemble
-from rollouts.types import MicroBatchPlan, Ref
+from rollouts.distance import Distance, distance
+from rollouts.packing import assemble, within_budget
+from rollouts.samples import bare_samples
+from rollouts.types import MicroBatchPlan, Ref, RolloutGroup
 
 if TYPE_CHECKING:
     from trainer.reference_weights import Follower
@@ -83,6 +85,25 @@ class ReferenceActor:
             refs.append(ray.put(rows))
             self._scored += len(samples)
         return tuple(refs)
+
+    def distance(self, refs: tuple[Ref, ...]) -> Distance:
+        """Return how far the policy that wrote some groups is from the reference.
+
+        Args:
+            refs: to graded RolloutGroups.
+        """
+        assert self._model is not None, "start() was not called"
+        budget, found = self._cfg.batch.max_tokens_per_microbatch, Distance()
+        groups: list[RolloutGroup] = ray.get(list(refs), timeout=self._cfg.health.train_s)  # type: ignore[call-overload]
+        samples = [
+            s for g in groups for s in bare_samples(g, self._cfg.source(g.request.task.source))
+        ]
+        for piece in within_budget(samples, budget):
+            batch = assemble(piece, None)
+            (scores,) = self._model.token_logprobs([batch])
+            found += distance(batch, scores)
+            self._scored += len(piece)
+        return found
 
     @ray.method(concurrency_group="control")
     def heartbeat(self) -> Heartbeat:

@@ -351,6 +351,11 @@ class RunConfig(Config):
         return max(self.max_staleness(s) for s in self.sources)
 
     @property
+    def reference_is_start(self) -> bool:
+        """Whether the reference, where there is one, is the policy that the run began with."""
+        return self.reference.path is None and self.reference.refresh is None
+
+    @property
     def needs_reference(self) -> bool:
         """Whether any source is held to the reference policy."""
         return any(self.kl_coef(s) > 0 for s in self.sources)

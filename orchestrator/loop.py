@@ -279,6 +279,7 @@ async def _evaluate_now(parts: Parts, step: int, sources: Sequence[str]) -> None
             rollout=cluster.rollout,
             reward=cluster.reward,
             clock=parts.clock,
+            start=cluster.reference if parts.cfg.reference_is_start else None,
         )
     )
     parts.recorder.evaluated(results)

@@ -31,6 +31,7 @@ from orchestrator.run_dir import RunDir
 from orchestrator.run_totals import RunTotals
 from orchestrator.spikiness import Standing, out_of_patience, reports, spikiness, standings
 from orchestrator.step_metrics import StepBooks, TrainedStep, book_metrics, step_metrics
+from orchestrator.trust import trust_lines
 from rewards.monitors.alarms import Alarm
 from rewards.monitors.replay import ROLLED_BACK_TO
 
@@ -123,6 +124,8 @@ class Recorder:
         mine = [s for s in now if s.source in evaluated]
         self.say(render_eval_line([_view(r) for r in results]))
         for line in render_changes(mine, report):
+            self.say(line)
+        for line in trust_lines(self._evaluations, [r.source for r in results]):
             self.say(line)
         for standing in mine:
             if standing.has_regressed(bound):
