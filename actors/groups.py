@@ -9,12 +9,14 @@ from typing import Any, TypeAlias
 
 from ray.actor import ActorHandle
 
+from actors.errors import RunError
 from actors.rollout import EngineInfo, ReceiveReport
 from actors.supervisor import Member, Supervisor
 from actors.sync_plan import Manifest, SendReport, SyncInit
 from actors.trainer import LogprobGap, RankPlan
 from configs.schema import HealthConfig
 from rewards.judges.meter import add_up
+from rollouts.distance import Distance
 from rollouts.types import (
     GeneratedGroup,
     GroupRequest,
@@ -148,7 +150,61 @@ class RewardFleet(_Group):
 
 
 class ReferenceFleet(_Group):
-    """The frozen reference policies."""
+    """The reference policies, equal copies."""
+
+    async def follow(self, folder: Path) -> None:
+        """Have all take over the policy that the trainer wrote there.
+
+        Raises:
+            RunError: their weights are not equal then.
+        """
+        self._compare(
+            await self._each(
+                lambda reference, _: reference.follow.remote(folder),
+                doing=f"follow the policy of {folder}",
+                timeout_s=self._health.checkpoint_s,
+            )
+        )
+
+    async def distance(self, refs: Sequence[Ref]) -> Distance:
+        """Return how far the policy that wrote some graded groups is from the reference."""
+        n = len(self.members)
+        found = await self._each(
+            lambda reference, i: reference.distance.remote(tuple(refs[i::n])),
+            doing="measure the distance of evaluated completions",
+            timeout_s=self._health.train_s,
+        )
+        return sum(found, Distance())
+
+    async def save(self, folder: Path) -> None:
+        """Have one write the weights of all into a checkpoint's folder."""
+        await self._one(
+            0,
+            lambda reference, _: reference.save.remote(folder),
+            doing=f"save {folder}",
+            timeout_s=self._health.checkpoint_s,
+        )
+
+    async def load(self, folder: Path) -> None:
+        """Have all set the weights of a checkpoint.
+
+        Raises:
+            RunError: their weights are not equal then.
+        """
+        self._compare(
+            await self._each(
+                lambda reference, _: reference.load.remote(folder),
+                doing=f"load {folder}",
+                timeout_s=self._health.checkpoint_s,
+            )
+        )
+
+    def _compare(self, digests: Sequence[str]) -> None:
+        odd = [m.name for m, d in zip(self.members, digests, strict=True) if d != digests[0]]
+        if odd:
+            raise RunError(
+                f"{', '.join(odd)} and {self.members[0].name} hold different reference weights"
+            )
 
     async def score(self, batch: TrainBatch) -> TrainBatch:
         """Return the batch with every non-empty micro-batch pointing at its reference scores."""
@@ -217,6 +273,14 @@ class TrainerGroup(_Group):
         )
         return reports[0]
 
+    async def write_policy(self, folder: Path) -> None:
+        """Have all weights written into a folder that the reference reads."""
+        await self._each(
+            lambda trainer, _: trainer.write_policy.remote(folder),
+            doing=f"write the policy to {folder}",
+            timeout_s=self._health.checkpoint_s,
+        )
+
     async def logprob_gap(self, probes: Sequence[Ref]) -> tuple[LogprobGap, ...]:
         """Compare engines' logprobs of their own tokens with the trainer's; one an engine."""
         gaps = await self._each(
@@ -246,5 +310,7 @@ class TrainerGroup(_Group):
 def _rank_plan(batch: TrainBatch, rank: int) -> RankPlan:
     return RankPlan(
         step=batch.step,
+        bounds=batch.bounds,
+        keep_in=batch.keep_in,
         minibatches=tuple(replace(m, grid=(m.grid[rank],)) for m in batch.minibatches),
     )

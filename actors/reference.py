@@ -1,9 +1,10 @@
-"""The reference actor: logprobs of samples under the frozen reference policy.
+"""The reference actor: logprobs of samples under the reference policy.
 
 torch and transformers are imported when it starts: the driver imports this module too.
 """
 
 import itertools
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
@@ -11,10 +12,13 @@ import ray
 from actors.fetch import fetch_samples
 from actors.heartbeat import Heartbeat, beat
 from configs.schema import RunConfig
-from rollouts.packing import assemble
-from rollouts.types import MicroBatchPlan, Ref
+from rollouts.distance import Distance, distance
+from rollouts.packing import assemble, within_budget
+from rollouts.samples import bare_samples
+from rollouts.types import MicroBatchPlan, Ref, RolloutGroup
 
 if TYPE_CHECKING:
+    from trainer.reference_weights import Follower
     from trainer.scorer import ReferenceModel
 
 
@@ -24,18 +28,45 @@ class ReferenceActor:
     def __init__(self, cfg: RunConfig):
         self._cfg = cfg
         self._model: ReferenceModel | None = None
+        self._follower: Follower | None = None
         self._scored = 0
 
     def start(self) -> Heartbeat:
         """Load the model."""
+        from trainer.determinism import make_deterministic
+        from trainer.reference_weights import Follower
         from trainer.scorer import ReferenceModel
 
         cfg = self._cfg
+        if cfg.deterministic:
+            make_deterministic()
         model = cfg.model.model_copy(update={"path": cfg.reference.path or cfg.model.path})
         self._model = ReferenceModel(
             model, packing=cfg.batch.packing, logprob_chunk=cfg.trainer.logprob_chunk
         )
+        if (refresh := cfg.reference.refresh) is not None:
+            self._follower = Follower(self._model.network, average=refresh.mode == "ema")
         return beat(self._scored)
+
+    @property
+    def follower(self) -> "Follower":
+        """The weights, where they follow the policy."""
+        assert self._follower is not None, "reference.refresh is not set"
+        return self._follower
+
+    def follow(self, folder: Path) -> str:
+        """Take over the policy that the trainer wrote; return a digest of the weights then."""
+        refresh = self._cfg.reference.refresh
+        assert refresh is not None
+        return self.follower.follow(folder, decay=refresh.decay)
+
+    def save(self, folder: Path) -> None:
+        """Write the weights into a checkpoint's folder."""
+        self.follower.save(folder)
+
+    def load(self, folder: Path) -> str:
+        """Set the weights of a checkpoint; return a digest of them."""
+        return self.follower.load(folder)
 
     def score(self, plans: tuple[MicroBatchPlan, ...]) -> tuple[Ref, ...]:
         """Score micro-batches.
@@ -54,6 +85,25 @@ class ReferenceActor:
             refs.append(ray.put(rows))
             self._scored += len(samples)
         return tuple(refs)
+
+    def distance(self, refs: tuple[Ref, ...]) -> Distance:
+        """Return how far the policy that wrote some groups is from the reference.
+
+        Args:
+            refs: to graded RolloutGroups.
+        """
+        assert self._model is not None, "start() was not called"
+        budget, found = self._cfg.batch.max_tokens_per_microbatch, Distance()
+        groups: list[RolloutGroup] = ray.get(list(refs), timeout=self._cfg.health.train_s)  # type: ignore[call-overload]
+        samples = [
+            s for g in groups for s in bare_samples(g, self._cfg.source(g.request.task.source))
+        ]
+        for piece in within_budget(samples, budget):
+            batch = assemble(piece, None)
+            (scores,) = self._model.token_logprobs([batch])
+            found += distance(batch, scores)
+            self._scored += len(piece)
+        return found
 
     @ray.method(concurrency_group="control")
     def heartbeat(self) -> Heartbeat:

@@ -1,6 +1,8 @@
 """The rollout actor: plays the episodes of groups on one vLLM engine."""
 
 import asyncio
+import hashlib
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from actors.rollout_render import ChatRenderer
 from actors.sync_plan import Manifest, SyncInit
 from configs.schema import RunConfig
 from environments.environment import Environment
-from environments.play import play
+from environments.play import GenerateFn, play
 from environments.registry import environment_factory
 from rollouts.types import (
     I32,
@@ -102,7 +104,7 @@ class RolloutRunner:
             index=index,
             sampling=request.sampling,
             max_model_len=self._cfg.model.max_model_len,
-            generate=self._generate,
+            generate=self._sampler(request, index),
             renderer=self._renderer,
             locate_text=self._cfg.source(request.task.source).credits_tokens,
         )
@@ -112,15 +114,31 @@ class RolloutRunner:
         orders = [(r, i) for r in requests for i in range(r.group_size)]
         prompts = [self._renderer.render(r.task.prompt) for r, _ in orders]
         completions = await asyncio.gather(
-            *(self._generate(p, r.sampling) for p, (r, _) in zip(prompts, orders, strict=True))
+            *(self._sampler(r, i)(p, r.sampling) for p, (r, i) in zip(prompts, orders, strict=True))
         )
         return tuple(
             _probe_sample(r, i, p, c)
             for (r, i), p, c in zip(orders, prompts, completions, strict=True)
         )
 
-    async def _generate(self, prompt_ids: I32, sampling: Sampling) -> Completion:
-        return await self.engine.complete(prompt_ids.tolist(), sampling)
+    def _sampler(self, request: GroupRequest, index: int) -> GenerateFn:
+        """Return what samples one rollout's turns. Where the run is to be deterministic, the draws
+        of each are a function of the request alone, whatever else is sampled beside it."""
+        turns = itertools.count()
+
+        async def generate(prompt_ids: I32, sampling: Sampling) -> Completion:
+            turn, seed = next(turns), None
+            if self._cfg.deterministic:
+                seed = draw_seed(self._cfg.seed, f"{request.group_id}/{index}/{turn}")
+            return await self.engine.complete(prompt_ids.tolist(), sampling, seed=seed)
+
+        return generate
+
+
+def draw_seed(seed: int, name: str) -> int:
+    """Return the seed of one completion, in [0, 2^63)."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def _probe_sample(

@@ -26,6 +26,8 @@ def set_environment(cfg: EngineRun) -> None:
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     os.environ[OWNER] = str(os.getpid())
     if cfg.rollout.actors.gpus > 0:
+        if cfg.deterministic:
+            os.environ["VLLM_BATCH_INVARIANT"] = "1"
         return
     threads = max(1, int(cfg.rollout.actors.cpus) // workers(cfg))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -43,7 +45,9 @@ def engine_args(cfg: EngineRun, engine_index: int) -> "AsyncEngineArgs":
     """Return the arguments of one engine.
 
     Sampling must be the distribution that is trained: the model folder's own generation defaults
-    are left out, and logprobs are those after temperature.
+    are left out, and logprobs are those after temperature. What must be deterministic is computed
+    alone on CPU, where vLLM's kernels are not batch-invariant, and without a prefix cache, whose
+    hits depend on who came before.
     """
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -51,18 +55,19 @@ def engine_args(cfg: EngineRun, engine_index: int) -> "AsyncEngineArgs":
     from actors.vllm_extension import BACKEND, EXTENSION
 
     rollout = cfg.rollout
+    alone = cfg.deterministic and rollout.actors.gpus == 0
     return AsyncEngineArgs(
         model=cfg.model.path,
         dtype=cfg.model.dtype,
         trust_remote_code=cfg.model.trust_remote_code,
         max_model_len=cfg.model.max_model_len,
-        max_num_seqs=rollout.max_num_seqs,
+        max_num_seqs=1 if alone else rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel,
         pipeline_parallel_size=rollout.pipeline_parallel,
         distributed_executor_backend=_executor(cfg),
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         enforce_eager=rollout.enforce_eager or rollout.actors.gpus == 0,
-        enable_prefix_caching=True,
+        enable_prefix_caching=not cfg.deterministic,
         generation_config="vllm",
         logprobs_mode="processed_logprobs",
         seed=cfg.seed + engine_index,

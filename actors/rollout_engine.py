@@ -121,8 +121,13 @@ class RolloutEngine:
         """Return `kind` and `uuid` of every worker's device."""
         return await self.llm.collective_rpc("braid_device")
 
-    async def complete(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
+    async def complete(
+        self, prompt_ids: Sequence[int], sampling: Sampling, *, seed: int | None = None
+    ) -> Completion:
         """Sample one completion.
+
+        Args:
+            seed: of its draws alone; None draws from the engine's own stream.
 
         Raises:
             EngineDead: the engine died.
@@ -141,6 +146,7 @@ class RolloutEngine:
             temperature=sampling.temperature,
             max_tokens=min(sampling.max_tokens, room),
             logprobs=0,
+            seed=seed,
             detokenize=False,
             stop_token_ids=self.stop_ids,
             output_kind=RequestOutputKind.FINAL_ONLY,

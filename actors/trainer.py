@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import ray
 
-from actors.fetch import fetch_micro_batches
+from actors.fetch import fetch_stored, lay_out
 from actors.heartbeat import Heartbeat, beat
 from actors.sync_plan import Manifest, SendReport, SyncInit
 from configs.schema import RunConfig
 from rollouts.packing import assemble
-from rollouts.types import F32, MinibatchPlan, Ref, StepResult
+from rollouts.sample_files import rank_file, write_samples
+from rollouts.types import F32, MinibatchPlan, Ref, StepResult, UpdateBounds
 
 if TYPE_CHECKING:
     from actors.sync_transport import WeightSender
@@ -32,6 +33,9 @@ class RankPlan:
     minibatches: tuple[MinibatchPlan, ...]
     """Each with a grid of this rank's row alone: [1][n]."""
     step: int
+    bounds: UpdateBounds
+    keep_in: Path | None
+    """Folder where this rank keeps what it trains on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +69,11 @@ class TrainerActor:
         # Public and documented, but not in the package's own list of names.
         from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+        from trainer.determinism import make_deterministic
         from trainer.engine import PolicyEngine
 
+        if self._cfg.deterministic:
+            make_deterministic()
         timeout = timedelta(seconds=self._cfg.trainer.collective_timeout_s)
         store = TCPStore(store_host, store_port, is_master=False, timeout=timeout)
         torch.distributed.init_process_group(
@@ -88,7 +95,10 @@ class TrainerActor:
 
         began = time.monotonic()
         rows = [p for m in plan.minibatches for p in m.grid[0]]
-        batches = iter(fetch_micro_batches(rows, timeout_s=self._cfg.health.train_s))
+        stored = fetch_stored(rows, timeout_s=self._cfg.health.train_s)
+        if plan.keep_in is not None:
+            write_samples(plan.keep_in / rank_file(self._rank), [s for row in stored for s in row])
+        batches = iter([lay_out(row) for row in stored])
         minibatches = [
             Minibatch(
                 micro_batches=tuple(next(batches) for _ in m.grid[0]),
@@ -98,7 +108,7 @@ class TrainerActor:
             for m in plan.minibatches
         ]
         fetched = time.monotonic()
-        outcome = self.engine.train_step(plan.step, minibatches)
+        outcome = self.engine.train_step(plan.step, minibatches, plan.bounds)
         self._progress += 1
         return StepResult(
             policy_version=plan.step,
@@ -131,6 +141,14 @@ class TrainerActor:
         report = self._sender.send(version, self._cfg.weight_sync.checksum_tensors)
         self._progress += 1
         return report
+
+    def write_policy(self, folder: Path) -> None:
+        """Write all weights into a folder that the reference reads."""
+        from trainer.reference_weights import write_policy
+
+        specs, gathered = self.engine.weight_specs(), self.engine.gathered
+        write_policy(specs, gathered, folder, writes=self._rank == 0)
+        self._progress += 1
 
     def logprob_gap(self, probes: Sequence[Ref]) -> tuple[LogprobGap, ...]:
         """Score engines' own completions with this trainer's weights; all ranks do the same.

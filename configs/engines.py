@@ -75,6 +75,11 @@ class EngineRun(Protocol):
         """Seed of everything random."""
         ...
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether equal requests must get equal answers, bit for bit."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
@@ -83,3 +88,4 @@ class EngineSettings:
     model: ModelConfig
     rollout: RolloutConfig
     seed: int
+    deterministic: bool = False

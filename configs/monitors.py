@@ -1,13 +1,12 @@
 """The sections that say what is watched for reward hacking while a run trains."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from configs.base import Config, Fraction, Name, NonNegativeFloat, PositiveFloat, PositiveInt, Share
 from configs.graders.union import GraderConfig
-
-Action = Literal["warn", "stop"]
+from configs.guards import Remedy
 
 
 class GoldConfig(Config):
@@ -35,8 +34,9 @@ class MonitorConfig(Config):
 
     enabled: bool = True
     """Whether it watches."""
-    action: Action = "warn"
-    """`stop` ends the run, with a checkpoint, while its alarm stands."""
+    action: Remedy = "warn"
+    """`stop` ends the run, with a checkpoint, while its alarm stands; `shrink` and `rollback` are
+    those of `guards`."""
 
 
 class GapMonitorConfig(MonitorConfig):

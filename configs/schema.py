@@ -23,11 +23,13 @@ from configs.difficulty import DifficultyConfig
 from configs.engines import ActorsConfig, ModelConfig, RolloutConfig
 from configs.graders.answers import FunctionGrader
 from configs.graders.union import GraderConfig
+from configs.guards import GuardsConfig
 from configs.judges import Judges, RewardModels
 from configs.mix import LimitsConfig, MixConfig, StageConfig
 from configs.monitors import GoldConfig, MonitorsConfig, WatchConfig
 from configs.objective import CreditConfig, ObjectiveConfig
 from configs.plug import PlugConfig
+from configs.replay import ReplayConfig
 from configs.sandbox import SandboxConfig
 from configs.training import ReferenceConfig, TrainerConfig, WeightSyncConfig
 
@@ -278,6 +280,9 @@ class RunConfig(Config):
     """Name of the run; its default directory is `runs/<name>`."""
     seed: int = 1
     """Seed of everything random."""
+    deterministic: bool = False
+    """Have two runs of this recipe on like machines give the same metrics, bit for bit, at the cost
+    of speed: see docs/stability.md."""
     num_steps: PositiveInt
     """Training steps."""
     ray_address: str | None = None
@@ -316,8 +321,12 @@ class RunConfig(Config):
     """Checkpoints."""
     monitors: MonitorsConfig = MonitorsConfig()
     """Alarms at reward hacking."""
+    guards: GuardsConfig = GuardsConfig()
+    """Stability guards, and what an alarm leads to."""
     logging: LoggingConfig = LoggingConfig()
     """Logs."""
+    replay: ReplayConfig = ReplayConfig()
+    """Batches kept to be trained on again."""
     health: HealthConfig = HealthConfig()
     """Deadlines."""
 
@@ -343,6 +352,11 @@ class RunConfig(Config):
     def most_ahead(self) -> int:
         """How many steps sampling may run ahead of training, for any source."""
         return max(self.max_staleness(s) for s in self.sources)
+
+    @property
+    def reference_is_start(self) -> bool:
+        """Whether the reference, where there is one, is the policy that the run began with."""
+        return self.reference.path is None and self.reference.refresh is None
 
     @property
     def needs_reference(self) -> bool:

@@ -11,15 +11,18 @@ from configs.base import (
     PositiveInt,
 )
 from configs.engines import ActorsConfig
+from configs.refresh import RefreshConfig
 
 
 class ReferenceConfig(Config):
-    """The frozen reference policy; started only where some KL coefficient is above 0."""
+    """The reference policy; started only where some KL coefficient is above 0."""
 
     actors: ActorsConfig = ActorsConfig()
     """Reference actors."""
     path: str | None = None
     """Its model; empty takes `model.path`."""
+    refresh: RefreshConfig | None = None
+    """How it follows the policy; empty leaves it frozen."""
 
 
 class OptimizerConfig(Config):

@@ -11,13 +11,16 @@ from configs.evaluation import check_eval, warn_eval
 from configs.model_files import find_model_folder, read_model_shape
 from configs.schema import ActorsConfig, RunConfig
 from configs.validate_data import HUB_NAME, check_data
+from configs.validate_determinism import check_determinism
 from configs.validate_difficulty import check_difficulty, warn_difficulty
 from configs.validate_engines import check_path, check_ranks
+from configs.validate_guards import check_guards
 from configs.validate_judges import check_judges, warn_judges
 from configs.validate_mix import check_mix, warn_mix
 from configs.validate_monitors import check_monitors, warn_monitors
 from configs.validate_objective import check_objective, warn_objective, warn_source_objective
 from configs.validate_parts import check_parts
+from configs.validate_refresh import check_refresh
 
 
 def validate_run(cfg: RunConfig) -> list[Problem]:
@@ -34,6 +37,9 @@ def validate_run(cfg: RunConfig) -> list[Problem]:
         *check_eval(cfg),
         *_check_model(cfg),
         *check_judges(cfg),
+        *check_guards(cfg),
+        *check_determinism(cfg),
+        *check_refresh(cfg),
     ]
 
 

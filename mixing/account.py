@@ -27,6 +27,7 @@ from mixing.ledger_events import (
     Event,
     Moved,
     Rejected,
+    RolledBack,
     Score,
     Trained,
     TrainedGroup,
@@ -60,6 +61,8 @@ class SourceAccount:
     """Trained ones included; its tokens are loss tokens."""
     trained: Tally = field(default_factory=Tally)
     """Its tokens are loss tokens."""
+    rolled_back: Tally = field(default_factory=Tally)
+    """Of what was trained on, that which a rollback took out of the weights again."""
     rejected: Counter[str] = field(default_factory=Counter[str])
     """Groups by reason."""
     moved: Counter[str] = field(default_factory=Counter[str])
@@ -107,6 +110,8 @@ class Account:
         self.breaches: list[str] = []
         self._trained: set[int] = set()
         self._rejected: set[int] = set()
+        self._in_weights: dict[int, dict[str, Tally]] = {}
+        """By step and source, what was trained on and not rolled back."""
 
     def apply(self, event: Event) -> None:
         """Take the next event; what cannot be is added to `breaches`."""
@@ -124,6 +129,8 @@ class Account:
                 self._reject(event)
             case Trained():
                 self._train(event)
+            case RolledBack():
+                self._roll_back(event)
 
     @property
     def lost(self) -> list[str]:
@@ -232,9 +239,19 @@ class Account:
             self.breaches.append(f"step {event.step} was trained after step {self.step}")
         self.step, self.version = max(self.step, event.step), event.version
         for group in event.groups:
-            self._train_group(group)
+            self._train_group(group, self._in_weights.setdefault(event.step, {}))
 
-    def _train_group(self, group: TrainedGroup) -> None:
+    def _roll_back(self, event: RolledBack) -> None:
+        if event.step != self.step or not 0 < event.to < event.step:
+            self.breaches.append(
+                f"rolled back from step {event.step} to {event.to} after step {self.step}"
+            )
+            return
+        for step in [s for s in self._in_weights if s > event.to]:
+            for name, taken in self._in_weights.pop(step).items():
+                self.sources[name].rolled_back.add(taken.groups, taken.samples, taken.tokens)
+
+    def _train_group(self, group: TrainedGroup, step: dict[str, Tally]) -> None:
         name = group.group_id
         if hash(name) in self._trained:
             self.trained_twice.append(name)
@@ -252,6 +269,7 @@ class Account:
         del self.open[name]
         self._trained.add(hash(name))
         self.sources[known.source].trained.add(1, group.samples, group.loss_tokens)
+        step.setdefault(known.source, Tally()).add(1, group.samples, group.loss_tokens)
 
     def _state(self, name: str) -> str:
         if name in self.open:

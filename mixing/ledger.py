@@ -32,6 +32,7 @@ from mixing.ledger_events import (
     MoveReason,
     Reason,
     Rejected,
+    RolledBack,
     Trained,
     from_row,
     score_of,
@@ -166,6 +167,10 @@ class Ledger:
         what = trained_groups(groups, batch)
         self._enter(Trained(time=self._now(), step=step, version=version, groups=what))
 
+    def rolled_back(self, step: int, to: int) -> None:
+        """Enter that the weights after `step` are those after step `to` again."""
+        self._enter(RolledBack(time=self._now(), step=step, to=to))
+
     def check(self, in_flight: Iterable[GroupRequest]) -> None:
         """Compare with those who hold the groups in flight.
 
@@ -189,6 +194,7 @@ class Ledger:
             "ledger/dispatched": sum(a.dispatched.groups for a in accounts.values()),
             "ledger/in_flight": len(self._account.open),
             "ledger/trained": sum(a.trained.groups for a in accounts.values()),
+            "ledger/rolled_back": sum(a.rolled_back.groups for a in accounts.values()),
         }
         for reason in Reason:
             total = sum(a.rejected[reason] for a in accounts.values())

@@ -6,6 +6,7 @@
     accepted     a group was graded and will be trained on
     rejected     a group will never be trained on, and why
     trained      a step's groups were trained on, and what of each
+    rolled_back  the weights are those after an earlier step again
 
 A group id is `<task_id>#e<epoch>a<attempt>`: source, item, epoch and attempt. A retry or a
 replacement is a group of its own. Rows are pure data: what they add up to says `mixing.account`.
@@ -164,7 +165,19 @@ class Trained:
     groups: tuple[TrainedGroup, ...]
 
 
-Event: TypeAlias = Attempt | Dispatched | Moved | Accepted | Rejected | Trained
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolledBack:
+    """The weights are those after step `to` again: what was trained on since is no longer in
+    them, and is not trained on again."""
+
+    event: Literal["rolled_back"] = "rolled_back"
+    time: int
+    step: int
+    """Last trained step."""
+    to: int
+
+
+Event: TypeAlias = Attempt | Dispatched | Moved | Accepted | Rejected | Trained | RolledBack
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 ATTEMPT_PREFIX = b'{"event":"attempt"'
 """How the row of an attempt begins."""

@@ -17,7 +17,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,8 +132,11 @@ class CheckpointStore:
             self.abandon(step)
             raise CheckpointError(f"checkpoint of step {step}: {error}") from error
 
-    def commit(self, step: int) -> CheckpointRef:
+    def commit(self, step: int, keep: Collection[int] = ()) -> CheckpointRef:
         """Make the temporary folder of `step` a checkpoint, then prune older ones.
+
+        Args:
+            keep: steps whose checkpoints stay, however old.
 
         A good checkpoint of the same step is kept and the new one dropped; a damaged one is
         replaced.
@@ -163,7 +166,7 @@ class CheckpointStore:
         self._verified.add(final)
         try:
             self._write_latest(final)
-            self._prune()
+            self._prune(keep)
         except OSError as error:
             log.warning("checkpoint of step %d is safe, but after it: %s", step, error)
         log.info("checkpoint of step %d committed: %s", step, final)
@@ -211,11 +214,25 @@ class CheckpointStore:
         self._files.write(beside, f"{final.name}\n".encode())
         self._files.replace(beside, self.folder / "latest")
 
-    def _prune(self) -> None:
+    def steps(self) -> tuple[int, ...]:
+        """Return the steps that have a checkpoint, newest first, unverified."""
+        return list_steps(self.folder)
+
+    def find_good(self, step: int) -> CheckpointRef | None:
+        """Return the checkpoint of `step`; None where it is damaged, which is said, or missing."""
+        path = self.folder / f"step_{step}"
+        damage = find_damage(path)
+        if damage is None:
+            return CheckpointRef(step=step, path=path)
+        log.warning("checkpoint %s is damaged and passed over: %s", path, damage)
+        return None
+
+    def _prune(self, keep: Collection[int]) -> None:
         good = 0
-        for _, path in _step_folders(self.folder):
+        for step, path in _step_folders(self.folder):
             if good >= self._keep:
-                self._remove(path)
+                if step not in keep:
+                    self._remove(path)
             elif self._is_good(path):
                 good += 1
 

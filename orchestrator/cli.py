@@ -94,6 +94,26 @@ def run(
 
 
 @app.command()
+def train(
+    replay: Annotated[
+        Path, typer.Option("--replay", metavar="RUN", help="Run with kept batches (replay.save).")
+    ],
+    overrides: Overrides = None,
+    start: Annotated[
+        int, typer.Option("--from", min=0, help="Start from the run's checkpoint of this step.")
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for metrics; default RUN/replays/N.")
+    ] = None,
+) -> None:
+    """Train on the batches that a run kept, without engines or graders: with the same settings it
+    gives the run's metrics, with --set algorithm.loss=... those of another loss."""
+    from orchestrator.replay import execute as execute_replay
+
+    raise typer.Exit(execute_replay(replay, overrides or (), start=start, out=out))
+
+
+@app.command()
 def plan(
     recipe: Recipe,
     overrides: Overrides = None,

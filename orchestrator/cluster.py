@@ -4,9 +4,9 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import ray
 from ray.actor import ActorHandle
@@ -33,7 +33,7 @@ _CONTROL = {"control": 1}
 RAY_START_ATTEMPTS = 3
 
 
-def _environment(role: str, cpus: float) -> dict[str, str]:
+def _environment(role: str, cpus: float, *, deterministic: bool) -> dict[str, str]:
     """Return the environment variables of an actor's process.
 
     The folder that braid runs in goes along, so that a user's own modules are found.
@@ -46,6 +46,9 @@ def _environment(role: str, cpus: float) -> dict[str, str]:
         "PATH": path,
         "PYTHONPATH": os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH")))),
     }
+    if deterministic:
+        env["PYTHONHASHSEED"] = "0"
+        env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     if role != "reward":
         env["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
     if not _has_gpu() and role in ("trainer", "reference"):
@@ -89,8 +92,6 @@ class SamplingCluster:
     reward: RewardFleet
     judges: Mapping[str, Sequence[ActorHandle]]
     """Engines of each judge that has some."""
-    trains: ClassVar[bool] = False
-    """Whether trainer and reference are started too."""
 
     def __init__(self, cfg: RunConfig):
         self._cfg = cfg
@@ -124,13 +125,17 @@ class SamplingCluster:
                 ),
                 labels=b.labels,
             )
-            for b in plan_bundles(cfg, None if self.trains else sampling_groups(cfg))
+            for b in plan_bundles(cfg, self._roles())
         ]
         self._placement = await reserve(
             bundles, timeout_s=cfg.health.placement_s, can_grow=cfg.ray_address is not None
         )
         await asyncio.gather(*self._create_groups(bundles))
         self.supervisor.watch(self._members)
+
+    def _roles(self) -> Container[str] | None:
+        """Return the groups to start; None for all of the run."""
+        return sampling_groups(self._cfg)
 
     def _create_groups(self, bundles: Sequence[BundleDemand]) -> list[Awaitable[Any]]:
         """Create the actors; return what is to be awaited until they are started."""
@@ -190,11 +195,12 @@ class SamplingCluster:
         cpus = float(str(seated["num_cpus"]))
         make: Any = ray.remote  # whose types know no concurrency groups
         remote = make(concurrency_groups=_CONTROL)(cls)
+        env = _environment(role, cpus, deterministic=self._cfg.deterministic)
         handle: ActorHandle = remote.options(
             **seated,
             max_restarts=0,
             max_task_retries=0,
-            runtime_env={"env_vars": _environment(role, cpus)},
+            runtime_env={"env_vars": env},
         ).remote(*args)
         member = Member(role=role, index=index, handle=handle, node=node)
         self._members.append(member)
@@ -212,34 +218,45 @@ class SamplingCluster:
             self._placement.release()
 
 
-class Cluster(SamplingCluster):
-    """Everything that a run has reserved and started."""
+class TrainerCluster(SamplingCluster):
+    """The trainer alone: enough to train on batches that were kept."""
 
     trainer: TrainerGroup
-    reference: ReferenceFleet | None
     rendezvous: Member
-    trains = True
+
+    def _roles(self) -> Container[str] | None:
+        return ("trainer",)
 
     def _create_groups(self, bundles: Sequence[BundleDemand]) -> list[Awaitable[Any]]:
         cfg = self._cfg
         self.rendezvous = self._create("rendezvous", 0, RendezvousActor, ())
-        starting = super()._create_groups(bundles)
-        reference = self._create_all("reference", ReferenceActor, bundles, lambda i: (cfg,))
         world = cfg.trainer.actors.count
         trainer = self._create_all("trainer", TrainerActor, bundles, lambda i: (cfg, i, world))
         self.trainer = TrainerGroup(trainer, self.supervisor, cfg.health)
-        self.reference = (
-            ReferenceFleet(reference, self.supervisor, cfg.health) if reference else None
-        )
-        return [
-            self._start_trainers(trainer),
-            *starting,
-            *(self._begin(m, m.handle.start.remote()) for m in reference),
-        ]
+        return [self._start_trainers(trainer)]
 
     async def _start_trainers(self, members: Sequence[Member]) -> None:
         host, port = await self._begin(self.rendezvous, self.rendezvous.handle.address.remote())
         await asyncio.gather(*(self._begin(m, m.handle.start.remote(host, port)) for m in members))
+
+
+class Cluster(TrainerCluster):
+    """Everything that a run has reserved and started."""
+
+    reference: ReferenceFleet | None
+
+    def _roles(self) -> Container[str] | None:
+        return None
+
+    def _create_groups(self, bundles: Sequence[BundleDemand]) -> list[Awaitable[Any]]:
+        cfg = self._cfg
+        starting = super()._create_groups(bundles)
+        starting += SamplingCluster._create_groups(self, bundles)
+        reference = self._create_all("reference", ReferenceActor, bundles, lambda i: (cfg,))
+        self.reference = (
+            ReferenceFleet(reference, self.supervisor, cfg.health) if reference else None
+        )
+        return [*starting, *(self._begin(m, m.handle.start.remote()) for m in reference)]
 
 
 async def _quietly(answer: Awaitable[object]) -> None:

@@ -8,13 +8,13 @@ import asyncio
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from pydantic import JsonValue
 
 from actors.errors import RunError
-from actors.groups import RewardFleet, RolloutFleet
+from actors.groups import ReferenceFleet, RewardFleet, RolloutFleet
 from configs.evaluation import EvalSettings, eval_settings
 from configs.schema import RunConfig
 from mixing.mixer import Mixer
@@ -55,6 +55,12 @@ class EvalResult:
     temperature: float
     max_tokens: int
     pass_threshold: float
+    kl_start: float | None = None
+    """KL(policy || start) over the evaluated completions, in nats a completion; None where no
+    reference holds the start, or where completions are not drawn at the policy's temperature."""
+    kl_start_stderr: float | None = None
+    kl_start_token: float | None = None
+    """The same in nats a token."""
 
     def record(self) -> dict[str, JsonValue]:
         """Return the figures as a line of eval.jsonl, pass@k flat."""
@@ -72,10 +78,12 @@ async def evaluate(
     rollout: RolloutFleet,
     reward: RewardFleet,
     clock: PhaseClock,
+    start: ReferenceFleet | None = None,
 ) -> tuple[EvalResult, ...]:
     """Sample and grade the held-out items of some sources.
 
     Args:
+        start: scores by the policy that the run began with, where it is held.
         step: training steps done, that is, the version of the policy evaluated.
 
     Raises:
@@ -87,11 +95,26 @@ async def evaluate(
         groups = await asyncio.gather(
             *(sample_and_grade(rollout, reward, clock, r) for r in requests)
         )
-    _assert_one_version(groups, step)
+        _assert_one_version(groups, step)
+        of = {name: [g for g in groups if g.source == name] for name in sources}
+        far = {name: await _distance(start, settings[name], of[name]) for name in sources}
     return tuple(
-        measure(name, step, settings[name], [g for g in groups if g.source == name])
-        for name in sources
+        replace(measure(name, step, settings[name], of[name]), **far[name]) for name in sources
     )
+
+
+async def _distance(
+    start: ReferenceFleet | None, settings: EvalSettings, groups: Sequence[GroupSummary]
+) -> dict[str, float]:
+    """Measure how far a source's completions are from what the start would have written."""
+    if start is None or settings.temperature == 0:
+        return {}
+    found = await start.distance([g.group_ref for g in groups])
+    return {
+        "kl_start": found.mean,
+        "kl_start_stderr": found.stderr,
+        "kl_start_token": found.per_token,
+    }
 
 
 def _requests(

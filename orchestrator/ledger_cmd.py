@@ -55,6 +55,8 @@ class SourceReport:
     """Groups by reason."""
     moved: dict[str, int]
     """Moves to a later step, by reason."""
+    rolled_back: int
+    """Groups trained on that a rollback took out of the weights again."""
     in_flight: int
     survival: float | None
     """Accepted groups among those that were accepted, or not for what is in them."""
@@ -213,6 +215,7 @@ def _sources(account: Account, targets: Mapping[str, float]) -> dict[str, Source
             trained=trained[name],
             rejected=dict(accounts[name].rejected),
             moved=dict(accounts[name].moved),
+            rolled_back=accounts[name].rolled_back.groups,
             in_flight=accounts[name].in_flight,
             survival=accounts[name].survival,
         )

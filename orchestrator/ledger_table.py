@@ -98,6 +98,8 @@ def _reasons(report: LedgerReport) -> Iterator[Text]:
         if source.moved:
             reasons = ", ".join(f"{n:,} {reason}" for reason, n in source.moved.items())
             yield Text(f"{name} moved to a later step: {reasons}")
+        if source.rolled_back:
+            yield Text(f"{name} trained on, and rolled back: {source.rolled_back:,}")
 
 
 def _verdict(report: LedgerReport) -> Text:

@@ -5,6 +5,7 @@ Beside it: what one step logs, and how a signal ends a run between two committed
 
 import asyncio
 import logging
+import shutil
 import signal
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
@@ -22,11 +23,13 @@ from orchestrator.evaluator import evaluate
 from orchestrator.producer import RolloutProducer
 from orchestrator.publisher import SyncReport, WeightPublisher
 from orchestrator.recorder import Recorder
-from orchestrator.resume import Checkpointer, Restored
-from orchestrator.step_metrics import TrainedStep
+from orchestrator.replay_files import begin_step, end_step
+from orchestrator.resume import REFERENCE, Checkpointer, Restored, load_actors
+from orchestrator.run_dir import BATCHES
+from orchestrator.step_metrics import StepBooks, TrainedStep
 from rollouts.packing import plan_minibatches
 from rollouts.scopes import scale_advantages
-from rollouts.types import GroupSummary, StepResult, TrainBatch
+from rollouts.types import GroupSummary, TrainBatch
 
 log = logging.getLogger("braid.loop")
 T = TypeVar("T")
@@ -126,12 +129,12 @@ async def train(parts: Parts, restored: Restored) -> None:
                         timeout_s=cfg.health.generate_s,
                     )
                 )
-                result, sync = await _step(parts, producer, step, groups)
+                rolled_back, sync = await _step(parts, producer, step, groups)
                 done = step
-                await _log(parts, producer, step, groups, result, sync)
+                await _log(parts, producer, step, groups, sync)
                 if step < cfg.num_steps:
                     await _evaluate(parts, step)
-                if _due(cfg.checkpoint.every, step) and step < cfg.num_steps:
+                if (rolled_back or _due(cfg.checkpoint.every, step)) and step < cfg.num_steps:
                     await _checkpoint(parts, producer, step)
                 if parts.stop.event.is_set():
                     raise Stopped
@@ -153,17 +156,60 @@ def _due(every: int, done: int) -> bool:
 
 async def _step(
     parts: Parts, producer: RolloutProducer, step: int, groups: Sequence[GroupSummary]
-) -> tuple[StepResult, SyncReport]:
-    """Train one step, give the engines its weights, and tell all who follow the policy."""
+) -> tuple[bool, SyncReport]:
+    """Train one step, undo it where the guards say so, give the engines its weights, and tell all
+    who follow the policy. Returns whether it was undone."""
     groups = scale_advantages(parts.cfg, groups)
     batch = await _score(parts, _plan(parts, step, groups))
     with parts.clock.phase("train"):
         result = await parts.cluster.trainer.train_step(batch)
-    sync = await parts.publisher.publish(step)
+        if batch.keep_in is not None:
+            end_step(batch.keep_in, groups, batch, keep=parts.cfg.replay.keep)
     parts.mixer.observe_trained(step, tally(groups))
     producer.trained(step, result.policy_version, groups, batch)
+    parts.recorder.trained(
+        TrainedStep(
+            step=step,
+            groups=groups,
+            rejected=producer.take_rejected(step),
+            shares=parts.mixer.target_shares(step),
+            result=result,
+        )
+    )
+    rolled_back = await _roll_back(parts, producer, step)
+    await _refresh_reference(parts, step)
+    sync = await parts.publisher.publish(step)
     producer.advance(step)
-    return result, sync
+    return rolled_back, sync
+
+
+async def _refresh_reference(parts: Parts, step: int) -> None:
+    """Have the reference follow the policy, where that is due."""
+    refresh, cluster = parts.cfg.reference.refresh, parts.cluster
+    if refresh is None or cluster.reference is None or step % refresh.every:
+        return
+    with parts.clock.phase("reference"):
+        folder = begin_step(parts.recorder.path / REFERENCE, step)
+        await cluster.trainer.write_policy(folder)
+        await cluster.reference.follow(folder)
+        await asyncio.to_thread(shutil.rmtree, folder.parent)
+    log.info("the reference followed the policy of step %d (%s)", step, refresh.mode)
+
+
+async def _roll_back(parts: Parts, producer: RolloutProducer, step: int) -> bool:
+    """Load the last good checkpoint where an alarm asks for it and there is one; return whether."""
+    guards = parts.recorder.guards
+    if not guards.wants_rollback():
+        return False
+    with parts.clock.phase("checkpoint"):
+        good = await asyncio.to_thread(parts.checkpoints.good, guards)
+        if good is None:
+            return False
+        cluster = parts.cluster
+        await load_actors(parts.cfg, good.path, cluster.trainer, cluster.reference)
+    producer.ledger.rolled_back(step, good.step)
+    parts.recorder.rolled_back(good.step)
+    return True
 
 
 def _plan(parts: Parts, step: int, groups: Sequence[GroupSummary]) -> TrainBatch:
@@ -176,7 +222,14 @@ def _plan(parts: Parts, step: int, groups: Sequence[GroupSummary]) -> TrainBatch
             num_minibatches=cfg.num_minibatches,
             max_tokens=cfg.max_tokens_per_microbatch,
         )
-    return TrainBatch(step=step, minibatches=minibatches)
+        keep = parts.cfg.replay.save
+        folder = begin_step(parts.recorder.path / BATCHES, step) if keep else None
+    return TrainBatch(
+        step=step,
+        minibatches=minibatches,
+        bounds=parts.recorder.guards.bounds(),
+        keep_in=folder,
+    )
 
 
 async def _score(parts: Parts, batch: TrainBatch) -> TrainBatch:
@@ -192,7 +245,15 @@ async def _checkpoint(
 ) -> None:
     """Commit a checkpoint of `step`, unless there is one."""
     with parts.clock.phase("checkpoint"):
-        await parts.checkpoints.save(step, parts.cluster.trainer, parts.mixer, producer, last=last)
+        await parts.checkpoints.save(
+            step,
+            parts.cluster.trainer,
+            parts.mixer,
+            producer,
+            reference=parts.cluster.reference,
+            guards=parts.recorder.guards,
+            last=last,
+        )
 
 
 async def _evaluate(parts: Parts, step: int, *, last: bool = False) -> None:
@@ -218,6 +279,7 @@ async def _evaluate_now(parts: Parts, step: int, sources: Sequence[str]) -> None
             rollout=cluster.rollout,
             reward=cluster.reward,
             clock=parts.clock,
+            start=cluster.reference if parts.cfg.reference_is_start else None,
         )
     )
     parts.recorder.evaluated(results)
@@ -228,7 +290,6 @@ async def _log(
     producer: RolloutProducer,
     step: int,
     groups: Sequence[GroupSummary],
-    result: StepResult,
     sync: SyncReport,
 ) -> None:
     cfg = parts.cfg
@@ -242,13 +303,8 @@ async def _log(
     for event in parts.mixer.take_events():
         parts.recorder.say(str(event))
     wall, split = parts.clock.lap()
-    parts.recorder.trained(
-        TrainedStep(
-            step=step,
-            groups=groups,
-            rejected=producer.take_rejected(step),
-            shares=parts.mixer.target_shares(step),
-            result=result,
+    parts.recorder.booked(
+        StepBooks(
             sync=sync,
             wall_s=wall,
             split=split,

@@ -162,7 +162,8 @@ class RolloutProducer:
 
     def take_rejected(self, step: int) -> tuple[GroupSummary, ...]:
         """Return, once, the groups that were graded for `step` and are not trained on."""
-        return tuple(self._rejected.pop(step, ()))
+        groups = self._rejected.pop(step, [])
+        return tuple(sorted(groups, key=lambda g: g.group_id))  # whichever was graded first
 
     def pending_state(self) -> JsonValue:
         """Return the dispatched, untrained requests for the checkpoint, in dispatch order."""

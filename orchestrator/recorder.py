@@ -25,14 +25,15 @@ from orchestrator.display import (
     render_eval_line,
 )
 from orchestrator.evaluator import EvalResult
+from orchestrator.guards import Guards
 from orchestrator.metrics import MetricSinks
 from orchestrator.run_dir import RunDir
 from orchestrator.run_totals import RunTotals
 from orchestrator.spikiness import Standing, out_of_patience, reports, spikiness, standings
-from orchestrator.step_metrics import TrainedStep, step_metrics
+from orchestrator.step_metrics import StepBooks, TrainedStep, book_metrics, step_metrics
+from orchestrator.trust import trust_lines
 from rewards.monitors.alarms import Alarm
-from rewards.monitors.board import MonitorBoard
-from rewards.monitors.replay import replay
+from rewards.monitors.replay import ROLLED_BACK_TO
 
 log = logging.getLogger("braid.recorder")
 
@@ -47,19 +48,21 @@ class Recorder:
         self._stack = ExitStack()
         self._totals = RunTotals([s.name for s in cfg.sources])
         self._evaluations: list[dict[str, JsonValue]] = []
-        self._monitors = MonitorBoard(cfg)
+        self.guards = Guards(cfg)
+        self._trained: dict[str, float] = {}
+        """Figures of the step that was trained last, which are not written down yet."""
 
     def __enter__(self) -> Self:
         self._evaluations = list(self._directory.read_eval())
         steps = list(self._directory.read_metrics())
         for metrics in steps:
             self._totals.add(metrics)
-        self._take_up(replay(self._monitors, steps, self._evaluations))
+        self._take_up(self.guards.take_up(steps, self._evaluations))
         bound = self._cfg.eval.max_regression
         self._directory.rewrite_spikiness(reports(self._evaluations, bound))
         self._stack.enter_context(self._sinks)
         self._stack.enter_context(self._display)
-        for alarm in self._monitors.standing:
+        for alarm in self.guards.standing:
             self.say(f"standing since before: {alarm}")
         return self
 
@@ -80,6 +83,11 @@ class Recorder:
         log.info("%s", text)
         self._display.say(text)
 
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self._directory.path
+
     def rollouts_path(self, step: int) -> Path:
         """Return the file for the step's rollouts."""
         return self._directory.rollouts_path(step)
@@ -90,20 +98,7 @@ class Recorder:
 
     def ends_early(self) -> str | None:
         """Say why the run should stop early, when it should."""
-        return self._stopped_by_alarm() or out_of_patience(self._cfg, self._evaluations)
-
-    def _stopped_by_alarm(self) -> str | None:
-        """Say which alarm ends the run, while one stands whose monitor is to stop it."""
-        fatal = [a for a in self._monitors.standing if a.action == "stop"]
-        if not fatal:
-            return None
-        names = ", ".join(
-            f"monitors.{name}.action" for name in dict.fromkeys(a.monitor for a in fatal)
-        )
-        return (
-            f"{'; '.join(map(str, fatal))}. The run ends here; to go on all the same, resume with "
-            f"{names} set to warn"
-        )
+        return self.guards.ends() or out_of_patience(self._cfg, self._evaluations)
 
     def eval_metrics(self, step: int) -> dict[str, float]:
         """Return the figures of the evaluation after `step`, by `eval/<source>/<figure>`; those
@@ -130,25 +125,44 @@ class Recorder:
         self.say(render_eval_line([_view(r) for r in results]))
         for line in render_changes(mine, report):
             self.say(line)
+        for line in trust_lines(self._evaluations, [r.source for r in results]):
+            self.say(line)
         for standing in mine:
             if standing.has_regressed(bound):
                 self._warn(standing)
         for row in self._evaluations[-len(results) :]:
-            self._tell(self._monitors.evaluated(row))
+            self._tell(self.guards.evaluated(row))
 
     def trained(self, done: TrainedStep) -> None:
-        """Record a trained step."""
-        metrics = step_metrics(self._cfg, done)
+        """Show a trained step to the monitors, before anyone else gets its weights."""
+        self._trained = step_metrics(self._cfg, done)
+        if skipped := done.result.metrics.get("skipped"):
+            self.say(f"step {done.step}: {skipped:.0f} updates were not applied")
+        self._tell(self.guards.trained(self._trained))
+
+    def rolled_back(self, to: int) -> None:
+        """Record that the weights are those of step `to` again."""
+        step = int(self._trained["step"])
+        self._trained[ROLLED_BACK_TO] = float(to)
+        rows = [row for row in self._directory.read_metrics() if float(str(row["step"])) <= to]
+        self._tell(self.guards.rolled_back(to, rows, self._evaluations))
+        text = f"rolled back after step {step}: weights and optimizer are those of step {to} again"
+        log.warning("%s", text)
+        self._display.say(text)
+
+    def booked(self, done: StepBooks) -> None:
+        """Write down the step that was trained last."""
+        metrics = self._trained
+        tokens = metrics["completion_tokens"]
+        metrics.update(book_metrics(done, completion_tokens=tokens))
         self._totals.add(metrics)
         metrics.update(self._totals.metrics())
-        alarms = self._monitors.trained(metrics)
-        metrics.update(self._monitors.metrics())
+        metrics.update(self.guards.metrics())
         self._sinks.log(metrics)
-        self._tell(alarms)
         names = [s.name for s in self._cfg.sources]
         self._display.step(
             StepView(
-                step=done.step,
+                step=int(metrics["step"]),
                 num_steps=self._cfg.num_steps,
                 rewards={n: metrics.get(f"source/{n}/all/reward/mean") for n in names},
                 seconds={n: s for n, s in done.split.items() if s > 0},
@@ -163,7 +177,7 @@ class Recorder:
         names = [s.name for s in self._cfg.sources]
         evaluated = {str(e["source"]) for e in self._evaluations}
         self._display.finish({n: found.get(n) for n in names if n in evaluated})
-        for alarm in self._monitors.standing:
+        for alarm in self.guards.standing:
             self._display.say(f"still standing: {alarm}")
 
     def _take_up(self, alarms: Iterable[Alarm]) -> None:

@@ -10,15 +10,27 @@ from typing import cast
 from pydantic import JsonValue
 
 from actors.errors import ActorFailure
-from actors.groups import TrainerGroup
+from actors.groups import ReferenceFleet, TrainerGroup
 from configs.schema import RunConfig
 from mixing.mixer import Mixer
-from orchestrator.checkpoints import CheckpointError, CheckpointStore
+from orchestrator.checkpoints import CheckpointError, CheckpointRef, CheckpointStore
+from orchestrator.guards import Guards
 from orchestrator.producer import RolloutProducer
 from orchestrator.run_dir import RunDir
 from rollouts.types import GroupRequest, GroupSummary
 
 log = logging.getLogger("braid.resume")
+REFERENCE = "reference"
+"""A checkpoint's folder with the weights of a reference that follows the policy."""
+
+
+async def load_actors(
+    cfg: RunConfig, checkpoint: Path, trainer: TrainerGroup, reference: ReferenceFleet | None
+) -> None:
+    """Set the state of all actors that have one from a checkpoint's folder."""
+    await trainer.load(checkpoint / "trainer")
+    if reference is not None and cfg.reference.refresh is not None:
+        await reference.load(checkpoint / REFERENCE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +53,7 @@ class Checkpointer:
     """The checkpoints of one run directory."""
 
     def __init__(self, cfg: RunConfig, directory: RunDir):
+        self._cfg = cfg
         self._store = CheckpointStore(
             directory.checkpoints, keep=cfg.checkpoint.keep, attempt=directory.attempt
         )
@@ -64,6 +77,16 @@ class Checkpointer:
             ledger_offset=int(str(state["ledger_offset"])),
         )
 
+    def good(self, guards: Guards) -> CheckpointRef | None:
+        """Return the newest checkpoint that verifies and after which nothing alarmed; None where
+        there is none."""
+        steps = set(self._store.steps())
+        while (step := guards.good(steps)) is not None:
+            if (found := self._store.find_good(step)) is not None:
+                return found
+            steps.remove(step)
+        return None
+
     async def save(
         self,
         step: int,
@@ -71,6 +94,8 @@ class Checkpointer:
         mixer: Mixer,
         producer: RolloutProducer,
         *,
+        reference: ReferenceFleet | None,
+        guards: Guards,
         last: bool,
     ) -> None:
         """Commit a checkpoint of `step`, unless there is one.
@@ -79,6 +104,8 @@ class Checkpointer:
         on, and the failure is logged.
 
         Args:
+            reference: whose weights are part of the state, where they follow the policy.
+            guards: say which earlier ones a rollback may need.
             last: nothing comes after this one, so its failure is raised.
 
         Raises:
@@ -99,8 +126,11 @@ class Checkpointer:
             }
             self._store.write_driver(step, state)
             await trainer.save(folder / "trainer")
+            if reference is not None and self._cfg.reference.refresh is not None:
+                await reference.save(folder / REFERENCE)
             await asyncio.to_thread(producer.ledger.sync)
-            await asyncio.to_thread(self._store.commit, step)
+            keep = guards.keep([*self._store.steps(), step])
+            await asyncio.to_thread(self._store.commit, step, keep)
             self._saved = step
         except CheckpointError as error:
             if last:

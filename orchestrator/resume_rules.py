@@ -14,6 +14,7 @@ from configs.schema import RunConfig, dump
 _FREE = (
     "num_steps",
     "ray_address",
+    "deterministic",
     "mix.max_wait_s",
     "batch.max_attempts",
     "batch.max_failed_groups",
@@ -32,7 +33,9 @@ _FREE = (
     "eval",
     "checkpoint",
     "monitors",
+    "guards",
     "logging",
+    "replay",
     "health",
 )
 """How and how long it runs, where it runs, and what is written: all else says what is learned."""

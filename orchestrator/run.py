@@ -39,7 +39,7 @@ from orchestrator.plan_data import check_graded_rows
 from orchestrator.plan_mix import plan_mix
 from orchestrator.publisher import WeightPublisher
 from orchestrator.recorder import Recorder
-from orchestrator.resume import Checkpointer
+from orchestrator.resume import Checkpointer, load_actors
 from orchestrator.run_dir import RunDir
 from orchestrator.sandboxing import describe, find_tier, validate_sandbox
 from rewards.graders import validate_rewards
@@ -145,7 +145,8 @@ async def _run(
                 await stop.or_else(_check_engines(cfg, cluster, directory, recorder))
                 parts = _parts(cfg, cluster, mixer, ledger, recorder, checkpoints, stop)
                 if restored.trainer is not None:
-                    await cluster.trainer.load(restored.trainer)
+                    checkpoint = restored.trainer.parent
+                    await load_actors(cfg, checkpoint, cluster.trainer, cluster.reference)
                 await train(parts, restored)
                 recorder.finished()
             finally:

@@ -42,6 +42,7 @@ _ALARMS = "alarms.jsonl"
 _LEDGER, _ROLLOUTS, _CHECKPOINTS = "ledger.jsonl", "rollouts", "checkpoints"
 _CONTAMINATION = "contamination.json"
 MIX_EDITS = "mix_edits.jsonl"
+BATCHES = "replay"
 _STEP_FILE = re.compile(r"^step[_-](\d+)\b")
 
 
@@ -233,7 +234,8 @@ class RunDir:
         """Forget every record and rollout file of the steps after `step`, which will come again."""
         for name in (_METRICS, _EVAL, _ALARMS):
             _truncate_lines(self.path / name, step)
-        for file in self.rollouts.iterdir():
+        kept = (self.path / BATCHES).glob("step_*")
+        for file in (*self.rollouts.iterdir(), *kept):
             match = _STEP_FILE.match(file.name)
             if match and int(match[1]) > step:
                 file.unlink() if file.is_file() else shutil.rmtree(file)
@@ -290,6 +292,11 @@ def _read_lines(path: Path) -> Iterator[dict[str, JsonValue]]:
             continue
         if isinstance(record, dict):
             yield record
+
+
+def read_all_metrics(path: Path) -> Iterator[Mapping[str, JsonValue]]:
+    """Yield the metrics of each step of the run directory `path`, in order."""
+    yield from _read_lines(path / _METRICS)
 
 
 def read_last_metrics(path: Path) -> Mapping[str, JsonValue] | None:

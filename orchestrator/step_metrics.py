@@ -28,6 +28,12 @@ class TrainedStep:
     shares: Mapping[str, float]
     """Share that each source was due, of 1; a source that is left out was due nothing."""
     result: StepResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBooks:
+    """What is known of the step once the engines hold its weights."""
+
     sync: SyncReport
     wall_s: float
     """Seconds since the last step's report."""
@@ -42,7 +48,8 @@ class TrainedStep:
 
 
 def step_metrics(cfg: RunConfig, done: TrainedStep) -> dict[str, float]:
-    """Return the flat metrics of one step; `orchestrator.run_totals` adds the sums so far."""
+    """Return the flat metrics of one step, which the monitors are shown; `book_metrics` adds what
+    comes later, `orchestrator.run_totals` the sums so far."""
     groups, version = done.groups, done.step - 1
     tokens = sum(r.num_completion_tokens for g in groups for r in g.rollouts)
     rewards = np.array([r for g in groups for r in g.rewards])
@@ -52,11 +59,25 @@ def step_metrics(cfg: RunConfig, done: TrainedStep) -> dict[str, float]:
         "policy_version": done.result.policy_version,
         "groups": len(groups),
         "completion_tokens": tokens,
-        "completion_tokens_per_s": tokens / done.wall_s,
         "staleness/max": max(ages),
         "staleness/mean": float(np.mean(ages)),
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()),
+    }
+    metrics.update((f"train/{k}", v) for k, v in done.result.metrics.items())
+    for source in cfg.sources:
+        metrics.update(_source(cfg, source, done))
+    return metrics
+
+
+def book_metrics(done: StepBooks, *, completion_tokens: float) -> dict[str, float]:
+    """Return the rest of a step's metrics.
+
+    Args:
+        completion_tokens: of the step, as its other metrics tell.
+    """
+    metrics: dict[str, float] = {
+        "completion_tokens_per_s": completion_tokens / done.wall_s,
         "sync/bytes": done.sync.bytes,
         **done.ledger,
         **done.difficulty,
@@ -65,14 +86,10 @@ def step_metrics(cfg: RunConfig, done: TrainedStep) -> dict[str, float]:
     if done.sync.gap_median is not None and done.sync.gap_max is not None:
         metrics["sync/logprob_gap_median"] = done.sync.gap_median
         metrics["sync/logprob_gap_max"] = done.sync.gap_max
-    metrics.update(_times(done))
-    metrics.update((f"train/{k}", v) for k, v in done.result.metrics.items())
-    for source in cfg.sources:
-        metrics.update(_source(cfg, source, done))
-    return metrics
+    return {**metrics, **_times(done)}
 
 
-def _times(done: TrainedStep) -> dict[str, float]:
+def _times(done: StepBooks) -> dict[str, float]:
     """Split the wall time; the sync phase by what the sync itself reported."""
     times = {f"time/{name}": seconds for name, seconds in done.split.items() if name != "sync"}
     reported = sum(done.sync.seconds.values())

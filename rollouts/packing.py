@@ -160,6 +160,20 @@ def _lockstep_cost(grid: Sequence[Sequence[_Bin]]) -> tuple[float, int]:
     return sum(max(b.cost for b in r) for r in rounds), len(rounds)
 
 
+def within_budget(samples: Sequence[TrainingSample], max_tokens: int) -> list[list[TrainingSample]]:
+    """Cut samples, in order, into runs of at most `max_tokens`; a longer sample stands alone."""
+    runs: list[list[TrainingSample]] = []
+    left = 0
+    for sample in samples:
+        size = len(sample.token_ids)
+        if not runs or size > left:
+            runs.append([])
+            left = max_tokens
+        runs[-1].append(sample)
+        left -= size
+    return runs
+
+
 def assemble(samples: Sequence[TrainingSample], ref_logprobs: Sequence[F32] | None) -> MicroBatch:
     """Lay samples end to end; no samples give T = 0.
 

@@ -119,6 +119,17 @@ def to_training_samples(
     )
 
 
+def bare_samples(group: RolloutGroup, source: SourceConfig) -> tuple[TrainingSample, ...]:
+    """Return what the policy wrote in a group, as samples that nothing is learned from; rollouts
+    that broke off are left out."""
+    zero = np.float32(0)
+    return tuple(
+        _sample(group, rollout, zero, source, 0.0)
+        for rollout in group.rollouts
+        if rollout.status is not RolloutStatus.INVALID and rollout.num_completion_tokens
+    )
+
+
 def _sample(
     group: RolloutGroup,
     rollout: Rollout,

@@ -10,9 +10,11 @@ Who makes what: mixing -> Task -> rollout actor -> RolloutGroup -> reward actor 
 The driver holds `GroupSummary` and references alone, never tokens.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -392,11 +394,28 @@ class MinibatchPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateBounds:
+    """What the stability guards let the optimizer steps of one training step be."""
+
+    loss: float = math.inf
+    """An optimizer step whose loss is above this is not applied."""
+    grad_norm: float = math.inf
+    """One whose global gradient norm, before clipping, is above this is not applied."""
+    skip_non_finite: bool = False
+    """Leave out a step whose loss or gradient is no number, instead of ending the run."""
+    lr_factor: float = 1.0
+    """Factor on the scheduled learning rate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainBatch:
     """One training step."""
 
     step: int
     minibatches: tuple[MinibatchPlan, ...]
+    bounds: UpdateBounds = UpdateBounds()
+    keep_in: Path | None = None
+    """Folder where each rank keeps what it trains on, for a replay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ from torch import Tensor
 from configs.deepspeed import deepspeed_config
 from configs.schema import RunConfig
 from rollouts.packing import apply_kl_to_advantages
-from rollouts.types import F32, MicroBatch
+from rollouts.types import F32, MicroBatch, UpdateBounds
 from trainer import checkpoint
 from trainer.batch import DeviceBatch, segments, to_device
 from trainer.controls import Controls
@@ -44,6 +44,7 @@ from trainer.objectives import resolve_loss
 from trainer.schedule import lr_factor
 from trainer.scorer import score_micro_batches
 from trainer.summary import MinibatchMetrics, summary
+from trainer.update import Update, refuses_loss, take_step
 from trainer.zero3 import partitioned_loading
 
 RATIO_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
@@ -112,6 +113,7 @@ class PolicyEngine:
         )
         self.device = torch.device(self._engine.device)
         self._step = 0
+        self._bounds = UpdateBounds()
         self._gathering = False
         self._seconds = {"proximal": 0.0, "forward_backward": 0.0, "optimizer": 0.0}
 
@@ -143,15 +145,17 @@ class PolicyEngine:
 
     # Training
 
-    def train_step(self, step: int, minibatches: Sequence[Minibatch]) -> StepOutcome:
-        """Train on one step's minibatches, in order.
+    def train_step(
+        self, step: int, minibatches: Sequence[Minibatch], bounds: UpdateBounds | None = None
+    ) -> StepOutcome:
+        """Train on one step's minibatches, in order; those beyond the bounds leave no trace.
 
         With several, proximal logprobs of all of them are computed before the first update and
         frozen; the first one's ratio must then be 1 (RatioError). Raises NonFiniteError.
         """
         if not minibatches:
             raise ValueError(f"step {step} has no minibatches")
-        self._step = step
+        self._step, self._bounds = step, bounds or UpdateBounds()
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         proximal: list[list[F32]] | None = None
         if len(minibatches) > 1:
@@ -168,7 +172,8 @@ class PolicyEngine:
             metrics["kl_scale"] = self._controls.kl_scale
         if algorithm.entropy.coef > 0 or algorithm.entropy.target is not None:
             metrics["entropy_coef"] = self._controls.bonus(algorithm)
-        self._controls.follow(algorithm, metrics)
+        if not metrics["non_finite"]:
+            self._controls.follow(algorithm, metrics)
         return StepOutcome(metrics=metrics, seconds=dict(self._seconds))
 
     def train_minibatch(
@@ -193,7 +198,6 @@ class PolicyEngine:
                 f"{minibatch.num_samples} samples in {len(micro_batches)} micro-batches"
             )
         denominator = self._denominator(minibatch)
-        lr = float(self._engine.get_lr()[0])
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         deviation = torch.zeros((), dtype=torch.float64, device=self.device)
         parts: list[Mapping[str, Metric]] = []
@@ -209,12 +213,13 @@ class PolicyEngine:
                 parts.append(out.metrics)
             total, worst = self._agree(loss, deviation, ratio_tolerance)
         with self._timed("optimizer"):
-            grad_norm = self._optimizer_step()
+            update = self._optimizer_step(total)
         return MinibatchMetrics(
             loss=total,
             denominator=denominator,
-            grad_norm=grad_norm,
-            lr=lr,
+            grad_norm=update.grad_norm,
+            lr=update.lr,
+            applied=update.applied,
             ratio_max_deviation=worst,
             num_loss_tokens=minibatch.num_loss_tokens,
             stats=reduce_metrics(parts, self.device),
@@ -295,31 +300,29 @@ class PolicyEngine:
         losses, deviations = torch.stack(shared).t().tolist()
         for rank, value in enumerate(losses):
             if not math.isfinite(value):
+                if self._bounds.skip_non_finite:
+                    return math.nan, math.nan
                 raise NonFiniteError(what="loss", step=self._step, rank=rank, value=value)
         worst = max(deviations)
         if not worst <= tolerance:
             raise RatioError(step=self._step, deviation=worst, tolerance=tolerance)
         return math.fsum(losses), worst
 
-    def _optimizer_step(self) -> float:
-        """Clip and update; return the norm before clipping. NonFiniteError leaves weights alone.
+    def _optimizer_step(self, loss: float) -> Update:
+        """Clip and update, where the bounds allow it. NonFiniteError leaves weights alone.
 
         DeepSpeed's wrapped optimizers skip the update on every rank when the reduced norm is not
         finite. A bare optimizer (stage 0 in fp32) has no such guard, so its norm is taken first.
         """
+        bounds = self._bounds
         bare = self.cfg.trainer.zero_stage == 0 and self.cfg.model.dtype == "float32"
-        norm = math.nan
-        if bare:
-            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-            norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in grads])))
-            if not math.isfinite(norm):
-                raise NonFiniteError(what="grad norm", step=self._step, rank=None, value=norm)
-        self._engine.step()
-        if not bare:
-            norm = float(self._engine.get_global_grad_norm())
-        if not self._engine.was_step_applied() or not math.isfinite(norm):
-            raise NonFiniteError(what="grad norm", step=self._step, rank=None, value=norm)
-        return norm
+        refused = refuses_loss(bounds, loss)
+        update = take_step(self._engine, bounds, refused=refused, bare=bare)
+        if not math.isfinite(update.grad_norm) and not bounds.skip_non_finite:
+            raise NonFiniteError(
+                what="grad norm", step=self._step, rank=None, value=update.grad_norm
+            )
+        return update
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

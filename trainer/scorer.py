@@ -42,6 +42,11 @@ class ReferenceModel:
             cfg, packing=packing, logprob_chunk=logprob_chunk, device=self.device
         ).requires_grad_(False)
 
+    @property
+    def network(self) -> nn.Module:
+        """The Hugging Face network, whose weights have the policy's names."""
+        return self._model.network
+
     def token_logprobs(self, micro_batches: Sequence[MicroBatch]) -> list[F32]:
         """Score each micro-batch's loss tokens at their temperature: [T], 0 elsewhere."""
         return score_micro_batches(self._model, micro_batches, self.device)

@@ -22,6 +22,13 @@ class MinibatchMetrics:
     """Largest |policy / proximal - 1| over all ranks, before the update."""
     num_loss_tokens: int
     stats: Mapping[str, Reduced]
+    applied: bool = True
+    """Whether the weights were updated."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient norm are numbers."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 def summary(done: Sequence[MinibatchMetrics]) -> dict[str, float]:
@@ -31,8 +38,11 @@ def summary(done: Sequence[MinibatchMetrics]) -> dict[str, float]:
     denominator = sum(m.denominator for m in done)
     metrics = {
         "loss": sum(m.loss * m.denominator for m in done) / denominator,
+        "loss_max": _largest([m.loss for m in done]),
         "grad_norm": sum(m.grad_norm for m in done) / len(done),
-        "grad_norm_max": max(m.grad_norm for m in done),
+        "grad_norm_max": _largest([m.grad_norm for m in done]),
+        "skipped": float(sum(not m.applied for m in done)),
+        "non_finite": float(sum(not m.finite for m in done)),
         "lr": done[-1].lr,
         "ratio/first_minibatch_max_deviation": done[0].ratio_max_deviation,
         "minibatches": float(len(done)),
@@ -45,6 +55,11 @@ def summary(done: Sequence[MinibatchMetrics]) -> dict[str, float]:
     metrics.update({n: s.result for n, s in merged.items() if s.result is not None})
     metrics.update(_derived(metrics))
     return metrics
+
+
+def _largest(values: Sequence[float]) -> float:
+    """Return the largest number; NaN where none is one."""
+    return max((v for v in values if math.isfinite(v)), default=math.nan)
 
 
 def _derived(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from configs.monitors import Action
+from configs.guards import UpdateRemedy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +26,16 @@ class Alarm:
     step: int
     source: str
     monitor: str
-    """Its field of `monitors`."""
+    """Its field of `monitors`, or `guards/` and its field there."""
     event: Literal["raised", "cleared"]
-    action: Action
+    action: UpdateRemedy
     text: str
     figures: Mapping[str, float]
+
+    @property
+    def field(self) -> str:
+        """The recipe's field of whoever raised it."""
+        return self.monitor.replace("/", ".") if "/" in self.monitor else f"monitors.{self.monitor}"
 
     def __str__(self) -> str:
         where = f"{self.source}: " if self.source else ""

@@ -5,14 +5,31 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from configs.guards import FallGuardConfig, RiseGuardConfig, UpdateGuardConfig, UpdateRemedy
 from configs.monitors import MonitorConfig
 from configs.schema import RunConfig, SourceConfig
 from rewards.monitors.alarms import Alarm, Figures, Latch, Looked, Monitor
 from rewards.monitors.gaps import GapMonitor, HeldOutMonitor
 from rewards.monitors.levels import KLMonitor, TamperingMonitor
+from rewards.monitors.sudden import (
+    GRAD_NORM,
+    LOSS,
+    FallGuard,
+    LengthGuard,
+    NonFiniteGuard,
+    RiseGuard,
+)
 from rewards.monitors.texts import AnswersMonitor, FormatMonitor, LengthMonitor, RepetitionMonitor
 
 Row = Mapping[str, JsonValue] | Mapping[str, float]
+_RISES = (
+    ("loss", LOSS, "loss"),
+    ("grad_norm", GRAD_NORM, "gradient norm"),
+    ("kl", "train/kl_ref", "KL to the reference"),
+    ("mismatch", "train/mismatch/kl", "KL between sampler and trainer"),
+    ("ratio", "train/ratio/max_deviation", "largest |policy / proximal - 1|"),
+)
+"""Guards of the run against a rise: field, metric, and what an alarm calls it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -21,7 +38,7 @@ class _Watcher:
 
     source: str
     name: str
-    cfg: MonitorConfig
+    action: UpdateRemedy
     monitor: Monitor
     latch: Latch
 
@@ -41,7 +58,7 @@ class _Watcher:
             source=self.source,
             monitor=self.name,
             event="cleared" if standing is None else "raised",
-            action=self.cfg.action,
+            action=self.action,
             text="no longer seen" if standing is None else standing.text,
             figures={} if standing is None else standing.figures,
         )
@@ -55,10 +72,17 @@ class MonitorBoard:
     """
 
     def __init__(self, cfg: RunConfig):
+        self._cfg = cfg
+        self.start()
+
+    def start(self) -> None:
+        """Forget all that was shown."""
+        cfg = self._cfg
         self._watchers = [w for s in cfg.sources for w in _watchers(cfg, s)]
         if cfg.monitors.kl.enabled:
             kl = KLMonitor(cfg.monitors, cfg.monitors.kl)
             self._watchers.append(_watcher(cfg, "", "kl", cfg.monitors.kl, kl))
+        self._watchers += _guards(cfg)
         self._step = 0
 
     def trained(self, row: Row) -> tuple[Alarm, ...]:
@@ -82,6 +106,14 @@ class MonitorBoard:
             if w.source == source
             for alarm in w.hear(step, w.monitor.evaluated(step, Figures(row, "")))
         )
+
+    def limits(self) -> dict[str, float]:
+        """Return what the next step's figures must not exceed, of each guard against a rise."""
+        return {
+            w.name.removeprefix("guards/"): w.monitor.limit
+            for w in self._watchers
+            if isinstance(w.monitor, RiseGuard)
+        }
 
     @property
     def standing(self) -> tuple[Alarm, ...]:
@@ -111,7 +143,42 @@ def _watcher(
     cfg: RunConfig, source: str, name: str, own: MonitorConfig, monitor: Monitor
 ) -> _Watcher:
     persist = cfg.monitors.held_out.evaluations if name == "held_out" else cfg.monitors.persist
-    return _Watcher(source=source, name=name, cfg=own, monitor=monitor, latch=Latch(persist))
+    return _Watcher(
+        source=source, name=name, action=own.action, monitor=monitor, latch=Latch(persist)
+    )
+
+
+def _guards(cfg: RunConfig) -> Iterator[_Watcher]:
+    """Yield the stability guards of the run and of its sources."""
+    run = cfg.guards
+
+    def watcher(source: str, name: str, monitor: Monitor) -> Iterator[_Watcher]:
+        own: RiseGuardConfig | UpdateGuardConfig | FallGuardConfig = getattr(run, name)
+        if own.enabled:
+            latch = Latch(own.persist)
+            yield _Watcher(
+                source=source,
+                name=f"guards/{name}",
+                action=own.action,
+                monitor=monitor,
+                latch=latch,
+            )
+
+    yield _Watcher(
+        source="",
+        name="guards/non_finite",
+        action=run.non_finite.action,
+        monitor=NonFiniteGuard(),
+        latch=Latch(1),
+    )
+    for name, key, called in _RISES:
+        yield from watcher("", name, RiseGuard(run, getattr(run, name), key=key, name=called))
+    entropy = FallGuard(run, run.entropy, key="train/entropy", name="entropy")
+    yield from watcher("", "entropy", entropy)
+    for source in cfg.sources:
+        reward = FallGuard(run, run.reward, key="all/reward/mean", name="mean reward")
+        yield from watcher(source.name, "reward", reward)
+        yield from watcher(source.name, "length", LengthGuard(run, run.length))
 
 
 def _monitors(cfg: RunConfig, source: SourceConfig) -> Iterator[tuple[str, Monitor]]:

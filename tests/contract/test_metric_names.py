@@ -12,12 +12,13 @@ from mixing.curriculum import CurriculumSnapshot
 from mixing.difficulty import DifficultySnapshot
 from mixing.feedback import SourceDifficulty
 from mixing.ledger_events import MoveReason, Reason
+from orchestrator.guards import Guards
 from orchestrator.publisher import SyncReport
 from orchestrator.run_totals import RunTotals
 from orchestrator.source_metrics import METRICS, PART_METRICS
-from orchestrator.step_metrics import TrainedStep, step_metrics
+from orchestrator.step_metrics import StepBooks, TrainedStep, book_metrics, step_metrics
 from rewards.judges.meter import Meter, add_up
-from rewards.monitors.board import MonitorBoard
+from rewards.monitors.replay import ROLLED_BACK_TO
 from rewards.score import Usage
 from rollouts.types import (
     Gold,
@@ -40,7 +41,7 @@ WILD = {
     "<number>": r"[\w/]+",
     "<reason>": r"\w+",
     "<phase>": r"(?!step$)\w+",
-    "<monitor>": r"\w+",
+    "<monitor>": r"(guards/)?\w+",
 }
 
 
@@ -138,21 +139,24 @@ def emitted() -> set[str]:
         rejected=[],
         shares={NAME: 1.0},
         result=StepResult(policy_version=1, metrics={"loss": 0.5, "clip/low": 0.0}, seconds={}),
+    )
+    books = StepBooks(
         sync=SyncReport(seconds={"send": 0.1}, bytes=1, gap_median=0.1, gap_max=0.2),
         wall_s=1.0,
         split={"train": 0.5, "sync": 0.5},
         ledger={
             **dict.fromkeys(("ledger/dispatched", "ledger/trained", "ledger/in_flight"), 1),
+            "ledger/rolled_back": 0,
             **{f"ledger/rejected/{reason}": 0 for reason in Reason},
             **{f"ledger/moved/{reason}": 0 for reason in MoveReason},
         },
         difficulty=difficulty(),
         judges=judges(),
     )
-    metrics = step_metrics(recipe(), done)
+    metrics = {**step_metrics(recipe(), done), **book_metrics(books, completion_tokens=1)}
     totals = RunTotals([NAME])
     totals.add(metrics)
-    return {*metrics, *totals.metrics(), *MonitorBoard(recipe()).metrics()}
+    return {*metrics, *totals.metrics(), *Guards(recipe()).metrics(), ROLLED_BACK_TO}
 
 
 def test_every_name_that_a_step_emits_is_documented_once(emitted: set[str]):

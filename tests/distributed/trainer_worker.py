@@ -25,12 +25,13 @@ from configs.data import DataConfig
 from configs.schema import BatchConfig, ModelConfig, RewardConfig, RunConfig, SourceConfig
 from configs.training import OptimizerConfig, TrainerConfig
 from rollouts.packing import assemble
-from rollouts.types import MicroBatch, TrainingSample
+from rollouts.types import MicroBatch, TrainingSample, UpdateBounds
 from trainer.controls import Controls
 from trainer.engine import Minibatch, PolicyEngine
 from trainer.errors import NonFiniteError, RatioError
 from trainer.loss import LossInputs, LossOutput
 from trainer.objectives import resolve_loss
+from trainer.update import Update
 
 VOCAB = 64
 NUM_SAMPLES = 8
@@ -153,14 +154,14 @@ class Probe(PolicyEngine):
 
     seen: dict[str, np.ndarray]
 
-    def _optimizer_step(self) -> float:
+    def _optimizer_step(self, loss: float) -> Update:
         self.seen = {
             name: safe_get_full_grad(p).float().cpu().numpy().copy()
             for name, p in self.model.network.named_parameters()
         }
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = 0.0
-        return super()._optimizer_step()
+        return super()._optimizer_step(loss)
 
 
 def drifted_from(engine: Probe, samples: Sequence[TrainingSample]) -> list[np.ndarray]:
@@ -344,6 +345,59 @@ def fail(
     return {"kind": "none"}
 
 
+REFUSALS = {
+    "loss": UpdateBounds(loss=-1e9),
+    "grad norm": UpdateBounds(grad_norm=1e-9),
+    "not finite": UpdateBounds(skip_non_finite=True),
+}
+
+
+def run_refusals(rank: int, world: int, models_dir: Path, out: Path) -> None:
+    """Steps that are refused, then one that is not; and that one alone, in an engine of its own."""
+    seen: dict[str, dict[str, object]] = {}
+    cases: list[tuple[int, str]] = [(0, "float32"), (2, "float32"), (3, "float32")]
+    cases += [(0, "bfloat16"), (1, "bfloat16"), (3, "bfloat16")]
+    for stage, dtype in cases:
+        cfg = run_config(models_dir / "tied", zero_stage=stage, dtype=dtype)
+        engine = PolicyEngine(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
+        before, honest = weights(engine), engine._loss
+        refused: dict[str, dict[str, float]] = {}
+        for name, bounds in REFUSALS.items():
+            engine._loss = _bad_gradient if name == "not finite" else honest
+            refused[name] = train_one(engine, rank, world, bounds)
+        engine._loss = honest
+        kept = all(np.array_equal(before[n], w) for n, w in weights(engine).items())
+        small = UpdateBounds(lr_factor=0.1)
+        after = train_one(engine, rank, world, small)
+        ended = weights(engine)
+        close(engine)
+        engine = PolicyEngine(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
+        alone = train_one(engine, rank, world, small)
+        same = all(np.array_equal(ended[n], w) for n, w in weights(engine).items())
+        full = train_one(engine, rank, world, UpdateBounds())
+        close(engine)
+        seen[f"{stage}.{dtype}"] = {
+            "refused": refused,
+            "kept": kept,
+            "moved": not all(np.array_equal(before[n], w) for n, w in ended.items()),
+            "after": after,
+            "alone": alone,
+            "same": same,
+            "lr": [after["lr"], full["lr"]],
+        }
+    (out / f"refusals_{rank}.json").write_text(json.dumps(seen))
+
+
+def train_one(
+    engine: PolicyEngine, rank: int, world: int, bounds: UpdateBounds
+) -> dict[str, float]:
+    samples = make_samples()
+    minibatch = as_minibatch(share(samples, rank=rank, world=world, micro=2), samples)
+    metrics = dict(engine.train_step(1, [minibatch], bounds).metrics)
+    names = ("skipped", "non_finite", "loss", "grad_norm", "grad_norm_max", "lr")
+    return {n: metrics[n] for n in names if np.isfinite(metrics[n])}
+
+
 def shift(engine: PolicyEngine) -> None:
     """Make this engine's proximal pass disagree with its training pass, as dropout would."""
     honest: Callable[..., list[np.ndarray]] = engine.token_logprobs
@@ -427,6 +481,7 @@ def main() -> None:
         "objectives": run_objectives,
         "failures": run_failures,
         "resume": run_resume,
+        "refusals": run_refusals,
     }
     modes[mode](rank, world, models_dir, out)
     dist.barrier()

@@ -465,6 +465,7 @@ def test_figures_are_sums_by_reason(tmp_path: Path) -> None:
         "ledger/dispatched": 2,
         "ledger/in_flight": 0,
         "ledger/trained": 1,
+        "ledger/rolled_back": 0,
         "ledger/rejected/failed": 0,
         "ledger/rejected/given_up": 1,
         "ledger/rejected/zero_variance": 0,

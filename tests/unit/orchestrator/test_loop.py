@@ -167,7 +167,7 @@ class FakeCheckpoints:
     def __init__(self) -> None:
         self.saved: list[int] = []
 
-    async def save(self, step: int, *_: object, last: bool) -> None:
+    async def save(self, step: int, *_: object, last: bool, **__: object) -> None:
         self.saved.append(step)
 
 

@@ -136,7 +136,7 @@ class FakeCluster:
 class FakeCheckpoints:
     saved: list[int] = field(default_factory=list)
 
-    async def save(self, step: int, *arguments: object, last: bool) -> None:
+    async def save(self, step: int, *arguments: object, last: bool, **__: object) -> None:
         self.saved.append(step)
 
 

@@ -9,7 +9,7 @@ import pytest
 from configs.schema import RunConfig
 from orchestrator.publisher import SyncReport
 from orchestrator.source_metrics import ALL, METRICS, TRAINED
-from orchestrator.step_metrics import TrainedStep, step_metrics
+from orchestrator.step_metrics import StepBooks, TrainedStep, book_metrics, step_metrics
 from rollouts.types import (
     Boundary,
     GroupSummary,
@@ -98,6 +98,11 @@ def step(
         rejected=rejected,
         shares=shares,
         result=StepResult(policy_version=5, metrics={"loss": 0.5}, seconds={}),
+    )
+
+
+def books(rejected: Sequence[GroupSummary] = ()) -> StepBooks:
+    return StepBooks(
         sync=SyncReport(seconds={"send": 0.25}, bytes=100, gap_median=None, gap_max=None),
         wall_s=2.0,
         split={"train": 1.0, "sync": 0.5, "idle": 0.5},
@@ -127,7 +132,9 @@ ESSAY_B = group("essay", [rollout(20.0, 100), rollout(None, 50)], item=1)
 def metrics() -> dict[str, float]:
     cfg = config(sums={}, essay={"eval": {"pass_threshold": 60.0}}, idle={})
     done = step([SUMS_A, ESSAY_A, SUMS_B, ESSAY_B], [SUMS_LOST], sums=0.45, essay=0.35, idle=0.2)
-    return step_metrics(cfg, done)
+    metrics = step_metrics(cfg, done)
+    tokens = metrics["completion_tokens"]
+    return {**metrics, **book_metrics(books([SUMS_LOST]), completion_tokens=tokens)}
 
 
 def under(metrics: dict[str, float], prefix: str) -> dict[str, float]:

@@ -289,7 +289,7 @@ def recorded(arm: str) -> list[Alarm]:
 
 def test_a_real_run_with_a_hackable_reward_is_caught():
     raised = {a.monitor: a.step for a in recorded("hackable") if a.event == "raised"}
-    assert set(raised) == {"gold", "repetition", "length", "format"}
+    assert set(raised) == {"gold", "repetition", "length", "format", "guards/length"}
     assert max(raised.values()) <= 15
 
 
