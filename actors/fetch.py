@@ -1,13 +1,24 @@
 """Fetch the samples of a micro-batch plan out of Ray's object store."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 
+from rollouts.gae import joined
 from rollouts.packing import assemble
 from rollouts.scopes import scaled
-from rollouts.types import MicroBatch, MicroBatchPlan, Ref, SampleHandle, TrainingSample
+from rollouts.types import (
+    F32,
+    MicroBatch,
+    MicroBatchPlan,
+    Ref,
+    SampleHandle,
+    TrainingSample,
+    ValueBatch,
+    ValueTargets,
+)
 
 
 def fetch_samples(
@@ -19,17 +30,70 @@ def fetch_samples(
 
 
 def fetch_micro_batches(plans: Sequence[MicroBatchPlan], *, timeout_s: float) -> list[MicroBatch]:
-    """Fetch and lay out one rank's micro-batches, advantages scaled as planned."""
+    """Fetch and lay out one rank's micro-batches, advantages normalised as planned."""
     refs = [h.ref for p in plans for h in p.samples]
-    refs += [p.ref_logprobs for p in plans if p.ref_logprobs is not None]
+    refs += [r for p in plans for r in (p.ref_logprobs, p.advantages) if r is not None]
     objects = _get_all(refs, timeout_s=timeout_s)
+
+    def samples(plan: MicroBatchPlan) -> Iterator[TrainingSample]:
+        known = [None] * len(plan.samples) if plan.advantages is None else objects[plan.advantages]
+        for handle, advantages in zip(plan.samples, known, strict=True):
+            sample: TrainingSample = objects[handle.ref][handle.row]
+            if advantages is not None:
+                sample = replace(sample, advantages=advantages)
+            yield scaled(sample, handle.advantage_scale, handle.advantage_shift)
+
     return [
-        assemble(
-            [scaled(objects[h.ref][h.row], h.advantage_scale) for h in p.samples],
-            None if p.ref_logprobs is None else objects[p.ref_logprobs],
-        )
+        assemble(list(samples(p)), None if p.ref_logprobs is None else objects[p.ref_logprobs])
         for p in plans
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CriticSamples:
+    """The samples of a micro-batch that need values, and what lies beside each."""
+
+    places: tuple[int, ...]
+    """In the plan."""
+    samples: tuple[TrainingSample, ...]
+    ref_logprobs: tuple[F32 | None, ...]
+
+
+def fetch_for_critic(plans: Sequence[MicroBatchPlan], *, timeout_s: float) -> list[CriticSamples]:
+    """Fetch of each micro-batch what is to be scored."""
+    refs = [h.ref for p in plans for h in p.samples if h.needs_values]
+    refs += [p.ref_logprobs for p in plans if p.ref_logprobs is not None]
+    objects = _get_all(refs, timeout_s=timeout_s)
+
+    def one(plan: MicroBatchPlan) -> CriticSamples:
+        places = [i for i, handle in enumerate(plan.samples) if handle.needs_values]
+        own = [plan.samples[i] for i in places]
+        scores = None if plan.ref_logprobs is None else objects[plan.ref_logprobs]
+        return CriticSamples(
+            places=tuple(places),
+            samples=tuple(objects[h.ref][h.row] for h in own),
+            ref_logprobs=tuple(None if scores is None else scores[i] for i in places),
+        )
+
+    return [one(plan) for plan in plans]
+
+
+def fetch_value_batches(plans: Sequence[MicroBatchPlan], *, timeout_s: float) -> list[ValueBatch]:
+    """Fetch and lay out what one rank of the critic trains on."""
+    fetched = fetch_for_critic(plans, timeout_s=timeout_s)
+    refs = [p.targets for p in plans if p.targets is not None]
+    objects = _get_all(refs, timeout_s=timeout_s)
+    batches: list[ValueBatch] = []
+    for plan, own in zip(plans, fetched, strict=True):
+        targets: list[ValueTargets] = [objects[plan.targets][i] for i in own.places]
+        batches.append(
+            ValueBatch(
+                tokens=assemble(own.samples, None),
+                values=joined([t.values for t in targets]),
+                returns=joined([t.returns for t in targets]),
+            )
+        )
+    return batches
 
 
 def _get_all(refs: Sequence[Ref], *, timeout_s: float) -> dict[Ref, Any]:

@@ -12,8 +12,9 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from actors.critic import CriticActor
 from actors.errors import RunError
-from actors.groups import ReferenceFleet, RewardFleet, RolloutFleet, TrainerGroup
+from actors.groups import CriticGroup, ReferenceFleet, RewardFleet, RolloutFleet, TrainerGroup
 from actors.heartbeat import Heartbeat
 from actors.judge import JudgeActor
 from actors.placement import BundleDemand, Placement, Seat, reserve
@@ -48,7 +49,7 @@ def _environment(role: str, cpus: float) -> dict[str, str]:
     }
     if role != "reward":
         env["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
-    if not _has_gpu() and role in ("trainer", "reference"):
+    if not _has_gpu() and role in ("trainer", "reference", "critic"):
         env["DS_ACCELERATOR"] = "cpu"
     return env
 
@@ -90,7 +91,7 @@ class SamplingCluster:
     judges: Mapping[str, Sequence[ActorHandle]]
     """Engines of each judge that has some."""
     trains: ClassVar[bool] = False
-    """Whether trainer and reference are started too."""
+    """Whether trainer, critic and reference are started too."""
 
     def __init__(self, cfg: RunConfig):
         self._cfg = cfg
@@ -217,6 +218,7 @@ class Cluster(SamplingCluster):
 
     trainer: TrainerGroup
     reference: ReferenceFleet | None
+    critic: CriticGroup | None
     rendezvous: Member
     trains = True
 
@@ -231,13 +233,16 @@ class Cluster(SamplingCluster):
         self.reference = (
             ReferenceFleet(reference, self.supervisor, cfg.health) if reference else None
         )
+        ranks = cfg.critic.actors.count
+        critic = self._create_all("critic", CriticActor, bundles, lambda i: (cfg, i, ranks))
+        self.critic = CriticGroup(critic, self.supervisor, cfg.health) if critic else None
         return [
-            self._start_trainers(trainer),
+            self._start_ranks((*trainer, *critic)),
             *starting,
             *(self._begin(m, m.handle.start.remote()) for m in reference),
         ]
 
-    async def _start_trainers(self, members: Sequence[Member]) -> None:
+    async def _start_ranks(self, members: Sequence[Member]) -> None:
         host, port = await self._begin(self.rendezvous, self.rendezvous.handle.address.remote())
         await asyncio.gather(*(self._begin(m, m.handle.start.remote(host, port)) for m in members))
 

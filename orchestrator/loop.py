@@ -7,9 +7,10 @@ import asyncio
 import logging
 import signal
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from actors.groups import CriticGroup, TrainerGroup
 from configs.evaluation import due_sources
 from configs.schema import RunConfig
 from mixing.allocator import MixExhausted
@@ -25,7 +26,7 @@ from orchestrator.recorder import Recorder
 from orchestrator.resume import Checkpointer, Restored
 from orchestrator.step_metrics import TrainedStep
 from rollouts.packing import plan_minibatches
-from rollouts.scopes import scale_advantages
+from rollouts.scopes import scale_step
 from rollouts.types import GroupSummary, StepResult, TrainBatch
 
 log = logging.getLogger("braid.loop")
@@ -155,10 +156,10 @@ async def _step(
     parts: Parts, producer: RolloutProducer, step: int, groups: Sequence[GroupSummary]
 ) -> tuple[StepResult, SyncReport]:
     """Train one step, give the engines its weights, and tell all who follow the policy."""
-    groups = scale_advantages(parts.cfg, groups)
     batch = await _score(parts, _plan(parts, step, groups))
+    groups, batch = scale_step(parts.cfg, groups, batch)
     with parts.clock.phase("train"):
-        result = await parts.cluster.trainer.train_step(batch)
+        result = await _train(parts, batch)
     sync = await parts.publisher.publish(step)
     parts.mixer.observe_trained(step, tally(groups))
     producer.trained(step, result.policy_version, groups, batch)
@@ -180,11 +181,31 @@ def _plan(parts: Parts, step: int, groups: Sequence[GroupSummary]) -> TrainBatch
 
 
 async def _score(parts: Parts, batch: TrainBatch) -> TrainBatch:
-    """Have the reference score the batch, where the objective asks for it."""
-    if parts.cluster.reference is None:
-        return batch
-    with parts.clock.phase("reference"):
-        return await parts.cluster.reference.score(batch)
+    """Have the reference, then the critic, score the batch, where the objective asks for it."""
+    cluster, clock = parts.cluster, parts.clock
+    if cluster.reference is not None:
+        with clock.phase("reference"):
+            batch = await cluster.reference.score(batch)
+    if cluster.critic is not None:
+        with clock.phase("critic"):
+            batch = await cluster.critic.score(batch)
+    return batch
+
+
+async def _train(parts: Parts, batch: TrainBatch) -> StepResult:
+    """Train the policy and the critic, side by side; while the critic warms up, it alone."""
+    trainer, critic = parts.cluster.trainer, parts.cluster.critic
+    if critic is None:
+        return await trainer.train_step(batch)
+    if batch.step <= parts.cfg.critic.warmup_steps:
+        values = await critic.train_step(batch)
+        result = StepResult(policy_version=batch.step, metrics={}, seconds={})
+    else:
+        result, values = await asyncio.gather(trainer.train_step(batch), critic.train_step(batch))
+    own = {} if values is None else values.metrics
+    return replace(
+        result, metrics={**result.metrics, **{f"critic/{name}": v for name, v in own.items()}}
+    )
 
 
 async def _checkpoint(
@@ -192,7 +213,11 @@ async def _checkpoint(
 ) -> None:
     """Commit a checkpoint of `step`, unless there is one."""
     with parts.clock.phase("checkpoint"):
-        await parts.checkpoints.save(step, parts.cluster.trainer, parts.mixer, producer, last=last)
+        cluster = parts.cluster
+        ranks: dict[str, TrainerGroup | CriticGroup] = {"trainer": cluster.trainer}
+        if cluster.critic is not None:
+            ranks["critic"] = cluster.critic
+        await parts.checkpoints.save(step, ranks, parts.mixer, producer, last=last)
 
 
 async def _evaluate(parts: Parts, step: int, *, last: bool = False) -> None:

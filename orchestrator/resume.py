@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -10,7 +10,7 @@ from typing import cast
 from pydantic import JsonValue
 
 from actors.errors import ActorFailure
-from actors.groups import TrainerGroup
+from actors.groups import CriticGroup, TrainerGroup
 from configs.schema import RunConfig
 from mixing.mixer import Mixer
 from orchestrator.checkpoints import CheckpointError, CheckpointStore
@@ -29,6 +29,8 @@ class Restored:
     """Steps trained; also the version of the policy."""
     trainer: Path | None
     """Folder with the ranks' state; None at the start of a run."""
+    critic: Path | None = None
+    """Folder with the state of the critic's ranks; None where none was saved."""
     pending: Sequence[GroupRequest]
     """Dispatched before the checkpoint and not trained: sampled again first."""
     rejected: Sequence[GroupSummary]
@@ -59,6 +61,7 @@ class Checkpointer:
         return Restored(
             step=found.step,
             trainer=found.trainer,
+            critic=found.critic,
             pending=pending,
             rejected=RolloutProducer.parse_rejected(state.get("rejected", [])),
             ledger_offset=int(str(state["ledger_offset"])),
@@ -67,7 +70,7 @@ class Checkpointer:
     async def save(
         self,
         step: int,
-        trainer: TrainerGroup,
+        ranks: Mapping[str, TrainerGroup | CriticGroup],
         mixer: Mixer,
         producer: RolloutProducer,
         *,
@@ -79,6 +82,7 @@ class Checkpointer:
         on, and the failure is logged.
 
         Args:
+            ranks: who writes, by the folder that it writes to; the policy's to `trainer`.
             last: nothing comes after this one, so its failure is raised.
 
         Raises:
@@ -98,9 +102,10 @@ class Checkpointer:
                 "ledger_offset": producer.ledger.offset,
             }
             self._store.write_driver(step, state)
-            await trainer.save(folder / "trainer")
+            for name, group in ranks.items():
+                await group.save(folder / name)
             await asyncio.to_thread(producer.ledger.sync)
-            await asyncio.to_thread(self._store.commit, step)
+            await asyncio.to_thread(self._store.commit, step, tuple(ranks))
             self._saved = step
         except CheckpointError as error:
             if last:

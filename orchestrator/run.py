@@ -39,7 +39,7 @@ from orchestrator.plan_data import check_graded_rows
 from orchestrator.plan_mix import plan_mix
 from orchestrator.publisher import WeightPublisher
 from orchestrator.recorder import Recorder
-from orchestrator.resume import Checkpointer
+from orchestrator.resume import Checkpointer, Restored
 from orchestrator.run_dir import RunDir
 from orchestrator.sandboxing import describe, find_tier, validate_sandbox
 from rewards.graders import validate_rewards
@@ -144,8 +144,7 @@ async def _run(
             try:
                 await stop.or_else(_check_engines(cfg, cluster, directory, recorder))
                 parts = _parts(cfg, cluster, mixer, ledger, recorder, checkpoints, stop)
-                if restored.trainer is not None:
-                    await cluster.trainer.load(restored.trainer)
+                await _load(cluster, restored)
                 await train(parts, restored)
                 recorder.finished()
             finally:
@@ -181,6 +180,28 @@ async def _check_engines(
 
     for line in await check_calibrations(cfg, cluster.judges, engines, directory.calibrations):
         recorder.say(line)
+
+
+async def _load(cluster: Cluster, restored: Restored) -> None:
+    """Give all ranks the state of the checkpoint that the run goes on from.
+
+    Raises:
+        ConfigError: it does not fit the run.
+    """
+    if restored.trainer is None:
+        return
+    await cluster.trainer.load(restored.trainer)
+    if cluster.critic is None:
+        return
+    if restored.critic is None:
+        raise ConfigError(
+            Problem(
+                where=str(restored.trainer.parent),
+                what="holds no critic, which the recipe needs",
+                fix="Start a new run with another --run-dir.",
+            )
+        )
+    await cluster.critic.load(restored.critic)
 
 
 def _opening(cfg: RunConfig, directory: RunDir, step: int) -> str:

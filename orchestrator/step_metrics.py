@@ -44,7 +44,9 @@ class TrainedStep:
 def step_metrics(cfg: RunConfig, done: TrainedStep) -> dict[str, float]:
     """Return the flat metrics of one step; `orchestrator.run_totals` adds the sums so far."""
     groups, version = done.groups, done.step - 1
-    tokens = sum(r.num_completion_tokens for g in groups for r in g.rollouts)
+    tokens = sum(
+        r.num_completion_tokens for g in groups for r in (*g.rollouts, *filter(None, [g.greedy]))
+    )
     rewards = np.array([r for g in groups for r in g.rewards])
     ages = [staleness(g, version) for g in groups]
     metrics: dict[str, float] = {

@@ -100,6 +100,7 @@ class FakeCluster:
     evaluated: list[tuple[int, str]] = field(default_factory=list)
     stop: StopRequest = field(default_factory=StopRequest)
     reference: None = None
+    critic: None = None
     dp_size: int = 1
 
     @property

@@ -65,6 +65,7 @@ class FakeCluster:
     version: int = 0
     dp_size: int = 1
     reference: None = None
+    critic: None = None
 
     def __post_init__(self) -> None:
         self.rollout = self.reward = self.trainer = self.supervisor = self

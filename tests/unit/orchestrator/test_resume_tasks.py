@@ -94,7 +94,7 @@ class Actors:
         self._fates = fates
         self.policy: list[list[str]] = []
         self.dp_size = 2
-        self.reference = None
+        self.reference = self.critic = None
         self.trainer = self.rollout = self.reward = self.supervisor = self
 
     async def until_failed(self, waiting: Awaitable[Any], *, doing: str, timeout_s: float) -> Any:
