@@ -24,10 +24,6 @@ _CLASSIFIER = "ForSequenceClassification"
 class CriticModel(FlatModel):
     """Says what return is to come from the state before each token."""
 
-    def __init__(self, network: nn.Module, *, packing: Packing, attention: str) -> None:
-        super().__init__(network, packing=packing, attention=attention)
-        self.head: nn.Linear = network.score  # type: ignore[assignment]
-
     def forward(
         self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor, wanted: Tensor
     ) -> Tensor:
@@ -41,7 +37,7 @@ class CriticModel(FlatModel):
         at = wanted.clone()
         at[cu_seqlens[:-1]] = False
         places = at.nonzero().squeeze(1)
-        said = self.head(hidden.index_select(0, places - 1)).squeeze(-1).float()
+        said = self.network.score(hidden.index_select(0, places - 1)).squeeze(-1).float()
         return torch.zeros(len(wanted), device=said.device).index_copy(0, places, said)
 
 
