@@ -11,7 +11,7 @@ from torch import Tensor
 from configs.schema import RunConfig
 from rollouts.types import F32, MicroBatch, ValueBatch
 from trainer.batch import to_device
-from trainer.critic_model import CriticModel, load_critic
+from trainer.critic_model import CriticModel, check_vocabulary, load_critic
 from trainer.epochs import plan_passes
 from trainer.metrics import Mean, Metric, Reduced, reduce_metrics
 from trainer.zero_engine import Recompute, StepOutcome, ZeroEngine
@@ -37,6 +37,7 @@ class CriticEngine(ZeroEngine[CriticModel]):
     prefix: ClassVar[str] = "critic's "
 
     def __init__(self, cfg: RunConfig, *, rank: int, world_size: int, total_optimizer_steps: int):
+        self._policy = cfg.model
         super().__init__(
             cfg.of_critic,
             rank=rank,
@@ -45,12 +46,14 @@ class CriticEngine(ZeroEngine[CriticModel]):
         )
 
     def _load(self, recompute: Recompute) -> CriticModel:
-        where = "model.path" if self.cfg.critic.path is None else "critic.path"
+        own = self.cfg.critic.path is not None
+        if own:
+            check_vocabulary(self._policy, self.cfg.model)
         return load_critic(
             self.cfg.model,
             packing=self.cfg.batch.packing,
             gradient_checkpointing=recompute,
-            where=where,
+            where="critic.path" if own else "model.path",
         )
 
     @torch.no_grad()

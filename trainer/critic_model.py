@@ -3,7 +3,7 @@
 import deepspeed
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from configs.errors import ConfigError, Problem
 from configs.schema import ModelConfig
@@ -83,6 +83,28 @@ def load_critic(
         _zero(network.score)
     prepare(network, gradient_checkpointing)
     return CriticModel(network, packing=packing, attention=attention)
+
+
+def check_vocabulary(policy: ModelConfig, critic: ModelConfig) -> None:
+    """Raise ConfigError unless the critic reads token ids as the policy does."""
+    try:
+        ours, theirs = (
+            AutoTokenizer.from_pretrained(
+                cfg.path, trust_remote_code=cfg.trust_remote_code
+            ).get_vocab()
+            for cfg in (policy, critic)
+        )
+    except (OSError, ValueError) as error:
+        raise _unusable("critic.path", f"{critic.path} has no usable tokenizer: {error}") from error
+    if differ := len(ours.items() ^ theirs.items()):
+        raise ConfigError(
+            Problem(
+                where="critic.path",
+                what=f"{critic.path} has another vocabulary than {policy.path}: {differ} entries "
+                "differ, and it would read other text than the policy wrote",
+                fix="Give a model with the policy's tokenizer, or leave critic.path empty.",
+            )
+        )
 
 
 def _zero(head: nn.Linear) -> None:

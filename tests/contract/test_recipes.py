@@ -9,7 +9,8 @@ from configs.schema import RunConfig
 from orchestrator.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
+FOLDER = ROOT / "configs" / "recipes"
+RECIPES = sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("algorithms/*.yaml")])
 NAMES = {"quickstart", "one_gpu", "eight_gpus", "multi_node"}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import trainer_worker as base
-from transformers import Qwen2Config, Qwen2ForSequenceClassification
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
 
 from configs.critic import CriticConfig
 from configs.schema import RunConfig
@@ -27,6 +27,7 @@ def make_classifier(folder: Path, policy: Path) -> None:
     torch.manual_seed(11)
     config = Qwen2Config.from_pretrained(policy, num_labels=1)
     Qwen2ForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(policy).save_pretrained(folder)
 
 
 def config(models: Path, stage: int, *, path: Path | None = None, epochs: int = 1) -> RunConfig:

@@ -1,18 +1,22 @@
-"""The critic in the loop, against fake groups: who scores and trains when, what is logged and saved."""
-checkpointed."""
+"""The critic in the loop, against fake groups: who scores and trains when; what is logged, saved."""
 
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from configs.errors import ConfigError
 from configs.schema import RunConfig
+from orchestrator.checkpoints import CheckpointError, CheckpointStore
 from orchestrator.clock import PhaseClock
 from orchestrator.loop import _checkpoint, _step
 from orchestrator.publisher import SyncReport
+from orchestrator.resume import Restored
+from orchestrator.run import _load
 from rollouts.types import GroupSummary, MicroBatchPlan, SampleHandle, StepResult, TrainBatch
 
 
@@ -178,3 +182,47 @@ def test_the_critic_is_in_the_checkpoint() -> None:
     fakes.critic = None  # type: ignore[assignment]
     asyncio.run(_checkpoint(parts, None, 2))  # type: ignore[arg-type]
     assert fakes.log == ["save trainer critic", "save trainer"]
+
+
+def test_a_checkpoint_without_its_critic_is_none(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2, attempt=1)
+
+    def write(step: int, *ranks: str) -> None:
+        folder = store.begin(step)
+        for name in ranks:
+            (folder / name).mkdir(exist_ok=True)
+            (folder / name / "state").write_text("x")
+        store.write_driver(step, {})
+
+    write(1, "trainer")
+    with pytest.raises(CheckpointError, match="nothing was written to critic"):
+        store.commit(1, ("trainer", "critic"))
+    write(2, "trainer", "critic")
+    found = store.commit(2, ("trainer", "critic"))
+    assert found.critic == found.path / "critic"
+    write(3, "trainer")
+    assert store.commit(3).critic is None
+
+
+def test_both_are_loaded_and_a_missing_critic_is_named(tmp_path: Path) -> None:
+    loaded: list[Path] = []
+
+    async def load(folder: Path) -> None:
+        loaded.append(folder)
+
+    ranks = SimpleNamespace(load=load)
+    both: Any = SimpleNamespace(trainer=ranks, critic=ranks)
+    alone: Any = SimpleNamespace(trainer=ranks, critic=None)
+
+    def restored(trainer: Path | None, critic: Path | None) -> Restored:
+        return Restored(
+            step=2, trainer=trainer, critic=critic, pending=(), rejected=(), ledger_offset=0
+        )
+
+    policy, critic = tmp_path / "trainer", tmp_path / "critic"
+    asyncio.run(_load(both, restored(None, None)))
+    asyncio.run(_load(alone, restored(policy, None)))
+    asyncio.run(_load(both, restored(policy, critic)))
+    assert loaded == [policy, policy, critic]
+    with pytest.raises(ConfigError, match="holds no critic"):
+        asyncio.run(_load(both, restored(policy, None)))
