@@ -1,4 +1,4 @@
-"""The critic in the loop, against fake groups: who scores and trains when; what is logged, saved."""
+"""The critic in the loop, with fake groups: who scores and trains when, what is saved."""
 
 import asyncio
 from collections.abc import Awaitable
