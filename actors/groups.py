@@ -1,7 +1,6 @@
-"""The four groups of actors, with typed methods. All waiting goes through the supervisor."""
+"""The groups of actors, with typed methods. All waiting goes through the supervisor."""
 
 import asyncio
-import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from actors.trainer import LogprobGap, RankPlan
 from configs.schema import HealthConfig
 from rewards.judges.meter import add_up
 from rollouts.distance import Distance
+from rollouts.gae import critic_batch
 from rollouts.types import (
     GeneratedGroup,
     GroupRequest,
@@ -25,6 +25,7 @@ from rollouts.types import (
     Ref,
     StepResult,
     TrainBatch,
+    ValueScores,
 )
 
 Call: TypeAlias = Callable[[ActorHandle, int], Awaitable[Any]]
@@ -219,23 +220,94 @@ class ReferenceFleet(_Group):
         for i, refs in enumerate(answers):
             scores.update((id(p), r) for p, r in zip(plans[i::n], refs, strict=True))
 
-        def scored(plan: MicroBatchPlan) -> MicroBatchPlan:
-            return dataclasses.replace(plan, ref_logprobs=scores.get(id(plan)))
-
-        minibatches = tuple(
-            dataclasses.replace(m, grid=tuple(tuple(map(scored, row)) for row in m.grid))
-            for m in batch.minibatches
-        )
-        return dataclasses.replace(batch, minibatches=minibatches)
+        return _replace_plans(batch, lambda p: replace(p, ref_logprobs=scores.get(id(p))))
 
 
-class TrainerGroup(_Group):
-    """The ZeRO ranks."""
+def _replace_plans(
+    batch: TrainBatch, change: Callable[[MicroBatchPlan], MicroBatchPlan]
+) -> TrainBatch:
+    minibatches = tuple(
+        replace(m, grid=tuple(tuple(map(change, row)) for row in m.grid)) for m in batch.minibatches
+    )
+    return replace(batch, minibatches=minibatches)
+
+
+class _RankGroup(_Group):
+    """ZeRO ranks of one model, which make every call together."""
 
     @property
     def dp_size(self) -> int:
         """Data-parallel ranks."""
         return len(self.members)
+
+    async def save(self, folder: Path) -> None:
+        """Write all ranks' parts of a checkpoint."""
+        await self._each(
+            lambda rank, _: rank.save.remote(folder),
+            doing=f"save {folder}",
+            timeout_s=self._health.checkpoint_s,
+        )
+
+    async def load(self, folder: Path) -> None:
+        """Restore all ranks from a checkpoint."""
+        await self._each(
+            lambda rank, _: rank.load.remote(folder),
+            doing=f"load {folder}",
+            timeout_s=self._health.checkpoint_s,
+        )
+
+
+class CriticGroup(_RankGroup):
+    """The ZeRO ranks of the critic."""
+
+    async def score(self, batch: TrainBatch) -> TrainBatch:
+        """Return the batch with advantages, and their moments, of the samples that need values."""
+        own = critic_batch(batch, self.dp_size)
+        if not own.minibatches:
+            return batch
+        plans = [_rank_plan(own, r) for r in range(self.dp_size)]
+        answers: tuple[tuple[ValueScores | None, ...], ...] = await self._each(
+            lambda critic, rank: critic.score.remote(plans[rank]),
+            doing=f"score step {batch.step}",
+            timeout_s=self._health.train_s,
+        )
+        found: dict[int, ValueScores] = {}
+        for plan, scores in zip(plans, answers, strict=True):
+            rows = [p for m in plan.minibatches for p in m.grid[0]]
+            found.update((id(p), s) for p, s in zip(rows, scores, strict=True) if s is not None)
+        return _replace_plans(batch, lambda plan: _with_values(plan, found.get(id(plan))))
+
+    async def train_step(self, batch: TrainBatch) -> StepResult | None:
+        """Train one step on all ranks; None where no sample needs values."""
+        own = critic_batch(batch, self.dp_size)
+        if not own.minibatches:
+            return None
+        plans = [_rank_plan(own, r) for r in range(self.dp_size)]
+        results = await self._each(
+            lambda critic, rank: critic.train_step.remote(plans[rank]),
+            doing=f"train_step {batch.step}",
+            timeout_s=self._health.train_s,
+        )
+        return results[0]
+
+
+def _with_values(plan: MicroBatchPlan, scores: ValueScores | None) -> MicroBatchPlan:
+    if scores is None:
+        return plan
+    samples = (
+        s if m is None else replace(s, advantage=m[0], advantage_variance=m[1])
+        for s, m in zip(plan.samples, scores.moments, strict=True)
+    )
+    return replace(
+        plan,
+        samples=tuple(samples),
+        advantages=scores.advantages,
+        targets=scores.targets,
+    )
+
+
+class TrainerGroup(_RankGroup):
+    """The ZeRO ranks of the policy."""
 
     async def train_step(self, batch: TrainBatch) -> StepResult:
         """Train one step on all ranks; each is sent its own row of the plan."""
@@ -289,22 +361,6 @@ class TrainerGroup(_Group):
             timeout_s=self._health.train_s,
         )
         return gaps[0]
-
-    async def save(self, folder: Path) -> None:
-        """Write all ranks' parts of a checkpoint."""
-        await self._each(
-            lambda trainer, _: trainer.save.remote(folder),
-            doing=f"save {folder}",
-            timeout_s=self._health.checkpoint_s,
-        )
-
-    async def load(self, folder: Path) -> None:
-        """Restore all ranks from a checkpoint."""
-        await self._each(
-            lambda trainer, _: trainer.load.remote(folder),
-            doing=f"load {folder}",
-            timeout_s=self._health.checkpoint_s,
-        )
 
 
 def _rank_plan(batch: TrainBatch, rank: int) -> RankPlan:

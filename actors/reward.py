@@ -31,6 +31,7 @@ from rollouts.samples import (
     plain_stats,
     rollout_stats,
     to_training_samples,
+    without_baseline,
 )
 from rollouts.scopes import advantage_variance, estimator_plug, mean_advantage
 from rollouts.types import (
@@ -101,8 +102,11 @@ class RewardActor:
         group: RolloutGroup = await generated.ref  # type: ignore[misc]
         began = time.monotonic()
         task = group.request.task
-        graded = await asyncio.gather(*(self._grade(r, group.request) for r in group.rollouts))
-        group = replace(group, rollouts=tuple(graded))
+        played = (*group.rollouts, *filter(None, [group.greedy]))
+        graded = await asyncio.gather(*(self._grade(r, group.request) for r in played))
+        if group.greedy is not None:
+            group = replace(group, greedy=graded.pop())
+        group = without_baseline(replace(group, rollouts=tuple(graded)))
         credits = self._credit(group) if group.request.step >= 0 else None
         samples = () if credits is None else self._store_samples(group, credits)
         self._graded += len(graded)
@@ -112,15 +116,16 @@ class RewardActor:
             task_id=task.task_id,
             source=task.source,
             step=group.request.step,
-            rollouts=rollout_stats(graded, credits, _stats),
+            rollouts=rollout_stats(group.rollouts, credits, _stats),
             samples=samples,
             group_ref=ray.put(group),
             oldest_version=min(versions),
             newest_version=max(versions),
             generate_s=group.generate_s,
             grade_s=time.monotonic() - began,
-            has_signal=None if credits is None else credits.advantages.has_signal,
+            has_signal=None if credits is None else credits.has_signal,
             reference=None if task.answer is None else answer_hash(task.answer),
+            greedy=None if group.greedy is None else _stats(group.greedy),
         )
 
     async def _grade(self, rollout: Rollout, request: GroupRequest) -> Rollout:
@@ -141,7 +146,14 @@ class RewardActor:
         self, group: RolloutGroup, credits: GroupCredits
     ) -> tuple[SampleHandle, ...]:
         source = self._cfg.source(group.request.task.source)
-        samples = to_training_samples(group, source, self._cfg.kl_coef(source), credits)
+        kl = self._cfg.algorithm.kl
+        samples = to_training_samples(
+            group,
+            source,
+            self._cfg.kl_coef(source),
+            credits,
+            kl_in_reward=kl.placement == "reward",
+        )
         handles: list[SampleHandle] = []
         for chunk in chunk_for_store(samples, STORE_CHUNK_BYTES):
             ref = ray.put(chunk)
@@ -153,6 +165,7 @@ class RewardActor:
                     num_loss_tokens=int(sample.loss_mask.sum()),
                     advantage=mean_advantage(sample),
                     advantage_variance=advantage_variance(sample),
+                    needs_values=source.needs_values,
                 )
                 for row, sample in enumerate(chunk)
             )
@@ -195,6 +208,7 @@ def _rollout_lines(group: RolloutGroup, step: int) -> list[str]:
                 "group_id": group.request.group_id,
                 "source": task.source,
                 "index": r.index,
+                "greedy": r is group.greedy,
                 "prompt": prompt,
                 "answer": task.answer,
                 "completions": [t.text for t in r.turns],
@@ -211,7 +225,7 @@ def _rollout_lines(group: RolloutGroup, step: int) -> list[str]:
             },
             ensure_ascii=False,
         )
-        for r in group.rollouts
+        for r in (*group.rollouts, *filter(None, [group.greedy]))
     ]
 
 

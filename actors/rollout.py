@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import ray
@@ -16,6 +16,7 @@ from actors.rollout_args import workers
 from actors.rollout_engine import ReceiveReport, RolloutEngine
 from actors.rollout_render import ChatRenderer
 from actors.sync_plan import Manifest, SyncInit
+from configs.estimators import traits
 from configs.schema import RunConfig
 from environments.environment import Environment
 from environments.play import GenerateFn, play
@@ -80,11 +81,20 @@ class RolloutRunner:
                 group.create_task(self._play_one(make, request, index))
                 for index in range(request.group_size)
             ]
+            greedy = None
+            if self._needs_greedy(request):
+                order = replace(request, sampling=replace(request.sampling, temperature=0.0))
+                greedy = group.create_task(self._play_one(make, order, request.group_size))
         return RolloutGroup(
             request=request,
             rollouts=tuple(t.result() for t in tasks),
+            greedy=None if greedy is None else greedy.result(),
             generate_s=time.monotonic() - began,
         )
+
+    def _needs_greedy(self, request: GroupRequest) -> bool:
+        source = self._cfg.source(request.task.source)
+        return request.step >= 0 and traits(source.advantage.use).greedy
 
     async def _play_one(
         self, make: Callable[[], Environment], request: GroupRequest, index: int
@@ -203,7 +213,9 @@ class RolloutActor:
         return GeneratedGroup(
             group_id=request.group_id,
             ref=ray.put(group),
-            num_completion_tokens=sum(r.num_completion_tokens for r in group.rollouts),
+            num_completion_tokens=sum(
+                r.num_completion_tokens for r in (*group.rollouts, *filter(None, [group.greedy]))
+            ),
             generate_s=group.generate_s,
         )
 

@@ -6,7 +6,6 @@ torch and DeepSpeed are imported when it starts: the driver imports this module 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import ray
 
 from actors.fetch import fetch_stored, lay_out
 from actors.heartbeat import Heartbeat, beat
+from actors.ranks import join_ranks
 from actors.sync_plan import Manifest, SendReport, SyncInit
 from configs.schema import RunConfig
 from rollouts.packing import assemble
@@ -64,28 +64,23 @@ class TrainerActor:
 
     def start(self, store_host: str, store_port: int) -> Heartbeat:
         """Join the other ranks through the run's store and build the engine."""
-        import torch
-
-        # Public and documented, but not in the package's own list of names.
-        from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
-
         from trainer.determinism import make_deterministic
         from trainer.engine import PolicyEngine
 
         if self._cfg.deterministic:
             make_deterministic()
-        timeout = timedelta(seconds=self._cfg.trainer.collective_timeout_s)
-        store = TCPStore(store_host, store_port, is_master=False, timeout=timeout)
-        torch.distributed.init_process_group(
-            "nccl" if torch.cuda.is_available() else "gloo",
-            store=PrefixStore("trainer", store),
+        join_ranks(
+            "trainer",
+            (store_host, store_port),
             rank=self._rank,
             world_size=self._world,
-            timeout=timeout,
+            timeout_s=self._cfg.trainer.collective_timeout_s,
         )
-        total = self._cfg.num_steps * self._cfg.batch.num_minibatches
         self._engine = PolicyEngine(
-            self._cfg, rank=self._rank, world_size=self._world, total_optimizer_steps=total
+            self._cfg,
+            rank=self._rank,
+            world_size=self._world,
+            total_optimizer_steps=self._cfg.policy_updates,
         )
         return beat(self._progress)
 

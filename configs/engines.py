@@ -30,7 +30,7 @@ class ActorsConfig(Config):
     """GPUs reserved by each actor; a fraction shares a GPU with a colocated group."""
     labels: dict[str, str] = {}
     """Ray node labels that the actors' nodes must carry."""
-    colocate_with: Literal["trainer", "rollout", "reference", "reward"] | None = None
+    colocate_with: Literal["trainer", "rollout", "reference", "critic", "reward"] | None = None
     """Put actor i into the bundle of actor i of that group, so that both share its devices."""
 
 

@@ -25,7 +25,7 @@ Quantity = Annotated[
         "a quantity is a number and one of Ki, Mi, Gi and Ti, e.g. 64Gi",
     ),
 ]
-Role = Literal["rollout", "reward", "reference", "trainer", "judge"]
+Role = Literal["rollout", "reward", "reference", "trainer", "critic", "judge"]
 Labels = dict[str, str]
 
 

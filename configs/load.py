@@ -185,6 +185,7 @@ def _resolve_paths(data: dict[str, JsonValue], folder: Path) -> None:
     holders: list[tuple[JsonValue, str]] = [
         (data.get("model"), "path"),
         (data.get("reference"), "path"),
+        (data.get("critic"), "path"),
     ]
     for source in _mappings(data.get("sources")):
         keys = ("jsonl", "parquet", "hub", "held_out_file")

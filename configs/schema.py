@@ -18,9 +18,11 @@ from configs.base import (
     PositiveFloat,
     PositiveInt,
 )
+from configs.critic import CriticConfig
 from configs.data import DataConfig
 from configs.difficulty import DifficultyConfig
 from configs.engines import ActorsConfig, ModelConfig, RolloutConfig
+from configs.estimators import Scope, traits
 from configs.graders.answers import FunctionGrader
 from configs.graders.union import GraderConfig
 from configs.guards import GuardsConfig
@@ -121,11 +123,13 @@ class SourceConfig(Config):
     sampling: SamplingConfig = SamplingConfig()
     """How training completions are drawn."""
     advantage: PlugConfig = PlugConfig(use="grpo")
-    """Advantage estimator: `grpo`, `mean_baseline`, `rloo`, `grpo_process`, or `module:function` of
+    """Advantage estimator: `grpo`, `mean_baseline`, `rloo`, `reinforce_pp`,
+    `reinforce_pp_baseline`, `remax`, `gae` (with a critic), `grpo_process`, or `module:function` of
     rewards [G] or of the group."""
-    advantage_scope: Literal["group", "source", "batch"] = "group"
+    advantage_scope: Scope | None = None
     """Rollouts whose standard deviation divides advantages: `group` leaves it to the estimator,
-    `source` takes the step's of this source, `batch` the step's of all sources that say so."""
+    `source` takes the step's of this source, `batch` the step's of all sources that say so. Empty
+    takes the estimator's own: `batch` for `reinforce_pp*`, `source` for `gae`, else `group`."""
     loss_weight: NonNegativeFloat = 1.0
     """Factor on this source's loss tokens."""
     truncated_loss_weight: NonNegativeFloat = 1.0
@@ -147,6 +151,16 @@ class SourceConfig(Config):
     """Which of its items are worth training on."""
 
     @property
+    def scope(self) -> Scope:
+        """Rollouts over which its advantages are normalised."""
+        return self.advantage_scope or traits(self.advantage.use).scope
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether its advantages rest on a critic's values."""
+        return traits(self.advantage.use).values
+
+    @property
     def credits_tokens(self) -> bool:
         """Whether some part's scores of steps reach the tokens that wrote them."""
         return any(r.credit is not None and r.credit.to == "tokens" for r in self.rewards)
@@ -158,7 +172,10 @@ class BatchConfig(Config):
     groups_per_step: PositiveInt
     """Groups (P) a step trains on, split over the sources by weight."""
     num_minibatches: PositiveInt = 1
-    """Optimizer steps per training step."""
+    """Pieces a training step is cut into, with an optimizer step on each."""
+    epochs_per_step: PositiveInt = 1
+    """Times a training step passes over its mini-batches; the logprobs and values from before the
+    step stay frozen."""
     max_tokens_per_microbatch: PositiveInt = 16384
     """Token budget (T) of one packed micro-batch on one rank."""
     packing: Literal["packed", "padded"] = "packed"
@@ -169,6 +186,11 @@ class BatchConfig(Config):
     """Times a task whose group failed is sampled again before it is given up."""
     max_failed_groups: NonNegativeInt = 32
     """Failed groups in the whole run beyond which it stops."""
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of a training step."""
+        return self.num_minibatches * self.epochs_per_step
 
 
 class RewardGroupConfig(Config):
@@ -311,6 +333,8 @@ class RunConfig(Config):
     """Frozen reference."""
     trainer: TrainerConfig = TrainerConfig()
     """Training group."""
+    critic: CriticConfig = CriticConfig()
+    """Critic."""
     weight_sync: WeightSyncConfig = WeightSyncConfig()
     """Trainer to engines."""
     eval: EvalConfig = EvalConfig()
@@ -362,6 +386,26 @@ class RunConfig(Config):
     def needs_reference(self) -> bool:
         """Whether any source is held to the reference policy."""
         return any(self.kl_coef(s) > 0 for s in self.sources)
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether any source's advantages rest on values."""
+        return any(s.needs_values for s in self.sources)
+
+    @property
+    def policy_updates(self) -> int:
+        """Optimizer steps of the policy in the whole run, at most."""
+        warmup = self.critic.warmup_steps if self.needs_critic else 0
+        return max(1, self.num_steps - warmup) * self.batch.updates
+
+    @property
+    def of_critic(self) -> "RunConfig":
+        """The run as the critic's engine reads it, with its model and training section."""
+        own = self.critic
+        fields = ("actors", "zero_stage", "offload", "gradient_checkpointing", "optimizer")
+        trainer = self.trainer.model_copy(update={f: getattr(own, f) for f in fields})
+        model = self.model.model_copy(update={"path": own.path or self.model.path})
+        return self.model_copy(update={"model": model, "trainer": trainer})
 
 
 def dump(cfg: RunConfig) -> dict[str, Any]:

@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 from configs.errors import Problem
+from configs.estimators import traits
 from configs.evaluation import check_eval, warn_eval
 from configs.model_files import find_model_folder, read_model_shape
 from configs.schema import ActorsConfig, RunConfig
+from configs.validate_critic import check_critic, check_estimator, warn_critic
 from configs.validate_data import HUB_NAME, check_data
 from configs.validate_determinism import check_determinism
 from configs.validate_difficulty import check_difficulty, warn_difficulty
@@ -34,6 +36,7 @@ def validate_run(cfg: RunConfig) -> list[Problem]:
         *_check_trainer(cfg),
         *_check_sync(cfg),
         *check_objective(cfg),
+        *check_critic(cfg),
         *check_eval(cfg),
         *_check_model(cfg),
         *check_judges(cfg),
@@ -51,6 +54,7 @@ def find_warnings(cfg: RunConfig) -> list[Problem]:
         *_warn_batch(cfg),
         *_warn_groups(cfg),
         *warn_objective(cfg),
+        *warn_critic(cfg),
         *warn_eval(cfg),
         *warn_monitors(cfg),
         *_warn_model(cfg),
@@ -90,11 +94,14 @@ def sampling_groups(cfg: RunConfig) -> dict[str, ActorsConfig]:
 
 
 def active_groups(cfg: RunConfig) -> dict[str, ActorsConfig]:
-    """Return the groups that the run starts, by role; the reference only where KL needs it."""
+    """Return the groups that the run starts, by role; the reference only where KL needs it, the
+    critic only where an estimator does."""
     sampling = sampling_groups(cfg)
     groups = {"trainer": cfg.trainer.actors, "rollout": sampling.pop("rollout")}
     if cfg.needs_reference:
         groups["reference"] = cfg.reference.actors
+    if cfg.needs_critic:
+        groups["critic"] = cfg.critic.actors
     return {**groups, **sampling}
 
 
@@ -126,6 +133,7 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
     for source in cfg.sources:
         yield from check_data(source)
         yield from check_difficulty(cfg, source)
+        yield from check_estimator(cfg, source)
         yield from check_parts(source)
         yield from check_monitors(source)
         leave_out = cfg.decontaminate.procedural and cfg.decontaminate.action == "drop"
@@ -202,20 +210,28 @@ def _check_groups(cfg: RunConfig) -> Iterator[Problem]:
             )
         yield from _check_colocation(cfg, role, actors)
     yield from check_ranks(cfg.rollout, "rollout")
-    for role in ("trainer", "reference"):
+    for role in ("trainer", "reference", "critic"):
         if role in groups and groups[role].gpus > 1:
             yield Problem(
                 where=f"{role}.actors.gpus",
                 what=f"is {groups[role].gpus:g}, but one rank uses one GPU",
                 fix=f"Set it to 1, and {role}.actors.count higher.",
             )
-    if "reference" in groups and (groups["reference"].gpus > 0) != (groups["trainer"].gpus > 0):
-        yield Problem(
-            where="reference.actors.gpus",
-            what="one of reference and trainer has a GPU and the other has none",
-            fix="Give both a GPU or a fraction of one, or neither.",
-        )
+    for role in ("reference", "critic"):
+        if role in groups and (groups[role].gpus > 0) != (groups["trainer"].gpus > 0):
+            yield Problem(
+                where=f"{role}.actors.gpus",
+                what=f"one of {role} and trainer has a GPU and the other has none",
+                fix="Give both a GPU or a fraction of one, or neither.",
+            )
     yield from _check_fractions(cfg)
+
+
+_IDLE = {
+    "reference": ("no KL coefficient is above 0", "set algorithm.kl.coef above 0"),
+    "critic": ("no source's advantage is `gae`", "set a source's advantage.use to gae"),
+}
+"""Why a group is not started, and what starts it."""
 
 
 def _check_colocation(cfg: RunConfig, role: str, actors: ActorsConfig) -> Iterator[Problem]:
@@ -229,8 +245,8 @@ def _check_colocation(cfg: RunConfig, role: str, actors: ActorsConfig) -> Iterat
     elif target not in groups:
         yield Problem(
             where=where,
-            what=f"`{target}` is not started: no KL coefficient is above 0",
-            fix="Remove the line, or set algorithm.kl.coef above 0.",
+            what=f"`{target}` is not started: {_IDLE[target][0]}",
+            fix=f"Remove the line, or {_IDLE[target][1]}.",
         )
     elif colocation_root(cfg, role) is None:
         if role == min(_cycle(cfg, role), default=role):
@@ -296,20 +312,21 @@ def _check_fractions(cfg: RunConfig) -> Iterator[Problem]:
 
 
 def _check_trainer(cfg: RunConfig) -> Iterator[Problem]:
-    trainer = cfg.trainer
-    if trainer.offload == "optimizer" and trainer.zero_stage == 0:
-        yield Problem(
-            where="trainer.offload",
-            what="`optimizer` needs a partitioned optimizer, but trainer.zero_stage is 0",
-            fix="Set trainer.zero_stage to 1, 2 or 3.",
-        )
-    if trainer.offload == "parameters" and trainer.zero_stage != 3:
-        yield Problem(
-            where="trainer.offload",
-            what=f"`parameters` needs partitioned parameters, but trainer.zero_stage is "
-            f"{trainer.zero_stage}",
-            fix="Set trainer.zero_stage to 3.",
-        )
+    trained = {"trainer": cfg.trainer, **({"critic": cfg.critic} if cfg.needs_critic else {})}
+    for role, group in trained.items():
+        if group.offload == "optimizer" and group.zero_stage == 0:
+            yield Problem(
+                where=f"{role}.offload",
+                what=f"`optimizer` needs a partitioned optimizer, but {role}.zero_stage is 0",
+                fix=f"Set {role}.zero_stage to 1, 2 or 3.",
+            )
+        if group.offload == "parameters" and group.zero_stage != 3:
+            yield Problem(
+                where=f"{role}.offload",
+                what=f"`parameters` needs partitioned parameters, but {role}.zero_stage is "
+                f"{group.zero_stage}",
+                fix=f"Set {role}.zero_stage to 3.",
+            )
     if cfg.needs_reference and cfg.reference.path is not None:
         yield from check_path(cfg.reference.path, "reference.path")
 
@@ -364,7 +381,7 @@ def _warn_sources(cfg: RunConfig) -> Iterator[Problem]:
     for source in cfg.sources:
         at = f"sources.{source.name}"
         yield from warn_difficulty(cfg, source)
-        if source.group_size == 1:
+        if source.group_size == 1 and not traits(source.advantage.use).learns_alone:
             yield Problem(
                 where=f"{at}.group_size",
                 what="is 1: a group of one has advantage 0, so the source trains nothing",
@@ -393,7 +410,7 @@ def _warn_batch(cfg: RunConfig) -> Iterator[Problem]:
             what=f"is 0: a crash loses all of the {cfg.num_steps} steps",
             fix="Set it, so that --resume auto has something to resume from.",
         )
-    if cfg.trainer.optimizer.warmup_steps >= cfg.num_steps * cfg.batch.num_minibatches:
+    if cfg.trainer.optimizer.warmup_steps >= cfg.policy_updates:
         yield Problem(
             where="trainer.optimizer.warmup_steps",
             what="lasts the whole run: the learning rate never reaches `lr`",

@@ -58,15 +58,15 @@ def warn_objective(cfg: RunConfig) -> Iterator[Problem]:
 def warn_source_objective(cfg: RunConfig, source: SourceConfig) -> Iterator[Problem]:
     """Yield what a source sets for the objective in vain."""
     for field in ("clip_low", "clip_high"):
-        if getattr(source, field) is not None and cfg.batch.num_minibatches == 1:
+        if getattr(source, field) is not None and cfg.batch.updates == 1:
             yield Problem(
                 where=f"sources.{source.name}.{field}",
-                what="does nothing: with batch.num_minibatches=1 each step makes one update, "
-                "before which the ratio is 1",
-                fix="Raise batch.num_minibatches, or remove it.",
+                what="does nothing: with batch.num_minibatches=1 and one epoch each step makes one "
+                "update, before which the ratio is 1",
+                fix="Raise batch.num_minibatches or batch.epochs_per_step, or remove it.",
             )
-    alone = [s.name for s in cfg.sources if s.advantage_scope == "batch"] == [source.name]
-    if alone and len(cfg.sources) > 1:
+    alone = [s.name for s in cfg.sources if s.scope == "batch"] == [source.name]
+    if alone and source.advantage_scope and len(cfg.sources) > 1:
         yield Problem(
             where=f"sources.{source.name}.advantage_scope",
             what="is batch, but no other source's is: its advantages are divided by its own "

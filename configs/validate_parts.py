@@ -76,6 +76,10 @@ def _cycle(gates: Sequence[GateConfig]) -> list[str]:
     return []
 
 
+_UNSCALED = ("mean_baseline", "rloo", "reinforce_pp", "reinforce_pp_baseline", "remax")
+"""Estimators that do not divide a group's rewards by their spread."""
+
+
 def _check_combine(source: SourceConfig) -> Iterator[Problem]:
     objective = source.objective
     if objective.combine == "formula" and not objective.formula:
@@ -90,7 +94,7 @@ def _check_combine(source: SourceConfig) -> Iterator[Problem]:
             what=f"is not used by `combine: {objective.combine}`",
             fix="Set combine to formula, or remove the line.",
         )
-    centred = source.advantage.use in ("mean_baseline", "rloo")
+    centred = source.advantage.use in _UNSCALED
     if objective.combine == "normalize_then_sum" and centred:
         yield Problem(
             where=f"sources.{source.name}.advantage",

@@ -84,6 +84,9 @@ class Score:
     """In those samples."""
     versions: tuple[int, int]
     """Oldest and newest policy version that sampled it; -1 for none."""
+    greedy: int = 0
+    """Rollouts that were sampled as a baseline, which are neither valid nor trained on; their
+    tokens count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,16 +212,18 @@ NO_SCORE = Score(
 def score_of(summary: GroupSummary) -> Score:
     """Return what the ledger keeps of a graded group."""
     statuses = Counter(r.status for r in summary.rollouts)
+    sampled = (*summary.rollouts, *filter(None, [summary.greedy]))
     rewards = summary.rewards
     return Score(
         valid=len(rewards),
         invalid=statuses[RolloutStatus.INVALID],
         truncated=statuses[RolloutStatus.TRUNCATED],
         reward=round(sum(rewards) / len(rewards), 6) if rewards else None,
-        tokens=sum(r.num_completion_tokens for r in summary.rollouts),
+        tokens=sum(r.num_completion_tokens for r in sampled),
         samples=len(summary.samples),
         loss_tokens=sum(s.num_loss_tokens for s in summary.samples),
         versions=(summary.oldest_version, summary.newest_version),
+        greedy=int(summary.greedy is not None),
     )
 
 

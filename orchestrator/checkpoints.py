@@ -1,6 +1,7 @@
 """Checkpoints that are whole or not there.
 
-    begin    .tmp_step_N.A/, free space checked; ranks write trainer/, the driver driver.json
+    begin    .tmp_step_N.A/, free space checked; ranks write trainer/ and critic/, the driver
+             driver.json
     commit   fsync each file -> MANIFEST.json, fsync -> fsync folders
              -> rename to step_N -> fsync parent -> latest (a hint) -> prune
     prune    rename to .del_step_N.* -> remove
@@ -17,7 +18,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,12 @@ class CheckpointRef:
     def trainer(self) -> Path:
         """Folder that the trainer ranks wrote."""
         return self.path / "trainer"
+
+    @property
+    def critic(self) -> Path | None:
+        """Folder that the critic's ranks wrote, where there were some."""
+        folder = self.path / "critic"
+        return folder if folder.is_dir() else None
 
     def read_driver(self) -> dict[str, JsonValue]:
         """Return the driver's state."""
@@ -132,7 +139,9 @@ class CheckpointStore:
             self.abandon(step)
             raise CheckpointError(f"checkpoint of step {step}: {error}") from error
 
-    def commit(self, step: int, keep: Collection[int] = ()) -> CheckpointRef:
+    def commit(
+        self, step: int, ranks: Sequence[str] = ("trainer",), keep: Collection[int] = ()
+    ) -> CheckpointRef:
         """Make the temporary folder of `step` a checkpoint, then prune older ones.
 
         Args:
@@ -140,6 +149,9 @@ class CheckpointStore:
 
         A good checkpoint of the same step is kept and the new one dropped; a damaged one is
         replaced.
+
+        Args:
+            ranks: folders that must have something in them.
 
         Raises:
             CheckpointError: a file could not be written out; the temporary folder is gone.
@@ -149,7 +161,7 @@ class CheckpointStore:
             self.abandon(step)
             return CheckpointRef(step=step, path=final)
         written = {f.relative_to(path).parts[0] for f in _files(path)}
-        if missing := {_DRIVER, "trainer"} - written:
+        if missing := {_DRIVER, *ranks} - written:
             self.abandon(step)
             raise CheckpointError(
                 f"checkpoint of step {step}: nothing was written to {', '.join(sorted(missing))}"

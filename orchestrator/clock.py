@@ -15,6 +15,7 @@ PRIORITY = (
     "sync",
     "train",
     "reference",
+    "critic",
     "pack",
     "log",
     "dispatch",

@@ -12,8 +12,9 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from actors.critic import CriticActor
 from actors.errors import RunError
-from actors.groups import ReferenceFleet, RewardFleet, RolloutFleet, TrainerGroup
+from actors.groups import CriticGroup, ReferenceFleet, RewardFleet, RolloutFleet, TrainerGroup
 from actors.heartbeat import Heartbeat
 from actors.judge import JudgeActor
 from actors.placement import BundleDemand, Placement, Seat, reserve
@@ -51,7 +52,7 @@ def _environment(role: str, cpus: float, *, deterministic: bool) -> dict[str, st
         env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     if role != "reward":
         env["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
-    if not _has_gpu() and role in ("trainer", "reference"):
+    if not _has_gpu() and role in ("trainer", "reference", "critic"):
         env["DS_ACCELERATOR"] = "cpu"
     return env
 
@@ -233,9 +234,9 @@ class TrainerCluster(SamplingCluster):
         world = cfg.trainer.actors.count
         trainer = self._create_all("trainer", TrainerActor, bundles, lambda i: (cfg, i, world))
         self.trainer = TrainerGroup(trainer, self.supervisor, cfg.health)
-        return [self._start_trainers(trainer)]
+        return [self._start_ranks(trainer)]
 
-    async def _start_trainers(self, members: Sequence[Member]) -> None:
+    async def _start_ranks(self, members: Sequence[Member]) -> None:
         host, port = await self._begin(self.rendezvous, self.rendezvous.handle.address.remote())
         await asyncio.gather(*(self._begin(m, m.handle.start.remote(host, port)) for m in members))
 
@@ -244,6 +245,7 @@ class Cluster(TrainerCluster):
     """Everything that a run has reserved and started."""
 
     reference: ReferenceFleet | None
+    critic: CriticGroup | None
 
     def _roles(self) -> Container[str] | None:
         return None
@@ -256,7 +258,11 @@ class Cluster(TrainerCluster):
         self.reference = (
             ReferenceFleet(reference, self.supervisor, cfg.health) if reference else None
         )
-        return [*starting, *(self._begin(m, m.handle.start.remote()) for m in reference)]
+        ranks = cfg.critic.actors.count
+        critic = self._create_all("critic", CriticActor, bundles, lambda i: (cfg, i, ranks))
+        self.critic = CriticGroup(critic, self.supervisor, cfg.health) if critic else None
+        starting += [self._begin(m, m.handle.start.remote()) for m in reference]
+        return [*starting, self._start_ranks(critic)] if critic else starting
 
 
 async def _quietly(answer: Awaitable[object]) -> None:

@@ -46,7 +46,7 @@ _TEXT_FILES = (
 """Files of a model's folder that say what the model reads and is; hashed whole."""
 _BLOCKS, _BLOCK_BYTES = 64, 4096
 """What is read of a weight file besides its size: blocks spread over it, both ends included."""
-_MODEL = ("model.", "reference.", "judges.", "reward_models.")
+_MODEL = ("model.", "reference.", "critic.", "judges.", "reward_models.")
 _DATA_PATHS = ("jsonl", "parquet", "hub", "held_out_file")
 """Fields of `data` that say where the rows lie."""
 
@@ -103,6 +103,8 @@ def run_hashes(cfg: RunConfig, data: Mapping[str, str]) -> dict[str, Hashed]:
     found.update(_model("model", cfg.model.path))
     if cfg.needs_reference and cfg.reference.path is not None:
         found.update(_model("reference", cfg.reference.path))
+    if cfg.needs_critic and cfg.critic.path is not None:
+        found.update(_model("critic", cfg.critic.path))
     for name, judge in cfg.judges.items():
         if judge.engines is not None:
             found.update(_model(f"judges.{name}", judge.engines.model.path))

@@ -178,7 +178,11 @@ def _check_files(cfg: RunConfig, infra: InfraConfig) -> Iterator[Problem]:
         for name, judge in cfg.judges.items()
         if judge.engines is not None
     } | {f"reward_models.{n}.model.path": m.model.path for n, m in cfg.reward_models.items()}
-    policy = {"model.path": cfg.model.path, "reference.path": cfg.reference.path}
+    policy = {
+        "model.path": cfg.model.path,
+        "reference.path": cfg.reference.path,
+        "critic.path": cfg.critic.path,
+    }
     for where, path in {**policy, **models}.items():
         folder = find_model_folder(path) if path else None
         local = folder is not None and path is not None and Path(path).is_absolute()

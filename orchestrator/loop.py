@@ -8,9 +8,10 @@ import logging
 import shutil
 import signal
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from actors.groups import CriticGroup, TrainerGroup
 from configs.evaluation import due_sources
 from configs.schema import RunConfig
 from mixing.allocator import MixExhausted
@@ -28,8 +29,8 @@ from orchestrator.resume import REFERENCE, Checkpointer, Restored, load_actors
 from orchestrator.run_dir import BATCHES
 from orchestrator.step_metrics import StepBooks, TrainedStep
 from rollouts.packing import plan_minibatches
-from rollouts.scopes import scale_advantages
-from rollouts.types import GroupSummary, TrainBatch
+from rollouts.scopes import scale_step
+from rollouts.types import GroupSummary, StepResult, TrainBatch
 
 log = logging.getLogger("braid.loop")
 T = TypeVar("T")
@@ -159,10 +160,10 @@ async def _step(
 ) -> tuple[bool, SyncReport]:
     """Train one step, undo it where the guards say so, give the engines its weights, and tell all
     who follow the policy. Returns whether it was undone."""
-    groups = scale_advantages(parts.cfg, groups)
     batch = await _score(parts, _plan(parts, step, groups))
+    groups, batch = scale_step(parts.cfg, groups, batch)
     with parts.clock.phase("train"):
-        result = await parts.cluster.trainer.train_step(batch)
+        result = await _train(parts, batch)
         if batch.keep_in is not None:
             end_step(batch.keep_in, groups, batch, keep=parts.cfg.replay.keep)
     parts.mixer.observe_trained(step, tally(groups))
@@ -206,7 +207,7 @@ async def _roll_back(parts: Parts, producer: RolloutProducer, step: int) -> bool
         if good is None:
             return False
         cluster = parts.cluster
-        await load_actors(parts.cfg, good.path, cluster.trainer, cluster.reference)
+        await load_actors(parts.cfg, good, cluster)
     producer.ledger.rolled_back(step, good.step)
     parts.recorder.rolled_back(good.step)
     return True
@@ -233,11 +234,31 @@ def _plan(parts: Parts, step: int, groups: Sequence[GroupSummary]) -> TrainBatch
 
 
 async def _score(parts: Parts, batch: TrainBatch) -> TrainBatch:
-    """Have the reference score the batch, where the objective asks for it."""
-    if parts.cluster.reference is None:
-        return batch
-    with parts.clock.phase("reference"):
-        return await parts.cluster.reference.score(batch)
+    """Have the reference, then the critic, score the batch, where the objective asks for it."""
+    cluster, clock = parts.cluster, parts.clock
+    if cluster.reference is not None:
+        with clock.phase("reference"):
+            batch = await cluster.reference.score(batch)
+    if cluster.critic is not None:
+        with clock.phase("critic"):
+            batch = await cluster.critic.score(batch)
+    return batch
+
+
+async def _train(parts: Parts, batch: TrainBatch) -> StepResult:
+    """Train the policy and the critic, side by side; while the critic warms up, it alone."""
+    trainer, critic = parts.cluster.trainer, parts.cluster.critic
+    if critic is None:
+        return await trainer.train_step(batch)
+    if batch.step <= parts.cfg.critic.warmup_steps:
+        values = await critic.train_step(batch)
+        result = StepResult(policy_version=batch.step, metrics={}, seconds={})
+    else:
+        result, values = await asyncio.gather(trainer.train_step(batch), critic.train_step(batch))
+    own = {} if values is None else values.metrics
+    return replace(
+        result, metrics={**result.metrics, **{f"critic/{name}": v for name, v in own.items()}}
+    )
 
 
 async def _checkpoint(
@@ -245,12 +266,16 @@ async def _checkpoint(
 ) -> None:
     """Commit a checkpoint of `step`, unless there is one."""
     with parts.clock.phase("checkpoint"):
+        cluster = parts.cluster
+        ranks: dict[str, TrainerGroup | CriticGroup] = {"trainer": cluster.trainer}
+        if cluster.critic is not None:
+            ranks["critic"] = cluster.critic
         await parts.checkpoints.save(
             step,
-            parts.cluster.trainer,
+            ranks,
             parts.mixer,
             producer,
-            reference=parts.cluster.reference,
+            reference=cluster.reference,
             guards=parts.recorder.guards,
             last=last,
         )

@@ -4,7 +4,7 @@ All figures are GiB of one actor. They are estimates before the fact: model stat
 are exact formulas, activations are a count of the tensors that a Llama-like layer keeps.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from configs.model_files import ModelShape, find_model_folder, read_model_shape
@@ -12,7 +12,7 @@ from configs.schema import RunConfig
 from configs.validate import is_judge, judge_role, reward_model_role
 
 GIB = 2**30
-_PROCESS_GIB = {"trainer": 0.36, "reference": 0.36, "rollout": 0.95}
+_PROCESS_GIB = {"trainer": 0.36, "reference": 0.36, "critic": 0.36, "rollout": 0.95}
 """Resident size of the process before any model, as measured on the CPU stack: torch with
 DeepSpeed; vLLM's engine core without its KV cache, and its front end."""
 _HOST_BUFFER_FACTOR = 1.5
@@ -145,9 +145,12 @@ def estimate_memory(
         "trainer": lambda shape: _trainer(cfg, shape),
         "rollout": lambda shape: _rollout(cfg, shape, gpu_gib),
         "reference": lambda shape: _reference(cfg, shape),
+        "critic": lambda shape: _critic(cfg, shape),
     }
     if not cfg.needs_reference:
         del made["reference"]
+    if not cfg.needs_critic:
+        del made["critic"]
     return (
         *(_or_unknown(role, _device(cfg, role), shape, make) for role, make in made.items()),
         *_judges(cfg, gpu_gib),
@@ -203,7 +206,12 @@ def _shape(path: str) -> ModelShape | None:
 
 
 def _device(cfg: RunConfig, role: str) -> str:
-    groups = {"trainer": cfg.trainer, "rollout": cfg.rollout, "reference": cfg.reference}
+    groups = {
+        "trainer": cfg.trainer,
+        "rollout": cfg.rollout,
+        "reference": cfg.reference,
+        "critic": cfg.critic,
+    }
     return "gpu" if groups[role].actors.gpus > 0 else "cpu"
 
 
@@ -239,8 +247,26 @@ def _estimate(
 
 
 def _trainer(cfg: RunConfig, shape: ModelShape) -> MemoryEstimate:
+    more = {
+        "logit chunk": float(logit_chunk_bytes(shape, chunk=cfg.trainer.logprob_chunk)),
+        "sync buckets": 2 * cfg.weight_sync.bucket_mib * 2**20,
+    }
+    return _trained("trainer", cfg, shape, more)
+
+
+def _critic(cfg: RunConfig, shape: ModelShape) -> MemoryEstimate:
+    """The head counts for nothing; the output head that is not there stays counted."""
+    note = "taken to be as large as the policy" if cfg.critic.path else ""
+    return replace(_trained("critic", cfg.of_critic, shape, {}), note=note)
+
+
+def _trained(
+    role: str, cfg: RunConfig, shape: ModelShape, more: Mapping[str, float]
+) -> MemoryEstimate:
+    """Estimate a rank under ZeRO, as the section `trainer` of `cfg` has it."""
     assert shape.params is not None and shape.largest_layer_params is not None
-    width, device = _bytes_per_number(cfg), _device(cfg, "trainer")
+    width = _bytes_per_number(cfg)
+    device = "gpu" if cfg.trainer.actors.gpus > 0 else "cpu"
     states = zero_model_states(
         stage=cfg.trainer.zero_stage,
         params=shape.params,
@@ -257,12 +283,11 @@ def _trainer(cfg: RunConfig, shape: ModelShape) -> MemoryEstimate:
             bytes_per_number=width,
             checkpointing=cfg.trainer.gradient_checkpointing,
         ),
-        "logit chunk": logit_chunk_bytes(shape, chunk=cfg.trainer.logprob_chunk),
-        "sync buckets": 2 * cfg.weight_sync.bucket_mib * 2**20,
+        **more,
     }
     offloaded = cfg.trainer.offload != "none"
     host = states.host_bytes if device == "gpu" or offloaded else None
-    return _estimate("trainer", device, parts, host=host)
+    return _estimate(role, device, parts, host=host)
 
 
 def _reference(cfg: RunConfig, shape: ModelShape) -> MemoryEstimate:

@@ -260,8 +260,8 @@ def _plan_batch(
         samples_per_step=samples,
         completion_tokens_at_most=completion,
         tokens_at_most=samples * longest,
-        optimizer_steps=batch.num_minibatches,
-        micro_batches_at_most=batch.num_minibatches * math.ceil(per_rank / fit),
+        optimizer_steps=batch.updates,
+        micro_batches_at_most=batch.updates * math.ceil(per_rank / fit),
         groups_in_flight=max_groups_in_flight(batch.groups_per_step, least) + sum(further.values()),
         sequences_in_flight=samples * (1 + least)
         + sum(further[s.name] * s.group_size for s in cfg.sources if s.name in further),

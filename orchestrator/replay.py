@@ -27,6 +27,7 @@ _READ = (
     "algorithm",
     "trainer",
     "batch.num_minibatches",
+    "batch.epochs_per_step",
     "batch.max_tokens_per_microbatch",
     "batch.packing",
     "deterministic",

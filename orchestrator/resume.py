@@ -2,18 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 from pydantic import JsonValue
 
 from actors.errors import ActorFailure
-from actors.groups import ReferenceFleet, TrainerGroup
+from actors.groups import CriticGroup, ReferenceFleet, TrainerGroup
+from configs.errors import ConfigError, Problem
 from configs.schema import RunConfig
 from mixing.mixer import Mixer
 from orchestrator.checkpoints import CheckpointError, CheckpointRef, CheckpointStore
+from orchestrator.cluster import Cluster
 from orchestrator.guards import Guards
 from orchestrator.producer import RolloutProducer
 from orchestrator.run_dir import RunDir
@@ -24,13 +25,25 @@ REFERENCE = "reference"
 """A checkpoint's folder with the weights of a reference that follows the policy."""
 
 
-async def load_actors(
-    cfg: RunConfig, checkpoint: Path, trainer: TrainerGroup, reference: ReferenceFleet | None
-) -> None:
-    """Set the state of all actors that have one from a checkpoint's folder."""
-    await trainer.load(checkpoint / "trainer")
-    if reference is not None and cfg.reference.refresh is not None:
-        await reference.load(checkpoint / REFERENCE)
+async def load_actors(cfg: RunConfig, checkpoint: CheckpointRef, cluster: Cluster) -> None:
+    """Set the state of all actors that have one from a checkpoint.
+
+    Raises:
+        ConfigError: it does not fit the run.
+    """
+    await cluster.trainer.load(checkpoint.trainer)
+    if cluster.critic is not None:
+        if checkpoint.critic is None:
+            raise ConfigError(
+                Problem(
+                    where=str(checkpoint.path),
+                    what="holds no critic, which the recipe needs",
+                    fix="Start a new run with another --run-dir.",
+                )
+            )
+        await cluster.critic.load(checkpoint.critic)
+    if cluster.reference is not None and cfg.reference.refresh is not None:
+        await cluster.reference.load(checkpoint.path / REFERENCE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +52,8 @@ class Restored:
 
     step: int
     """Steps trained; also the version of the policy."""
-    trainer: Path | None
-    """Folder with the ranks' state; None at the start of a run."""
+    checkpoint: CheckpointRef | None
+    """With the actors' state; None at the start of a run."""
     pending: Sequence[GroupRequest]
     """Dispatched before the checkpoint and not trained: sampled again first."""
     rejected: Sequence[GroupSummary]
@@ -63,7 +76,7 @@ class Checkpointer:
         """Take the newest complete checkpoint, and put the mixer where it was."""
         found = self._store.newest_good()
         if found is None:
-            return Restored(step=0, trainer=None, pending=(), rejected=(), ledger_offset=0)
+            return Restored(step=0, checkpoint=None, pending=(), rejected=(), ledger_offset=0)
         self._saved = found.step
         state = found.read_driver()
         mixer.load_state_dict(cast(dict[str, JsonValue], state["mixer"]))
@@ -71,7 +84,7 @@ class Checkpointer:
         log.info("resuming from %s: %d groups are sampled again", found.path, len(pending))
         return Restored(
             step=found.step,
-            trainer=found.trainer,
+            checkpoint=found,
             pending=pending,
             rejected=RolloutProducer.parse_rejected(state.get("rejected", [])),
             ledger_offset=int(str(state["ledger_offset"])),
@@ -90,7 +103,7 @@ class Checkpointer:
     async def save(
         self,
         step: int,
-        trainer: TrainerGroup,
+        ranks: Mapping[str, TrainerGroup | CriticGroup],
         mixer: Mixer,
         producer: RolloutProducer,
         *,
@@ -104,6 +117,7 @@ class Checkpointer:
         on, and the failure is logged.
 
         Args:
+            ranks: who writes, by the folder that it writes to; the policy's to `trainer`.
             reference: whose weights are part of the state, where they follow the policy.
             guards: say which earlier ones a rollback may need.
             last: nothing comes after this one, so its failure is raised.
@@ -125,12 +139,13 @@ class Checkpointer:
                 "ledger_offset": producer.ledger.offset,
             }
             self._store.write_driver(step, state)
-            await trainer.save(folder / "trainer")
+            for name, group in ranks.items():
+                await group.save(folder / name)
             if reference is not None and self._cfg.reference.refresh is not None:
                 await reference.save(folder / REFERENCE)
             await asyncio.to_thread(producer.ledger.sync)
             keep = guards.keep([*self._store.steps(), step])
-            await asyncio.to_thread(self._store.commit, step, keep)
+            await asyncio.to_thread(self._store.commit, step, tuple(ranks), keep)
             self._saved = step
         except CheckpointError as error:
             if last:

@@ -144,9 +144,8 @@ async def _run(
             try:
                 await stop.or_else(_check_engines(cfg, cluster, directory, recorder))
                 parts = _parts(cfg, cluster, mixer, ledger, recorder, checkpoints, stop)
-                if restored.trainer is not None:
-                    checkpoint = restored.trainer.parent
-                    await load_actors(cfg, checkpoint, cluster.trainer, cluster.reference)
+                if restored.checkpoint is not None:
+                    await load_actors(cfg, restored.checkpoint, cluster)
                 await train(parts, restored)
                 recorder.finished()
             finally:

@@ -108,6 +108,16 @@ class Pool:
         return [g for g in self.groups if g.rewards]
 
     @cached_property
+    def greedy(self) -> Sequence[RolloutStats]:
+        """Greedy rollouts, which are the others' baselines and trained on nowhere."""
+        return [g.greedy for g in self.groups if g.greedy is not None]
+
+    @cached_property
+    def baselines(self) -> Sequence[RolloutStats]:
+        """Greedy rollouts with a reward."""
+        return [r for r in self.greedy if r.reward is not None]
+
+    @cached_property
     def samples(self) -> Sequence[SampleHandle]:
         """What was trained on."""
         return [s for g in self.groups for s in g.samples]
@@ -139,6 +149,8 @@ GROUPS: Over[GroupSummary] = Over("groups", lambda pool: pool.groups)
 SAMPLES: Over[SampleHandle] = Over("samples", lambda pool: pool.samples)
 TEXTS: Over[TextTraits] = Over("valid rollouts", lambda pool: pool.texts)
 ASKED: Over[RolloutStats] = Over("rollouts that gold was asked about", lambda pool: pool.asked)
+GREEDY: Over[RolloutStats] = Over("greedy rollouts", lambda pool: pool.greedy)
+BASELINES: Over[RolloutStats] = Over("valid greedy rollouts", lambda pool: pool.baselines)
 GOLD: Over[RolloutStats] = Over("rollouts with a gold score", lambda pool: pool.gold)
 CONTRASTED: Over[Any] = Over(
     "groups in which reward and length differ", lambda pool: pool.contrasted
@@ -236,6 +248,8 @@ METRICS: tuple[Metric[Any], ...] = (
     Metric("gold/mean", GOLD, _gold, kinds=(ALL,)),
     Metric("gold/reward", GOLD, _reward, kinds=(ALL,)),
     Metric("gold/failed", ASKED, _gold_failed, kinds=(ALL,)),
+    Metric("greedy/reward", BASELINES, _reward, kinds=(ALL,)),
+    Metric("greedy/tokens", GREEDY, _length, sum, kinds=(ALL,)),
     Metric("tampering", VALID, lambda _, rollout: rollout.tampering, sum, kinds=(ALL,)),
     Metric("generate_s", GROUPS, lambda _, group: group.generate_s, kinds=(ALL,)),
     Metric("grade_s", GROUPS, lambda _, group: group.grade_s, kinds=(ALL,)),

@@ -51,7 +51,9 @@ def step_metrics(cfg: RunConfig, done: TrainedStep) -> dict[str, float]:
     """Return the flat metrics of one step, which the monitors are shown; `book_metrics` adds what
     comes later, `orchestrator.run_totals` the sums so far."""
     groups, version = done.groups, done.step - 1
-    tokens = sum(r.num_completion_tokens for g in groups for r in g.rollouts)
+    tokens = sum(
+        r.num_completion_tokens for g in groups for r in (*g.rollouts, *filter(None, [g.greedy]))
+    )
     rewards = np.array([r for g in groups for r in g.rewards])
     ages = [staleness(g, version) for g in groups]
     metrics: dict[str, float] = {

@@ -29,6 +29,7 @@ from configs.plug import PlugConfig
 from configs.plugs import bind, resolve
 from configs.schema import SourceConfig
 from rollouts.credit import F64, GroupCredit, PartCredit, Steps
+from rollouts.gae import token_rewards
 from rollouts.types import F32, I32
 
 Estimator: TypeAlias = Callable[[F64], NDArray[Any]]
@@ -69,6 +70,18 @@ def rloo(rewards: F64) -> F64:
     if all_same(rewards):
         return np.zeros_like(rewards)
     return (rewards - rewards.mean()) * (len(rewards) / (len(rewards) - 1))
+
+
+def as_is(rewards: F64) -> F64:
+    """Return the rewards: REINFORCE++ (`reinforce_pp`, arXiv:2501.03262), whose mean and deviation
+    are the step's (`rollouts.scopes`), and ReMax (`remax`, arXiv:2310.10505), from whose rewards
+    that of the greedy rollout was taken before (`rollouts.samples`)."""
+    return rewards
+
+
+def gae(group: GroupCredit, *, gamma: float = 1.0, lam: float = 0.95) -> list[F64]:
+    """Return the rewards of tokens, which a critic's values make advantages of (`rollouts.gae`)."""
+    return token_rewards(group)
 
 
 def grpo_process(group: GroupCredit) -> list[F64]:
@@ -113,6 +126,10 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "mean_baseline": mean_baseline,
     "rloo": rloo,
     "grpo_process": grpo_process,
+    "reinforce_pp": as_is,
+    "reinforce_pp_baseline": mean_baseline,
+    "remax": as_is,
+    "gae": gae,
 }
 
 

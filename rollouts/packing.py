@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rollouts.types import (
     F32,
@@ -28,6 +29,7 @@ from rollouts.types import (
 
 KLEstimator: TypeAlias = Literal["k1", "k2", "k3", "straight_through"]
 """`straight_through` has k3's value."""
+F64: TypeAlias = NDArray[np.float64]
 _QUADRATIC_TOKENS = 32768
 """Length at which attention costs about as much as all the rest of a layer."""
 _MAX_LOG_RATIO = 20.0
@@ -226,7 +228,7 @@ def apply_kl_to_advantages(batch: MicroBatch, *, estimator: KLEstimator) -> Micr
         return batch
     mask = batch.loss_mask
     log_ratio = np.where(mask, batch.rollout_logprobs - batch.ref_logprobs, 0).astype(np.float64)
-    kl = _kl(log_ratio, estimator)
+    kl = kl_per_token(log_ratio, estimator)
     penalty = np.where(mask, batch.kl_coef * kl, 0)
     advantages = batch.advantages.astype(np.float64)
     bounds = batch.cu_seqlens.tolist()
@@ -236,7 +238,8 @@ def apply_kl_to_advantages(batch: MicroBatch, *, estimator: KLEstimator) -> Micr
     return replace(batch, advantages=advantages.astype(np.float32))
 
 
-def _kl(log_ratio: np.ndarray, estimator: KLEstimator) -> np.ndarray:  # type: ignore[type-arg]
+def kl_per_token(log_ratio: F64, estimator: KLEstimator) -> F64:
+    """Estimate the KL per token (Schulman, 2020) from log(sampler / reference)."""
     if estimator == "k1":
         return log_ratio
     if estimator == "k2":

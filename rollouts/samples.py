@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from configs.estimators import GaeConfig, traits
 from configs.objective import CreditConfig
 from configs.schema import RewardConfig, SourceConfig
 from rollouts.advantages import AnyEstimator, GroupAdvantages, estimate
@@ -12,7 +13,10 @@ from rollouts.credit import group_credit
 from rollouts.objective import gate
 from rollouts.types import (
     F32,
+    Boundary,
+    GaeTerms,
     Rollout,
+    RolloutError,
     RolloutGroup,
     RolloutStats,
     RolloutStatus,
@@ -28,6 +32,27 @@ class GroupCredits:
     advantages: GroupAdvantages
     closed: tuple[tuple[str, ...], ...]
     """Parts behind a gate that was closed."""
+    has_signal: bool
+    """Whether any token has an advantage, or will have one once the step's others are known."""
+
+
+def without_baseline(group: RolloutGroup) -> RolloutGroup:
+    """Return a graded group, all of it invalid where its baseline, the greedy rollout, is: what is
+    left compares with nothing, so that the group failed."""
+    if group.greedy is None or group.greedy.reward is not None:
+        return group
+    cause = group.greedy.error
+    error = RolloutError(
+        boundary=Boundary.REWARD if cause is None else cause.boundary,
+        kind="NoBaseline" if cause is None else cause.kind,
+        message="the greedy rollout, which is the baseline, failed"
+        + ("" if cause is None else f": {cause.message}"),
+    )
+    lost = (
+        replace(r, status=RolloutStatus.INVALID, reward=None, error=r.error or error)
+        for r in group.rollouts
+    )
+    return replace(group, rollouts=tuple(lost))
 
 
 def credit_group(
@@ -42,17 +67,24 @@ def credit_group(
     valid = [r for r in valid if r.reward is not None]
     names = [part.name for part in source.rewards]
     gated = [gate({n: r.reward_parts[n] for n in names}, source.objective.gates) for r in valid]
+    known = traits(source.advantage.use)
+    baseline = 0.0
+    if known.greedy and valid:
+        assert group.greedy is not None and group.greedy.reward is not None
+        baseline = group.greedy.reward
     credit = group_credit(
         valid,
-        [r.reward for r in valid if r.reward is not None],
+        [r.reward - baseline for r in valid if r.reward is not None],
         {part.name: (part.weight, token_credit(part)) for part in source.rewards},
         [values for values, _ in gated],
         [closed for _, closed in gated],
     )
+    advantages = estimate(credit, estimator, source.objective.combine)
     return GroupCredits(
         valid=tuple(valid),
-        advantages=estimate(credit, estimator, source.objective.combine),
+        advantages=advantages,
         closed=tuple(closed for _, closed in gated),
+        has_signal=bool(valid) and (known.centred or advantages.has_signal),
     )
 
 
@@ -99,7 +131,12 @@ def token_credit(part: RewardConfig) -> CreditConfig | None:
 
 
 def to_training_samples(
-    group: RolloutGroup, source: SourceConfig, kl_coef: float, credits: GroupCredits
+    group: RolloutGroup,
+    source: SourceConfig,
+    kl_coef: float,
+    credits: GroupCredits,
+    *,
+    kl_in_reward: bool = False,
 ) -> tuple[TrainingSample, ...]:
     """Return one sample for each valid rollout, in the group's order.
 
@@ -108,14 +145,32 @@ def to_training_samples(
 
     Args:
         kl_coef: the source's KL coefficient.
+        kl_in_reward: whether the KL is taken from the rewards, and so by whoever makes advantages
+            of values.
 
     Raises:
         ValueError: a rollout's streams do not fit together, or its first token is a sampled one.
     """
     found = credits.advantages
-    return tuple(
+    samples = (
         _sample(group, rollout, whole if own is None else own, source, kl_coef)
         for rollout, whole, own in zip(credits.valid, found.whole, found.tokens, strict=True)
+    )
+    if not source.needs_values:
+        return tuple(samples)
+    gae = GaeConfig.model_validate(source.advantage.args)
+    return tuple(_for_critic(sample, gae, kl_in_reward=kl_in_reward) for sample in samples)
+
+
+def _for_critic(sample: TrainingSample, gae: GaeConfig, *, kl_in_reward: bool) -> TrainingSample:
+    """Keep what stands for advantages, the rewards of the tokens, for the critic."""
+    coef = float(sample.kl_coef[0]) if kl_in_reward else 0.0
+    zeros = np.zeros_like(sample.advantages)
+    return replace(
+        sample,
+        advantages=zeros,
+        kl_coef=zeros if kl_in_reward else sample.kl_coef,
+        gae=GaeTerms(rewards=sample.advantages, gamma=gae.gamma, lam=gae.lam, kl_coef=coef),
     )
 
 
@@ -182,7 +237,8 @@ def _sample(
 
 def num_bytes(sample: TrainingSample) -> int:
     """Return the size of a sample's arrays."""
-    values = (getattr(sample, field.name) for field in fields(sample))
+    values = [getattr(sample, field.name) for field in fields(sample)]
+    values += [] if sample.gae is None else [sample.gae.rewards]
     return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
 
 

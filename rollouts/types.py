@@ -217,6 +217,9 @@ class RolloutGroup:
 
     request: GroupRequest
     rollouts: tuple[Rollout, ...]
+    greedy: Rollout | None = None
+    """At temperature 0: the baseline of the others, where the estimator asks for it. It is graded,
+    and never trained on."""
     generate_s: float
     """Seconds from the engine's receipt of the request to the last token."""
 
@@ -248,6 +251,10 @@ class SampleHandle:
     """Of the advantage over those tokens; 0 where the rollout as a whole answers."""
     advantage_scale: float = 1.0
     """Factor on the advantages when the sample is fetched; set when the step is planned."""
+    advantage_shift: float = 0.0
+    """Taken from the advantages before that factor."""
+    needs_values: bool = False
+    """Whether its advantages come of a critic's values, and are unknown until those are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,11 +312,26 @@ class GroupSummary:
     """Whether any token has an advantage; None where none was computed."""
     reference: int | None = None
     """Hash of the task's own answer, comparable with `TextTraits.answer`."""
+    greedy: RolloutStats | None = None
+    """Of the rollout that is the others' baseline; not among `rollouts`."""
 
     @property
     def rewards(self) -> tuple[float, ...]:
         """Rewards of the valid rollouts."""
         return tuple(r.reward for r in self.rollouts if r.reward is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GaeTerms:
+    """What a critic's values make a sample's advantages of (`rollouts.gae`)."""
+
+    rewards: F32
+    """[L], at the tokens at which they fall due."""
+    gamma: float
+    lam: float
+    kl_coef: float
+    """Of the KL to the reference that is taken from the rewards; 0 where it is a term of the loss,
+    or there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,6 +359,19 @@ class TrainingSample:
     clip_high: F32
     """[L]"""
     temperature: F32
+    """[L]"""
+    gae: GaeTerms | None = None
+    """Where a critic's values are needed; `advantages` are 0 then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueTargets:
+    """What a critic said of a sample before the step, and what it is to say. 0 where the loss mask
+    is false."""
+
+    values: F32
+    """[L], of the state before each token."""
+    returns: F32
     """[L]"""
 
 
@@ -372,12 +407,39 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ValueBatch:
+    """Samples laid end to end for the critic."""
+
+    tokens: MicroBatch
+    values: F32
+    """[T], before the step."""
+    returns: F32
+    """[T]"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatchPlan:
-    """One micro-batch of one rank: which samples, and where their reference scores lie."""
+    """One micro-batch of one rank: which samples, and where their scores lie. Each reference is to
+    a tuple with one entry a sample, in the same order."""
 
     samples: tuple[SampleHandle, ...]
     ref_logprobs: Ref | None = None
-    """To a tuple of F32 [L], one a sample, in the same order."""
+    """To F32 [L]."""
+    advantages: Ref | None = None
+    """To F32 [L] by the critic's values, or None where a sample needs none."""
+    targets: Ref | None = None
+    """To ValueTargets, or None where a sample needs none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueScores:
+    """What a critic made of a micro-batch."""
+
+    advantages: Ref
+    """As in MicroBatchPlan; so are `targets`."""
+    targets: Ref
+    moments: tuple[tuple[float, float] | None, ...]
+    """Mean and variance of each sample's advantages; None where it needs no values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
-"""The trainer's part of a checkpoint: DeepSpeed's files, each rank's generators, and a card.
+"""A trained model's part of a checkpoint: DeepSpeed's files, each rank's generators, and a card.
 
-Layout of the folder: `trainer.json` (the card), `controls.json`, `latest`, `state/` (DeepSpeed),
-and `rng_rank_<n>.json`. Committing the folder (temporary name, fsync, manifest, rename) is the
-caller's: nothing here counts as saved until that is done.
+Layout of the folder: `trainer.json` (the card), `latest`, `state/` (DeepSpeed), and
+`rng_rank_<n>.json`; the policy's has `controls.json` besides. Committing the folder (temporary
+name, fsync, manifest, rename) is the caller's: nothing here counts as saved until that is done.
 """
 
 import json
@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from configs.errors import ConfigError, Problem
 from configs.schema import RunConfig
 from trainer import rng
-from trainer.controls import Controls
 
 TAG = "state"
 _CARD = "trainer.json"
@@ -33,9 +32,7 @@ class TrainerCard(BaseModel):
     optimizer_steps: int
 
 
-def save(
-    engine: deepspeed.DeepSpeedEngine, cfg: RunConfig, folder: Path, controls: Controls
-) -> None:
+def save(engine: deepspeed.DeepSpeedEngine, cfg: RunConfig, folder: Path) -> None:
     """Write every rank's part; returns when all ranks have written theirs."""
     folder.mkdir(parents=True, exist_ok=True)
     engine.save_checkpoint(str(folder), tag=TAG, client_state={}, save_latest=True)
@@ -43,13 +40,11 @@ def save(
     if dist.get_rank() == 0:
         card = _card(cfg, optimizer_steps=int(engine.global_steps))
         (folder / _CARD).write_text(json.dumps(card.model_dump(mode="json")))
-        controls.save(folder)
     dist.barrier()
 
 
-def load(engine: deepspeed.DeepSpeedEngine, cfg: RunConfig, folder: Path) -> Controls:
-    """Set the engine's whole state from `folder`, and return the controls; ConfigError where it
-    does not fit this run."""
+def load(engine: deepspeed.DeepSpeedEngine, cfg: RunConfig, folder: Path) -> None:
+    """Set the engine's whole state from `folder`; ConfigError where it does not fit this run."""
     saved = read_card(folder)
     wanted = _card(cfg, optimizer_steps=saved.optimizer_steps)
     if saved != wanted:
@@ -57,8 +52,8 @@ def load(engine: deepspeed.DeepSpeedEngine, cfg: RunConfig, folder: Path) -> Con
             Problem(
                 where=str(folder),
                 what=f"was saved by {_layout(saved)}, but this run has {_layout(wanted)}",
-                fix="resume with the same trainer.actors.count, zero_stage and dtype, or export "
-                "the checkpoint and start a new run from it.",
+                fix="resume with the same actors.count, zero_stage and dtype, or export the "
+                "checkpoint and start a new run from it.",
             )
         )
     path, _ = engine.load_checkpoint(str(folder), tag=TAG)
@@ -66,7 +61,6 @@ def load(engine: deepspeed.DeepSpeedEngine, cfg: RunConfig, folder: Path) -> Con
         raise ConfigError(Problem(where=str(folder / TAG), what="holds no DeepSpeed checkpoint"))
     rng.read(folder / _rng_name(dist.get_rank()))
     dist.barrier()
-    return Controls.load(folder)
 
 
 def read_card(folder: Path) -> TrainerCard:

@@ -1,51 +1,34 @@
-"""One rank of the training group: DeepSpeed around the policy.
+"""One rank of the training group: the policy under ZeRO (`trainer.zero_engine`)."""
 
-What must hold:
-- The loss of an optimizer step is sum / denominator, counted over all ranks before anything is
-  sharded or masked. Each rank backs up its own sum times world_size / denominator, because
-  DeepSpeed averages gradients over ranks; accumulation is 1 in DeepSpeed's eyes, so nothing else
-  is divided.
-- All ranks make the same calls with equally many micro-batches: every forward, backward and
-  reduction may be a collective.
-- No optimizer step happens on a non-finite loss or gradient, and all ranks learn of it together.
-"""
-
-import logging
 import math
-import os
-import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import deepspeed
 import numpy as np
 import torch
-import torch.distributed as dist
-from pydantic import JsonValue
 from torch import Tensor
 
-from configs.deepspeed import deepspeed_config
 from configs.schema import RunConfig
 from rollouts.packing import apply_kl_to_advantages
 from rollouts.types import F32, MicroBatch, UpdateBounds
-from trainer import checkpoint
 from trainer.batch import DeviceBatch, segments, to_device
 from trainer.controls import Controls
 from trainer.corrections import correction_weights
-from trainer.errors import NonFiniteError, RatioError
+from trainer.epochs import plan_passes
+from trainer.errors import RatioError
 from trainer.loss import LossInputs, LossOutput, sample_sum
 from trainer.metrics import Metric, reduce_metrics
 from trainer.model import PolicyModel, load_policy
 from trainer.objectives import resolve_loss
-from trainer.schedule import lr_factor
 from trainer.scorer import score_micro_batches
 from trainer.summary import MinibatchMetrics, summary
-from trainer.update import Update, refuses_loss, take_step
-from trainer.zero3 import partitioned_loading
+from trainer.zero_engine import Recompute, StepOutcome, ZeroEngine
+
+__all__ = ["RATIO_TOLERANCE", "Minibatch", "PolicyEngine", "StepOutcome", "WeightSpec"]
 
 RATIO_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 """Bound on |policy / proximal - 1| before the first update, where both passes run alike."""
@@ -72,101 +55,53 @@ class Minibatch:
     """With loss tokens, over all ranks."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepOutcome:
-    """One training step, the same on every rank but for the seconds."""
+class PolicyEngine(ZeroEngine[PolicyModel]):
+    """The policy under ZeRO: trains, scores, hands out weights, saves and loads."""
 
-    metrics: Mapping[str, float]
-    seconds: Mapping[str, float]
-    """This rank's, by phase: proximal, forward_backward, optimizer."""
-
-
-class PolicyEngine:
-    """The policy under ZeRO: trains, scores, hands out weights, saves and loads.
-
-    torch.distributed must be initialised by the caller, at world size 1 too.
-    """
+    phases: ClassVar[tuple[str, ...]] = ("proximal", "forward_backward", "optimizer")
 
     def __init__(self, cfg: RunConfig, *, rank: int, world_size: int, total_optimizer_steps: int):
-        if not dist.is_initialized():
-            raise RuntimeError("initialise torch.distributed before building a PolicyEngine")
-        if (dist.get_rank(), dist.get_world_size()) != (rank, world_size):
-            raise ValueError(f"{rank=}, {world_size=} differ from torch.distributed's")
-        self.cfg = cfg
-        self.rank, self.world_size = rank, world_size
+        super().__init__(
+            cfg, rank=rank, world_size=world_size, total_optimizer_steps=total_optimizer_steps
+        )
         self._loss = resolve_loss(cfg.algorithm.loss)
         self._controls = Controls.start(cfg.algorithm)
-        kind: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
-        settings = deepspeed_config(cfg, device=kind)
-        # DeepSpeed reads these; each Ray actor sees its own GPU as number 0.
-        os.environ.setdefault("RANK", str(rank))
-        os.environ.setdefault("WORLD_SIZE", str(world_size))
-        os.environ.setdefault("LOCAL_RANK", "0")
-        _quieten()
-        model = self._load_model(settings)
-        schedule = lr_factor(cfg.trainer.optimizer, total_steps=total_optimizer_steps)
-        self._engine, _, _, self._scheduler = deepspeed.initialize(
-            model=model,
-            model_parameters=list(model.parameters()),
-            lr_scheduler=lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, schedule),
-            config=settings,
-        )
-        self.device = torch.device(self._engine.device)
-        self._step = 0
-        self._bounds = UpdateBounds()
         self._gathering = False
-        self._seconds = {"proximal": 0.0, "forward_backward": 0.0, "optimizer": 0.0}
 
-    def _load_model(self, settings: dict[str, JsonValue]) -> PolicyModel:
-        """Load the policy; under ZeRO-3 each tensor is partitioned as it is read."""
-        stage3 = self.cfg.trainer.zero_stage == 3
-        recompute: Literal["off", "reentrant", "non_reentrant"] = "off"
-        if self.cfg.trainer.gradient_checkpointing:
-            # Non-reentrant recomputation sees ZeRO-3's released parameters as changed tensors.
-            recompute = "reentrant" if stage3 else "non_reentrant"
-        with partitioned_loading(settings) if stage3 else nullcontext():
-            return load_policy(
-                self.cfg.model,
-                packing=self.cfg.batch.packing,
-                logprob_chunk=self.cfg.trainer.logprob_chunk,
-                gradient_checkpointing=recompute,
-            )
-
-    @property
-    def model(self) -> PolicyModel:
-        """The policy network, its parameters partitioned under ZeRO-3."""
-        module: PolicyModel = self._engine.module
-        return module
-
-    @property
-    def optimizer_steps(self) -> int:
-        """Optimizer steps done since the run began, resumes included."""
-        return int(self._engine.global_steps)
+    def _load(self, recompute: Recompute) -> PolicyModel:
+        return load_policy(
+            self.cfg.model,
+            packing=self.cfg.batch.packing,
+            logprob_chunk=self.cfg.trainer.logprob_chunk,
+            gradient_checkpointing=recompute,
+        )
 
     # Training
 
     def train_step(
         self, step: int, minibatches: Sequence[Minibatch], bounds: UpdateBounds | None = None
     ) -> StepOutcome:
-        """Train on one step's minibatches, in order; those beyond the bounds leave no trace.
+        """Train on one step's minibatches, in order, in further epochs in another one; those beyond
+        the bounds leave no trace.
 
-        With several, proximal logprobs of all of them are computed before the first update and
+        With several updates, proximal logprobs of all minibatches are computed before the first and
         frozen; the first one's ratio must then be 1 (RatioError). Raises NonFiniteError.
         """
         if not minibatches:
             raise ValueError(f"step {step} has no minibatches")
-        self._step, self._bounds = step, bounds or UpdateBounds()
-        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        self._begin(step, bounds)
+        epochs = self.cfg.batch.epochs_per_step
+        passes = plan_passes(len(minibatches), epochs=epochs, seed=self.cfg.seed, step=step)
         proximal: list[list[F32]] | None = None
-        if len(minibatches) > 1:
+        if len(passes.order) > 1:
             with self._timed("proximal"):
                 proximal = [self.token_logprobs(m.micro_batches) for m in minibatches]
         done: list[MinibatchMetrics] = []
-        for i, minibatch in enumerate(minibatches):
+        for n, i in enumerate(passes.order):
             frozen = None if proximal is None else proximal[i]
-            tolerance = RATIO_TOLERANCE[self.cfg.model.dtype] if i == 0 else math.inf
-            done.append(self._train_minibatch(minibatch, frozen, tolerance))
-        metrics = summary(done)
+            tolerance = RATIO_TOLERANCE[self.cfg.model.dtype] if n == 0 else math.inf
+            done.append(self._train_minibatch(minibatches[i], frozen, tolerance))
+        metrics = summary(done, epochs=epochs)
         algorithm = self.cfg.algorithm
         if algorithm.kl.target is not None:
             metrics["kl_scale"] = self._controls.kl_scale
@@ -203,11 +138,8 @@ class PolicyEngine:
         parts: list[Mapping[str, Metric]] = []
         with self._timed("forward_backward"):
             for i, batch in enumerate(micro_batches):
-                last = i == len(micro_batches) - 1
-                self._engine.set_gradient_accumulation_boundary(last)
                 x, out = self._forward(batch, None if proximal is None else proximal[i])
-                scale = self.world_size / denominator
-                self._engine.backward(out.total * scale, scale_wrt_gas=False)
+                self._backward(out.total, denominator, last=i == len(micro_batches) - 1)
                 loss += out.total.detach().double() / denominator
                 deviation = torch.maximum(deviation, _deviation(x))
                 parts.append(out.metrics)
@@ -294,43 +226,13 @@ class PolicyEngine:
 
     def _agree(self, loss: Tensor, deviation: Tensor, tolerance: float) -> tuple[float, float]:
         """Share every rank's loss and ratio; raise on all ranks if one is out of bounds."""
-        mine = torch.stack([loss, deviation])
-        shared = [torch.empty_like(mine) for _ in range(self.world_size)]
-        dist.all_gather(shared, mine)
-        losses, deviations = torch.stack(shared).t().tolist()
-        for rank, value in enumerate(losses):
-            if not math.isfinite(value):
-                if self._bounds.skip_non_finite:
-                    return math.nan, math.nan
-                raise NonFiniteError(what="loss", step=self._step, rank=rank, value=value)
-        worst = max(deviations)
+        losses, deviations = self._share(loss, deviation)
+        total, worst = self._sum_losses(losses), max(deviations)
+        if math.isnan(total):
+            return math.nan, math.nan
         if not worst <= tolerance:
             raise RatioError(step=self._step, deviation=worst, tolerance=tolerance)
-        return math.fsum(losses), worst
-
-    def _optimizer_step(self, loss: float) -> Update:
-        """Clip and update, where the bounds allow it. NonFiniteError leaves weights alone.
-
-        DeepSpeed's wrapped optimizers skip the update on every rank when the reduced norm is not
-        finite. A bare optimizer (stage 0 in fp32) has no such guard, so its norm is taken first.
-        """
-        bounds = self._bounds
-        bare = self.cfg.trainer.zero_stage == 0 and self.cfg.model.dtype == "float32"
-        refused = refuses_loss(bounds, loss)
-        update = take_step(self._engine, bounds, refused=refused, bare=bare)
-        if not math.isfinite(update.grad_norm) and not bounds.skip_non_finite:
-            raise NonFiniteError(
-                what="grad norm", step=self._step, rank=None, value=update.grad_norm
-            )
-        return update
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self._seconds[phase] += time.perf_counter() - start
+        return total, worst
 
     # Scoring
 
@@ -379,20 +281,15 @@ class PolicyEngine:
 
     def save(self, folder: str | Path) -> None:
         """Write this rank's part of a checkpoint into `folder`. A collective."""
-        checkpoint.save(self._engine, self.cfg, Path(folder), self._controls)
+        if self.rank == 0:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self._controls.save(Path(folder))
+        super().save(folder)
 
     def load(self, folder: str | Path) -> None:
-        """Set weights, optimizer, schedule and generators from `folder`. A collective."""
-        self._controls = checkpoint.load(self._engine, self.cfg, Path(folder))
-
-
-def _quieten() -> None:
-    """Keep DeepSpeed's running commentary out of the log; its warnings stay."""
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # torch deprecates what DeepSpeed calls in every reduction.
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger"
-    )
+        """Set weights, optimizer, schedule, controls and generators from `folder`. A collective."""
+        super().load(folder)
+        self._controls = Controls.load(Path(folder))
 
 
 def _deviation(x: LossInputs) -> Tensor:

@@ -30,16 +30,11 @@ _LOGIT_POST_PROCESSING = {
 }
 
 
-class PolicyModel(nn.Module):
-    """A causal LM over flat token streams; dropout is off in every mode."""
+class FlatModel(nn.Module):
+    """A backbone over flat token streams; dropout is off in every mode."""
 
-    def __init__(
-        self, network: nn.Module, *, packing: Packing, logprob_chunk: int, attention: str
-    ) -> None:
+    def __init__(self, network: nn.Module, *, packing: Packing, attention: str) -> None:
         super().__init__()
-        head = network.get_output_embeddings()
-        _check_head(network, head)
-        network.set_output_embeddings(LogprobHead(head.weight, logprob_chunk))
         for module in network.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -47,26 +42,15 @@ class PolicyModel(nn.Module):
         self.packing = packing
         self.flash = attention == "flash_attention_2"
 
-    def forward(
-        self,
-        token_ids: Tensor,
-        positions: Tensor,
-        cu_seqlens: Tensor,
-        temperature: Tensor,
-        wanted: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return (logprobs [T], entropies [T]) in fp32; position t describes token t.
+    def hidden(self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Return the last hidden states [T, H]; attention stays inside segments.
 
         Args:
             cu_seqlens: [S+1], S at least 1.
-            wanted: [T] bool, tokens whose scores are needed, or None for all; others get 0.
         """
         if self.packing == "packed":
-            hidden = self._packed(token_ids, positions, cu_seqlens)
-        else:
-            hidden = self._padded(token_ids, cu_seqlens)
-        head = self.network.get_output_embeddings()
-        return score_tokens(head, hidden, token_ids, cu_seqlens, temperature, wanted)
+            return self._packed(token_ids, positions, cu_seqlens)
+        return self._padded(token_ids, cu_seqlens)
 
     def _packed(self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor) -> Tensor:
         """One row; segment-local positions keep attention inside segments. Returns [T, H]."""
@@ -107,6 +91,36 @@ class PolicyModel(nn.Module):
         return hidden
 
 
+class PolicyModel(FlatModel):
+    """A causal LM that scores tokens."""
+
+    def __init__(
+        self, network: nn.Module, *, packing: Packing, logprob_chunk: int, attention: str
+    ) -> None:
+        head = network.get_output_embeddings()
+        _check_head(network, head)
+        network.set_output_embeddings(LogprobHead(head.weight, logprob_chunk))
+        super().__init__(network, packing=packing, attention=attention)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        cu_seqlens: Tensor,
+        temperature: Tensor,
+        wanted: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return (logprobs [T], entropies [T]) in fp32; position t describes token t.
+
+        Args:
+            cu_seqlens: [S+1], S at least 1.
+            wanted: [T] bool, tokens whose scores are needed, or None for all; others get 0.
+        """
+        hidden = self.hidden(token_ids, positions, cu_seqlens)
+        head = self.network.get_output_embeddings()
+        return score_tokens(head, hidden, token_ids, cu_seqlens, temperature, wanted)
+
+
 def load_policy(
     cfg: ModelConfig,
     *,
@@ -118,9 +132,7 @@ def load_policy(
     """Load `cfg.path`; ConfigError if it is missing, has no tokenizer, or changes its logits."""
     check_tokenizer(cfg)
     config = load_hf_config(cfg)
-    attention = "sdpa"
-    if device is not None and device.type == "cuda" and is_flash_attn_2_available():
-        attention = "flash_attention_2" if cfg.dtype == "bfloat16" else "sdpa"
+    attention = choose_attention(cfg, device)
     try:
         network = AutoModelForCausalLM.from_pretrained(
             cfg.path,
@@ -131,13 +143,27 @@ def load_policy(
         )
     except (OSError, ValueError) as error:
         raise _unusable(cfg.path, f"cannot be loaded as a causal LM: {error}") from error
+    prepare(network, gradient_checkpointing)
+    model = PolicyModel(network, packing=packing, logprob_chunk=logprob_chunk, attention=attention)
+    return model if device is None else model.to(device)
+
+
+def choose_attention(cfg: ModelConfig, device: torch.device | None) -> str:
+    """Return the attention implementation to load a model with."""
+    if device is not None and device.type == "cuda" and is_flash_attn_2_available():
+        return "flash_attention_2" if cfg.dtype == "bfloat16" else "sdpa"
+    return "sdpa"
+
+
+def prepare(
+    network: nn.Module, gradient_checkpointing: Literal["off", "reentrant", "non_reentrant"]
+) -> None:
+    """Set recomputation, and the training mode that it needs; dropout is 0 everywhere."""
     if gradient_checkpointing != "off":
         network.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={"use_reentrant": gradient_checkpointing == "reentrant"}
         )
-    network.train()  # dropout is 0 everywhere; recomputation needs training mode
-    model = PolicyModel(network, packing=packing, logprob_chunk=logprob_chunk, attention=attention)
-    return model if device is None else model.to(device)
+    network.train()
 
 
 def load_hf_config(cfg: ModelConfig) -> PretrainedConfig:

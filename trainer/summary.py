@@ -31,10 +31,14 @@ class MinibatchMetrics:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def summary(done: Sequence[MinibatchMetrics]) -> dict[str, float]:
+def summary(done: Sequence[MinibatchMetrics], *, epochs: int = 1) -> dict[str, float]:
     """Merge minibatches into a step's numbers; the loss is that of one minibatch of them all, and
-    means stay weighted by tokens."""
-    tokens = sum(m.num_loss_tokens for m in done)
+    means stay weighted by tokens.
+
+    Args:
+        epochs: passes over the step that `done` holds; its tokens are counted once.
+    """
+    tokens = sum(m.num_loss_tokens for m in done) // epochs
     denominator = sum(m.denominator for m in done)
     metrics = {
         "loss": sum(m.loss * m.denominator for m in done) / denominator,

@@ -112,6 +112,7 @@ def group() -> GroupSummary:
         generate_s=1.0,
         grade_s=1.0,
         reference=1,
+        greedy=rollout(1.0, RolloutStatus.COMPLETED),
     )
 
 

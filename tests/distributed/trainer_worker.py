@@ -32,6 +32,7 @@ from trainer.errors import NonFiniteError, RatioError
 from trainer.loss import LossInputs, LossOutput
 from trainer.objectives import resolve_loss
 from trainer.update import Update
+from trainer.zero_engine import ZeroEngine
 
 VOCAB = 64
 NUM_SAMPLES = 8
@@ -149,16 +150,21 @@ def share(
     return lay_out(samples, deal(len(samples), rank=rank, world=world, micro=micro))
 
 
+def full_gradients(network: torch.nn.Module) -> dict[str, np.ndarray]:
+    """Return every parameter's gradient, over all ranks. A collective."""
+    return {
+        name: safe_get_full_grad(p).float().cpu().numpy().copy()
+        for name, p in network.named_parameters()
+    }
+
+
 class Probe(PolicyEngine):
     """An engine that notes the gradients its optimizer is about to see, and steps with lr 0."""
 
     seen: dict[str, np.ndarray]
 
     def _optimizer_step(self, loss: float) -> Update:
-        self.seen = {
-            name: safe_get_full_grad(p).float().cpu().numpy().copy()
-            for name, p in self.model.network.named_parameters()
-        }
+        self.seen = full_gradients(self.model.network)
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = 0.0
         return super()._optimizer_step(loss)
@@ -193,7 +199,7 @@ def as_minibatch(batches: Sequence[MicroBatch], samples: Sequence[TrainingSample
     )
 
 
-def close(engine: PolicyEngine) -> None:
+def close(engine: ZeroEngine) -> None:
     """Free the engine so that the next one in this process starts clean."""
     engine._engine.destroy()
 
@@ -466,6 +472,8 @@ def run_resume(rank: int, world: int, models_dir: Path, out: Path) -> None:
 
 
 def main() -> None:
+    import critic_cases
+
     mode, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     models_dir, out = Path(sys.argv[4]), Path(sys.argv[5])
     torch.set_num_threads(1)
@@ -482,6 +490,8 @@ def main() -> None:
         "failures": run_failures,
         "resume": run_resume,
         "refusals": run_refusals,
+        "critic_gradients": critic_cases.run_gradients,
+        "critic_resume": critic_cases.run_resume,
     }
     modes[mode](rank, world, models_dir, out)
     dist.barrier()

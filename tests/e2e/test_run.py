@@ -361,23 +361,45 @@ def test_killed_interrupted_and_resumed_it_trains_every_step_once(start, tmp_pat
 
 
 def test_two_engines_two_ranks_and_staleness_run_and_a_dead_engine_ends_it(start, tmp_path):
+    """With a critic of two ranks for one source, two epochs, and ReMax's baseline for the other."""
     run_dir = tmp_path / "run"
     quarter = {"count": 2, "cpus": 0.25}
-    batch = {"groups_per_step": 6, "max_staleness": 1, "num_minibatches": 2}
+    batch = {
+        "groups_per_step": 6,
+        "max_staleness": 1,
+        "num_minibatches": 2,
+        "epochs_per_step": 2,
+    }
     path = recipe(
         tmp_path,
         num_steps=1000,
         batch={**batch, "max_tokens_per_microbatch": 1024},
         trainer={"actors": quarter, "zero_stage": 3, "optimizer": {"lr": 1e-4}},
+        critic={
+            "actors": {"count": 2, "cpus": 0},
+            "zero_stage": 3,
+            "optimizer": {"lr": 1e-3},
+            "warmup_steps": 1,
+        },
         rollout={"actors": quarter, "max_num_seqs": 64},
         eval={"at_start": False, "at_end": False},
         logging={"rollout_groups": 0},
     )
-    job = start(path, run_dir)
+    estimators = {"sums": "gae", "spell": "remax"}
+    job = start(
+        path, run_dir, *(f"--set=sources.{n}.advantage.use={u}" for n, u in estimators.items())
+    )
     job.wait_for_steps(5)
     metrics = records(run_dir, "metrics.jsonl")
     assert max(m["staleness/max"] for m in metrics) == 1
-    assert all(m["train/minibatches"] == 2 for m in metrics)
+    assert "train/loss" not in metrics[0], "the policy waits while the critic warms up"
+    assert all(m["train/minibatches"] == 4 for m in metrics[1:])
+    for m in metrics:
+        assert isfinite(m["train/critic/loss"]) and m["train/critic/grad_norm"] > 0
+        assert m["train/critic/loss_tokens"] == m["source/sums/loss_tokens"]
+        assert m["train/critic/explained_variance"] <= 1
+        assert m["source/spell/all/greedy/tokens"] > 0
+    assert metrics[-1]["train/critic/loss"] < metrics[0]["train/critic/loss"]
 
     family = job.family()
     cores = [p for p in family if "EngineCore" in command_line(p.pid)]

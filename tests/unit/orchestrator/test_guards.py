@@ -178,8 +178,8 @@ def attempt(cfg: RunConfig, path: Path, actors: Actors) -> Iterator[Any]:
         mixer, checkpoints = Mixer(cfg), Checkpointer(cfg, directory)
         restored = checkpoints.newest(mixer)
         directory.truncate_after(restored.step)
-        if restored.trainer is not None:
-            asyncio.run(actors.load(restored.trainer))
+        if restored.checkpoint is not None:
+            asyncio.run(actors.load(restored.checkpoint.trainer))
         ledger = Ledger.open(
             directory.ledger,
             attempt=directory.attempt,

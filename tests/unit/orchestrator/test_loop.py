@@ -100,6 +100,7 @@ class FakeCluster:
     evaluated: list[tuple[int, str]] = field(default_factory=list)
     stop: StopRequest = field(default_factory=StopRequest)
     reference: None = None
+    critic: None = None
     dp_size: int = 1
 
     @property
@@ -196,7 +197,7 @@ def attempt(path: Path, cfg: RunConfig, cluster: FakeCluster, *, after: int = 0)
             clock=PhaseClock(),
             stop=cluster.stop,
         )
-        restored = Restored(step=after, trainer=None, pending=(), rejected=(), ledger_offset=0)
+        restored = Restored(step=after, checkpoint=None, pending=(), rejected=(), ledger_offset=0)
         await asyncio.wait_for(train(parts, restored), 20)
         recorder.finished()
 

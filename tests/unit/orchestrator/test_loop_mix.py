@@ -65,6 +65,7 @@ class FakeCluster:
     version: int = 0
     dp_size: int = 1
     reference: None = None
+    critic: None = None
 
     def __post_init__(self) -> None:
         self.rollout = self.reward = self.trainer = self.supervisor = self
@@ -198,7 +199,9 @@ def run(
             clock=PhaseClock(),
             stop=StopRequest(),
         )
-        restored = Restored(step=from_step, trainer=None, pending=(), rejected=(), ledger_offset=0)
+        restored = Restored(
+            step=from_step, checkpoint=None, pending=(), rejected=(), ledger_offset=0
+        )
 
         async def bounded() -> None:
             parts.stop.event = asyncio.Event()

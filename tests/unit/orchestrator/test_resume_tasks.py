@@ -94,7 +94,7 @@ class Actors:
         self._fates = fates
         self.policy: list[list[str]] = []
         self.dp_size = 2
-        self.reference = None
+        self.reference = self.critic = None
         self.trainer = self.rollout = self.reward = self.supervisor = self
 
     async def until_failed(self, waiting: Awaitable[Any], *, doing: str, timeout_s: float) -> Any:
@@ -171,8 +171,8 @@ def attempt(cfg: RunConfig, path: Path, actors: Actors) -> Iterator[Any]:
         mixer, checkpoints = Mixer(cfg), Checkpointer(cfg, directory)
         restored = checkpoints.newest(mixer)
         directory.truncate_after(restored.step)
-        if restored.trainer is not None:
-            actors.load(restored.trainer)
+        if restored.checkpoint is not None:
+            actors.load(restored.checkpoint.trainer)
         ledger = Ledger.open(
             directory.ledger,
             attempt=directory.attempt,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs.schema import RunConfig
+from mixing.ledger_events import score_of
 from orchestrator.publisher import SyncReport
 from orchestrator.source_metrics import ALL, METRICS, TRAINED
 from orchestrator.step_metrics import StepBooks, TrainedStep, book_metrics, step_metrics
@@ -322,6 +323,23 @@ def test_the_whole_step(metrics: dict[str, float]):
     assert metrics["time/sync_send"] == 0.25 and metrics["time/sync_verify"] == 0.25
     assert metrics["ledger/rejected/failed"] == 1
     assert "sync/logprob_gap_max" not in metrics
+
+
+def test_greedy_rollouts_are_counted_apart() -> None:
+    """A baseline's reward and tokens are told, and in no other figure of its source; the ledger has
+    its tokens and says how many there were."""
+    plain = group("a", [rollout(1.0, 10), rollout(0.0, 20)])
+    based = replace(plain, greedy=rollout(0.5, 7))
+    failed = replace(plain, greedy=rollout(None, 3))
+    without = step_metrics(config(a={}), step([plain, plain]))
+    found = step_metrics(config(a={}), step([based, failed]))
+    changed = {n for n in found if found[n] != without.get(n)}
+    greedy = {"source/a/all/greedy/reward": 0.5, "source/a/all/greedy/tokens": 10}
+    assert {n: found[n] for n in greedy} == greedy
+    assert changed == {*greedy, "completion_tokens", "completion_tokens_per_s"}
+    assert found["completion_tokens"] == without["completion_tokens"] + 10
+    one, other = score_of(plain), score_of(based)
+    assert other == replace(one, tokens=one.tokens + 7, greedy=1)
 
 
 def test_names_are_unique_and_pools_are_the_two():

@@ -1,0 +1,28 @@
+"""How the ranks of one group meet."""
+
+from datetime import timedelta
+
+
+def join_ranks(
+    group: str, store: tuple[str, int], *, rank: int, world_size: int, timeout_s: float
+) -> None:
+    """Join torch.distributed's default group of this process through the run's store.
+
+    Args:
+        group: keeps the group apart from others in the store.
+        store: host and port.
+    """
+    import torch
+
+    # Public and documented, but not in the package's own list of names.
+    from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+    timeout = timedelta(seconds=timeout_s)
+    host, port = store
+    torch.distributed.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        store=PrefixStore(group, TCPStore(host, port, is_master=False, timeout=timeout)),
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+    )
