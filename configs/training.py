@@ -11,6 +11,7 @@ from configs.base import (
     PositiveInt,
 )
 from configs.engines import ActorsConfig
+from configs.lora import LoraConfig
 
 
 class ReferenceConfig(Config):
@@ -52,6 +53,8 @@ class TrainerConfig(Config):
     """What is partitioned: 0 nothing, 1 optimizer, 2 and gradients, 3 and parameters."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters alone; empty trains all weights. Engines get merged weights."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     logprob_chunk: PositiveInt = 1024

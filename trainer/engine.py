@@ -16,10 +16,10 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import deepspeed
 import numpy as np
@@ -37,6 +37,7 @@ from trainer.batch import DeviceBatch, segments, to_device
 from trainer.controls import Controls
 from trainer.corrections import correction_weights
 from trainer.errors import NonFiniteError, RatioError
+from trainer.lora import add_adapter
 from trainer.loss import LossInputs, LossOutput, sample_sum
 from trainer.metrics import Metric, reduce_metrics
 from trainer.model import PolicyModel, load_policy
@@ -44,19 +45,11 @@ from trainer.objectives import resolve_loss
 from trainer.schedule import lr_factor
 from trainer.scorer import score_micro_batches
 from trainer.summary import MinibatchMetrics, summary
+from trainer.weights import PublishedWeights, WeightSpec
 from trainer.zero3 import partitioned_loading
 
 RATIO_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 """Bound on |policy / proximal - 1| before the first update, where both passes run alike."""
-
-
-class WeightSpec(NamedTuple):
-    """One tensor of the policy, under its Hugging Face name."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    """`float32` or `bfloat16`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,13 +99,15 @@ class PolicyEngine:
         schedule = lr_factor(cfg.trainer.optimizer, total_steps=total_optimizer_steps)
         self._engine, _, _, self._scheduler = deepspeed.initialize(
             model=model,
-            model_parameters=list(model.parameters()),
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
             lr_scheduler=lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, schedule),
             config=settings,
         )
         self.device = torch.device(self._engine.device)
         self._step = 0
-        self._gathering = False
+        self._published = PublishedWeights(
+            self.model.network, partitioned=cfg.trainer.zero_stage == 3
+        )
         self._seconds = {"proximal": 0.0, "forward_backward": 0.0, "optimizer": 0.0}
 
     def _load_model(self, settings: dict[str, JsonValue]) -> PolicyModel:
@@ -123,12 +118,15 @@ class PolicyEngine:
             # Non-reentrant recomputation sees ZeRO-3's released parameters as changed tensors.
             recompute = "reentrant" if stage3 else "non_reentrant"
         with partitioned_loading(settings) if stage3 else nullcontext():
-            return load_policy(
+            model = load_policy(
                 self.cfg.model,
                 packing=self.cfg.batch.packing,
                 logprob_chunk=self.cfg.trainer.logprob_chunk,
                 gradient_checkpointing=recompute,
             )
+        if self.cfg.trainer.lora is not None:
+            add_adapter(model.network, self.cfg.trainer.lora, seed=self.cfg.seed)
+        return model
 
     @property
     def model(self) -> PolicyModel:
@@ -342,35 +340,19 @@ class PolicyEngine:
 
     def weight_specs(self) -> tuple[WeightSpec, ...]:
         """List all weights in Hugging Face names, a tied parameter once, in a fixed order."""
-        return tuple(
-            WeightSpec(
-                name, tuple(getattr(p, "ds_shape", p.shape)), str(p.dtype).removeprefix("torch.")
-            )
-            for name, p in self.model.network.named_parameters()
-        )
+        return self._published.specs()
 
-    @contextmanager
-    def gathered(self, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-        """Yield the named weights in full, in the model's dtype, on this rank's device.
+    @property
+    def weights_stay(self) -> bool:
+        """Whether what `gathered` gave lies unchanged in its place until the next update."""
+        return self.cfg.trainer.zero_stage < 3 and not self._published.adapted
+
+    def gathered(self, names: Sequence[str]) -> AbstractContextManager[dict[str, Tensor]]:
+        """Give the named weights in full, adapters merged, on this rank's device.
 
         Under ZeRO-3 a collective; the tensors die with the context, which never nests.
         """
-        if self._gathering:
-            raise RuntimeError("gathered() contexts must not nest: leave the first one before")
-        known = dict(self.model.network.named_parameters())
-        missing = [n for n in names if n not in known]
-        if missing:
-            raise KeyError(f"no such weights: {missing[:5]} ({len(missing)} in all)")
-        chosen = [known[n] for n in names]
-        self._gathering = True
-        try:
-            if self.cfg.trainer.zero_stage == 3:
-                with deepspeed.zero.GatheredParameters(chosen):
-                    yield {n: p.data for n, p in zip(names, chosen, strict=True)}
-            else:
-                yield {n: p.data for n, p in zip(names, chosen, strict=True)}
-        finally:
-            self._gathering = False
+        return self._published.gathered(names)
 
     # Checkpoints
 

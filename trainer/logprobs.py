@@ -13,19 +13,20 @@ from torch import Tensor, nn
 class LogprobHead(nn.Module):
     """Output head that gives logprobs and entropies, never a [T, V] of logits.
 
-    Holds the very Parameter of the head it replaces, so tied embeddings stay tied and ZeRO-3's
-    module hooks gather it once a forward.
+    Holds the very Parameters of the head it replaces, so tied embeddings stay tied and ZeRO-3's
+    module hooks gather them once a forward.
     """
 
-    def __init__(self, weight: nn.Parameter, chunk: int):
+    def __init__(self, weight: nn.Parameter, chunk: int, *, bias: nn.Parameter | None = None):
         super().__init__()
         self.weight = weight
+        self.register_parameter("bias", bias)
         self.chunk = chunk
 
     def forward(self, hidden: Tensor, targets: Tensor, temperature: Tensor) -> Tensor:
         """Score `targets` [N] from `hidden` [N, H]: fp32 [2, N], logprobs and entropies."""
         scored: Tensor = _ChunkedLogprob.apply(
-            hidden, self.weight, targets, temperature, self.chunk
+            hidden, self.weight, self.bias, targets, temperature, self.chunk
         )
         return scored
 
@@ -57,14 +58,16 @@ def score_tokens(
     return placed[0], placed[1]
 
 
-def _chunk_log_softmax(hidden: Tensor, weight: Tensor, temperature: Tensor) -> Tensor:
+def _chunk_log_softmax(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: Tensor
+) -> Tensor:
     """fp32 log-softmax of one chunk's logits over its temperatures: [chunk, V]."""
-    logits = (hidden @ weight.t()).float()
+    logits = torch.nn.functional.linear(hidden, weight, bias).float()
     return torch.log_softmax(logits.div_(temperature.unsqueeze(1)), dim=-1)
 
 
 class _ChunkedLogprob(torch.autograd.Function):
-    """log softmax(h W^T / temperature) at the targets, and its entropy, a chunk at a time.
+    """log softmax((h W^T + b) / temperature) at the targets, and its entropy, a chunk at a time.
 
     Only hidden states are kept; the backward pass computes each chunk's logits again.
     With p the softmax: d logprob / d z = onehot - p, d entropy / d z = -p (log p + entropy).
@@ -72,38 +75,70 @@ class _ChunkedLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: Tensor, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: Tensor,
+        chunk: int,
     ) -> Tensor:
         count = hidden.shape[0]
         out = torch.zeros(2, count, dtype=torch.float32, device=hidden.device)
         for start in range(0, count, chunk):
             part = slice(start, start + chunk)
-            logp = _chunk_log_softmax(hidden[part], weight, temperature[part])
+            logp = _chunk_log_softmax(hidden[part], weight, bias, temperature[part])
             out[0, part] = logp.gather(1, targets[part].unsqueeze(1)).squeeze(1)
             out[1, part] = -(logp.exp() * logp).sum(-1)
-        ctx.save_for_backward(hidden, weight, targets, temperature)
+        ctx.save_for_backward(hidden, weight, bias, targets, temperature)
         ctx.chunk = chunk
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        hidden, weight, targets, temperature = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, temperature = ctx.saved_tensors
+        of_weight, of_bias = ctx.needs_input_grad[1:3]  # neither where the head is frozen
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        grad_weight = grad_bias = None
+        if of_weight:
+            grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        if of_bias:
+            grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=weight.device)
         with_entropy = bool(grad[1].any())
         for start in range(0, hidden.shape[0], ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            logp = _chunk_log_softmax(hidden[part], weight, temperature[part])
-            prob = logp.exp()
-            grad_logits = prob * -grad[0, part].unsqueeze(1)
-            if with_entropy:
-                plogp = prob * logp
-                entropy = -plogp.sum(-1, keepdim=True)
-                grad_logits -= grad[1, part].unsqueeze(1) * (plogp + prob * entropy)
-            grad_logits.scatter_add_(
-                1, targets[part].unsqueeze(1), grad[0, part].unsqueeze(1).to(grad_logits.dtype)
-            )
-            low = grad_logits.div_(temperature[part].unsqueeze(1)).to(hidden.dtype)
+            logp = _chunk_log_softmax(hidden[part], weight, bias, temperature[part])
+            grad_logits = _grad_logits(logp, targets[part], grad[:, part], with_entropy)
+            grad_logits.div_(temperature[part].unsqueeze(1))
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0)
+            low = grad_logits.to(hidden.dtype)
             grad_hidden[part] = low @ weight
-            grad_weight += low.t() @ hidden[part]
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+            if grad_weight is not None:
+                _accumulate(grad_weight, low, hidden[part])
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        if grad_bias is not None:
+            grad_bias = grad_bias.to(bias.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def _grad_logits(logp: Tensor, targets: Tensor, grad: Tensor, with_entropy: bool) -> Tensor:
+    """Gradient by a chunk's tempered logits [chunk, V], from that of (logprobs, entropies)."""
+    prob = logp.exp()
+    if not with_entropy:
+        out = prob.mul_(-grad[0].unsqueeze(1))
+    else:
+        out = prob * -grad[0].unsqueeze(1)
+        plogp = prob * logp
+        entropy = -plogp.sum(-1, keepdim=True)
+        out -= grad[1].unsqueeze(1) * (plogp + prob * entropy)
+    return out.scatter_add_(1, targets.unsqueeze(1), grad[0].unsqueeze(1).to(out.dtype))
+
+
+def _accumulate(total: Tensor, low: Tensor, hidden: Tensor) -> None:
+    """Add low^T hidden to the fp32 `total` [V, H]."""
+    if low.dtype == total.dtype:
+        total.addmm_(low.t(), hidden)
+    else:
+        total += low.t() @ hidden

@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
-from transformers.utils import is_flash_attn_2_available
 
 from configs.errors import ConfigError, Problem
 from configs.schema import ModelConfig
+from trainer.attention import SEGMENTS, Attention, choose_attention
 from trainer.logprobs import LogprobHead, score_tokens
 
 Packing = Literal["packed", "padded"]
@@ -34,18 +34,19 @@ class PolicyModel(nn.Module):
     """A causal LM over flat token streams; dropout is off in every mode."""
 
     def __init__(
-        self, network: nn.Module, *, packing: Packing, logprob_chunk: int, attention: str
+        self, network: nn.Module, *, packing: Packing, logprob_chunk: int, attention: Attention
     ) -> None:
         super().__init__()
         head = network.get_output_embeddings()
         _check_head(network, head)
-        network.set_output_embeddings(LogprobHead(head.weight, logprob_chunk))
+        bias = getattr(head, "bias", None)
+        network.set_output_embeddings(LogprobHead(head.weight, logprob_chunk, bias=bias))
         for module in network.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         self.network = network
         self.packing = packing
-        self.flash = attention == "flash_attention_2"
+        self.attention: Attention = attention
 
     def forward(
         self,
@@ -70,10 +71,13 @@ class PolicyModel(nn.Module):
 
     def _packed(self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor) -> Tensor:
         """One row; segment-local positions keep attention inside segments. Returns [T, H]."""
-        extra: dict[str, Tensor | int] = {}
-        if self.flash:
+        extra: dict[str, Tensor | int | tuple[int, ...]] = {}
+        lengths = cu_seqlens[1:] - cu_seqlens[:-1]
+        if self.attention == SEGMENTS:
+            extra = {"segment_lengths": tuple(lengths.tolist())}
+        elif self.attention == "flash_attention_2":
             bounds = cu_seqlens.to(torch.int32)
-            longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max())
+            longest = int(lengths.max())
             extra = {
                 "cu_seq_lens_q": bounds,
                 "cu_seq_lens_k": bounds,
@@ -118,19 +122,19 @@ def load_policy(
     """Load `cfg.path`; ConfigError if it is missing, has no tokenizer, or changes its logits."""
     check_tokenizer(cfg)
     config = load_hf_config(cfg)
-    attention = "sdpa"
-    if device is not None and device.type == "cuda" and is_flash_attn_2_available():
-        attention = "flash_attention_2" if cfg.dtype == "bfloat16" else "sdpa"
     try:
         network = AutoModelForCausalLM.from_pretrained(
             cfg.path,
             config=config,
             dtype=DTYPES[cfg.dtype],
-            attn_implementation=attention,
             trust_remote_code=cfg.trust_remote_code,
         )
     except (OSError, ValueError) as error:
         raise _unusable(cfg.path, f"cannot be loaded as a causal LM: {error}") from error
+    on_cuda = torch.cuda.is_available() if device is None else device.type == "cuda"
+    attention = choose_attention(network, on_cuda=on_cuda)
+    if attention != "sdpa":
+        network.set_attn_implementation(attention)
     if gradient_checkpointing != "off":
         network.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={"use_reentrant": gradient_checkpointing == "reentrant"}
@@ -193,8 +197,8 @@ def _check_head(network: nn.Module, head: nn.Module | None) -> None:
     path = str(getattr(network.config, "_name_or_path", ""))
     if head is None or not isinstance(getattr(head, "weight", None), nn.Parameter):
         raise _unusable(path, "has no linear output head")
-    if getattr(head, "bias", None) is not None:
-        raise _unusable(path, "has an output head with a bias, which is not supported")
+    if network.base_model is network:
+        raise _unusable(path, "is not a body under an output head, which the logprobs need")
 
 
 def _unusable(path: str, what: str) -> ConfigError:

@@ -411,6 +411,14 @@ def run_resume(rank: int, world: int, models_dir: Path, out: Path) -> None:
     (out / f"resume_{world}_{rank}.json").write_text(json.dumps(seen))
 
 
+MODES: dict[str, Callable[[int, int, Path, Path], None]] = {
+    "gradients": run_gradients,
+    "objectives": run_objectives,
+    "failures": run_failures,
+    "resume": run_resume,
+}
+
+
 def main() -> None:
     mode, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     models_dir, out = Path(sys.argv[4]), Path(sys.argv[5])
@@ -422,13 +430,7 @@ def main() -> None:
         init_method=f"file://{out}/rendezvous_{mode}_{world}",
         timeout=datetime.timedelta(seconds=60),
     )
-    modes = {
-        "gradients": run_gradients,
-        "objectives": run_objectives,
-        "failures": run_failures,
-        "resume": run_resume,
-    }
-    modes[mode](rank, world, models_dir, out)
+    MODES[mode](rank, world, models_dir, out)
     dist.barrier()
     dist.destroy_process_group()
 
