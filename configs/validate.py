@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from configs.errors import Problem
 from configs.evaluation import check_eval, warn_eval
 from configs.model_files import find_model_folder, read_model_shape
+from configs.model_types import check_model_type
 from configs.schema import ActorsConfig, RunConfig
 from configs.validate_data import HUB_NAME, check_data
 from configs.validate_difficulty import check_difficulty, warn_difficulty
@@ -352,6 +353,7 @@ def _check_sync(cfg: RunConfig) -> Iterator[Problem]:
 
 def _check_model(cfg: RunConfig) -> Iterator[Problem]:
     yield from check_path(cfg.model.path, "model.path")
+    yield from check_model_type(cfg)
 
 
 def _warn_sources(cfg: RunConfig) -> Iterator[Problem]:

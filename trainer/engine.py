@@ -42,6 +42,7 @@ from trainer.loss import LossInputs, LossOutput, sample_sum
 from trainer.metrics import Metric, reduce_metrics
 from trainer.model import PolicyModel, load_policy
 from trainer.objectives import resolve_loss
+from trainer.packing_check import check_packing
 from trainer.schedule import lr_factor
 from trainer.scorer import score_micro_batches
 from trainer.summary import MinibatchMetrics, summary
@@ -104,6 +105,7 @@ class PolicyEngine:
             config=settings,
         )
         self.device = torch.device(self._engine.device)
+        check_packing(self._engine, self.model, self.device)
         self._step = 0
         self._published = PublishedWeights(
             self.model.network, partitioned=cfg.trainer.zero_stage == 3

@@ -5,7 +5,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from configs.errors import ConfigError, Problem
 from configs.schema import ModelConfig
@@ -34,7 +40,12 @@ class PolicyModel(nn.Module):
     """A causal LM over flat token streams; dropout is off in every mode."""
 
     def __init__(
-        self, network: nn.Module, *, packing: Packing, logprob_chunk: int, attention: Attention
+        self,
+        network: PreTrainedModel,
+        *,
+        packing: Packing,
+        logprob_chunk: int,
+        attention: Attention,
     ) -> None:
         super().__init__()
         head = network.get_output_embeddings()
@@ -46,7 +57,14 @@ class PolicyModel(nn.Module):
                 module.p = 0.0
         self.network = network
         self.packing = packing
-        self.attention: Attention = attention
+        self.attention: Attention = "sdpa"
+        self.use_attention(attention)
+
+    def use_attention(self, attention: Attention) -> None:
+        """Attend in another way from now on."""
+        if attention != self.attention:
+            self.network.set_attn_implementation(attention)
+        self.attention = attention
 
     def forward(
         self,
@@ -133,8 +151,6 @@ def load_policy(
         raise _unusable(cfg.path, f"cannot be loaded as a causal LM: {error}") from error
     on_cuda = torch.cuda.is_available() if device is None else device.type == "cuda"
     attention = choose_attention(network, on_cuda=on_cuda)
-    if attention != "sdpa":
-        network.set_attn_implementation(attention)
     if gradient_checkpointing != "off":
         network.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={"use_reentrant": gradient_checkpointing == "reentrant"}
@@ -193,7 +209,7 @@ def check_tokenizer(cfg: ModelConfig) -> None:
         raise _unusable(cfg.path, f"has no usable tokenizer: {error}") from error
 
 
-def _check_head(network: nn.Module, head: nn.Module | None) -> None:
+def _check_head(network: PreTrainedModel, head: nn.Module | None) -> None:
     path = str(getattr(network.config, "_name_or_path", ""))
     if head is None or not isinstance(getattr(head, "weight", None), nn.Parameter):
         raise _unusable(path, "has no linear output head")
