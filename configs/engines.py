@@ -23,7 +23,7 @@ class ActorsConfig(Config):
     """How many actors a group has and what each one needs."""
 
     count: PositiveInt = 1
-    """Actors in the group; for the trainer, its data-parallel size."""
+    """Actors in the group; for the trainer, its ranks."""
     cpus: NonNegativeFloat = 0.5
     """CPU cores reserved by each actor."""
     gpus: NonNegativeFloat = 0.0

@@ -48,7 +48,9 @@ class TrainerConfig(Config):
     """The training group (DeepSpeed ZeRO)."""
 
     actors: ActorsConfig = ActorsConfig()
-    """Ranks; `count` is the data-parallel size."""
+    """Ranks; `count` is the data-parallel size times `sequence_parallel`."""
+    sequence_parallel: PositiveInt = 1
+    """Ranks that share each packed row, for samples too long for one (Ulysses)."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """What is partitioned: 0 nothing, 1 optimizer, 2 and gradients, 3 and parameters."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -63,6 +65,11 @@ class TrainerConfig(Config):
     """What ZeRO keeps in CPU memory: the optimizer (stage 1 on), and parameters (stage 3)."""
     collective_timeout_s: PositiveFloat = 600.0
     """Seconds after which a collective among trainer ranks fails."""
+
+    @property
+    def data_parallel(self) -> int:
+        """Rows of a plan: ranks, or groups of them that share a row."""
+        return self.actors.count // self.sequence_parallel
 
 
 class WeightSyncConfig(Config):

@@ -227,7 +227,12 @@ class Cluster(SamplingCluster):
         reference = self._create_all("reference", ReferenceActor, bundles, lambda i: (cfg,))
         world = cfg.trainer.actors.count
         trainer = self._create_all("trainer", TrainerActor, bundles, lambda i: (cfg, i, world))
-        self.trainer = TrainerGroup(trainer, self.supervisor, cfg.health)
+        self.trainer = TrainerGroup(
+            trainer,
+            self.supervisor,
+            cfg.health,
+            sequence_parallel=cfg.trainer.sequence_parallel,
+        )
         self.reference = (
             ReferenceFleet(reference, self.supervisor, cfg.health) if reference else None
         )

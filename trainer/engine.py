@@ -45,6 +45,7 @@ from trainer.objectives import resolve_loss
 from trainer.packing_check import check_packing
 from trainer.schedule import lr_factor
 from trainer.scorer import score_micro_batches
+from trainer.sequence import share_rows
 from trainer.summary import MinibatchMetrics, summary
 from trainer.weights import PublishedWeights, WeightSpec
 from trainer.zero3 import partitioned_loading
@@ -87,6 +88,7 @@ class PolicyEngine:
             raise ValueError(f"{rank=}, {world_size=} differ from torch.distributed's")
         self.cfg = cfg
         self.rank, self.world_size = rank, world_size
+        self._copies = cfg.trainer.sequence_parallel  # ranks with the same micro-batches
         self._loss = resolve_loss(cfg.algorithm.loss)
         self._controls = Controls.start(cfg.algorithm)
         kind: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
@@ -106,6 +108,9 @@ class PolicyEngine:
         )
         self.device = torch.device(self._engine.device)
         check_packing(self._engine, self.model, self.device)
+        if cfg.trainer.sequence_parallel > 1:
+            share_rows(self.model, cfg.trainer.sequence_parallel)
+            check_packing(self._engine, self.model, self.device)
         self._step = 0
         self._published = PublishedWeights(
             self.model.network, partitioned=cfg.trainer.zero_stage == 3
@@ -204,7 +209,7 @@ class PolicyEngine:
                 x, out = self._forward(batch, None if proximal is None else proximal[i])
                 scale = self.world_size / denominator
                 self._engine.backward(out.total * scale, scale_wrt_gas=False)
-                loss += out.total.detach().double() / denominator
+                loss += out.total.detach().double() / denominator / self._copies
                 deviation = torch.maximum(deviation, _deviation(x))
                 parts.append(out.metrics)
             total, worst = self._agree(loss, deviation, ratio_tolerance)
@@ -217,7 +222,7 @@ class PolicyEngine:
             lr=lr,
             ratio_max_deviation=worst,
             num_loss_tokens=minibatch.num_loss_tokens,
-            stats=reduce_metrics(parts, self.device),
+            stats=reduce_metrics(parts, self.device, copies=self._copies),
         )
 
     def _denominator(self, minibatch: Minibatch) -> int:

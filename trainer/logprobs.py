@@ -38,11 +38,14 @@ def score_tokens(
     cu_seqlens: Tensor,
     temperature: Tensor,
     wanted: Tensor | None,
+    *,
+    first: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Return logprobs and entropies [T] fp32 such that position t describes token t.
 
     Args:
-        hidden: [T, H], the last hidden states.
+        hidden: [T, H], the last hidden states; or [n, H], those of n tokens from `first` on, and
+            then only what these predict is scored.
         temperature: [T], of each token's own sampling.
         wanted: [T] bool, tokens to score, or None for all; the rest get 0, as do first tokens.
     """
@@ -52,7 +55,8 @@ def score_tokens(
     if wanted is not None:
         predicted &= wanted
     at = predicted.nonzero().squeeze(1)
-    scored = head(hidden.index_select(0, at - 1), token_ids[at], temperature[at])
+    at = at[(at > first) & (at <= first + len(hidden))]
+    scored = head(hidden.index_select(0, at - 1 - first), token_ids[at], temperature[at])
     placed = torch.zeros(2, total, dtype=torch.float32, device=scored.device)
     placed = placed.index_copy(1, at, scored)
     return placed[0], placed[1]

@@ -1,7 +1,8 @@
 """The policy network: a Hugging Face causal LM that returns logprobs instead of logits."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from trainer.attention import SEGMENTS, Attention, choose_attention
 from trainer.logprobs import LogprobHead, score_tokens
 
 Packing = Literal["packed", "padded"]
+ScoreRow: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+"""Takes the place of `PolicyModel.forward` on packed rows (`trainer.sequence`)."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -57,6 +60,7 @@ class PolicyModel(nn.Module):
                 module.p = 0.0
         self.network = network
         self.packing = packing
+        self.score_row: ScoreRow | None = None
         self.attention: Attention = "sdpa"
         self.use_attention(attention)
 
@@ -80,22 +84,28 @@ class PolicyModel(nn.Module):
             cu_seqlens: [S+1], S at least 1.
             wanted: [T] bool, tokens whose scores are needed, or None for all; others get 0.
         """
+        if self.packing == "packed" and self.score_row is not None:
+            return self.score_row(token_ids, positions, cu_seqlens, temperature, wanted)
         if self.packing == "packed":
-            hidden = self._packed(token_ids, positions, cu_seqlens)
+            lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).tolist()
+            hidden = self.hidden_states(token_ids, positions, lengths)
         else:
             hidden = self._padded(token_ids, cu_seqlens)
         head = self.network.get_output_embeddings()
         return score_tokens(head, hidden, token_ids, cu_seqlens, temperature, wanted)
 
-    def _packed(self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """One row; segment-local positions keep attention inside segments. Returns [T, H]."""
+    def hidden_states(self, token_ids: Tensor, positions: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Run a packed row, attention staying inside segments. Returns [T, H].
+
+        Args:
+            lengths: of the segments that attention sees.
+        """
         extra: dict[str, Tensor | int | tuple[int, ...]] = {}
-        lengths = cu_seqlens[1:] - cu_seqlens[:-1]
         if self.attention == SEGMENTS:
-            extra = {"segment_lengths": tuple(lengths.tolist())}
+            extra = {"segment_lengths": tuple(lengths)}
         elif self.attention == "flash_attention_2":
-            bounds = cu_seqlens.to(torch.int32)
-            longest = int(lengths.max())
+            ends = torch.tensor([0, *lengths], dtype=torch.int32, device=token_ids.device)
+            bounds, longest = ends.cumsum(0, dtype=torch.int32), max(lengths)
             extra = {
                 "cu_seq_lens_q": bounds,
                 "cu_seq_lens_k": bounds,
