@@ -2,11 +2,12 @@
 
     python benchmarks/trainer.py [--rounds 5] [--record]
 
-One run, one process, one thread: interleaved rounds over the same long-tailed samples, medians.
-The bare model is the Hugging Face network itself with its whole logits and torch's cross-entropy,
-over the same micro-batches: as padded rows, as the packed row under transformers' own mask, and as
-the packed row under the trainer's attention. It makes no optimizer step. Peak memory of the output
-head at vocabulary 150,000 is taken in processes of their own.
+One run, one process, one thread: interleaved rounds over the same long-tailed samples, medians of
+CPU seconds, which on an idle machine are the clock's. The bare model is the Hugging Face network
+itself with its whole logits and torch's cross-entropy, over the same micro-batches: as padded rows,
+as the packed row under transformers' own mask, and as the packed row under the trainer's attention.
+It makes no optimizer step. Peak memory of the output head at vocabulary 150,000 is taken in
+processes of their own.
 `--record` writes the figures to benchmarks/baselines/trainer.json and the page's table.
 """
 
@@ -208,9 +209,9 @@ def balance(samples: Sequence[TrainingSample], dp: int, max_tokens: int) -> dict
 
 
 def timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     work()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def measure_speed(args: argparse.Namespace) -> dict[str, object]:
@@ -240,6 +241,7 @@ def measure_speed(args: argparse.Namespace) -> dict[str, object]:
             "padded": timed(lambda: bare(bare_padded)),
             "segments": timed(lambda: bare(bare_segments)),
         }
+        print(f"round {step}: {taken}", file=sys.stderr)
         if step > 0:  # the first round warms up
             for name, value in taken.items():
                 seconds[name].append(value)
@@ -330,7 +332,7 @@ def table(found: dict[str, dict[str, float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--samples", type=int, default=48)
+    parser.add_argument("--samples", type=int, default=24)
     parser.add_argument("--max-tokens", type=int, default=4096)
     parser.add_argument("--record", action="store_true", help="write the baseline and the page")
     parser.add_argument("--head", help=argparse.SUPPRESS)

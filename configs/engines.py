@@ -13,6 +13,9 @@ class ModelConfig(Config):
     """Folder or hub name of a Hugging Face causal LM with tokenizer and chat template."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Numbers of the forward pass, in trainer, reference and engine alike."""
+    fp32_head: bool = False
+    """Multiply by the output head in float32 whatever `dtype` is, in trainer, reference and engine
+    alike: their logprobs come closer (arXiv:2506.13585)."""
     max_model_len: PositiveInt = 4096
     """Most tokens of one sequence, prompt and completion together."""
     trust_remote_code: bool = False

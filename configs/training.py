@@ -44,6 +44,21 @@ class OptimizerConfig(Config):
     """Global norm to which gradients are clipped."""
 
 
+class NvmeConfig(Config):
+    """Offload to a local NVMe disk (ZeRO-Infinity, arXiv:2104.07857)."""
+
+    path: str
+    """Folder on the disk, the same on every node; each rank writes files of its own there."""
+    buffers: PositiveInt = 4
+    """Buffers of pinned memory that optimizer states go through."""
+    block_kib: PositiveInt = 1024
+    """Size of one read or write."""
+    queue_depth: PositiveInt = 8
+    """Reads and writes that a disk is given at once."""
+    threads: PositiveInt = 1
+    """Threads a rank for them."""
+
+
 class TrainerConfig(Config):
     """The training group (DeepSpeed ZeRO)."""
 
@@ -63,6 +78,8 @@ class TrainerConfig(Config):
     """Tokens whose logits [chunk, V] are held at once."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What ZeRO keeps in CPU memory: the optimizer (stage 1 on), and parameters (stage 3)."""
+    nvme: NvmeConfig | None = None
+    """Disk that takes the place of CPU memory for what is offloaded (stage 3)."""
     collective_timeout_s: PositiveFloat = 600.0
     """Seconds after which a collective among trainer ranks fails."""
 

@@ -19,7 +19,7 @@ from configs.validate_mix import check_mix, warn_mix
 from configs.validate_monitors import check_monitors, warn_monitors
 from configs.validate_objective import check_objective, warn_objective, warn_source_objective
 from configs.validate_parts import check_parts
-from configs.validate_trainer import check_sequence_parallel
+from configs.validate_trainer import check_nvme, check_sequence_parallel
 
 
 def validate_run(cfg: RunConfig) -> list[Problem]:
@@ -32,6 +32,7 @@ def validate_run(cfg: RunConfig) -> list[Problem]:
         *_check_groups(cfg),
         *_check_trainer(cfg),
         *check_sequence_parallel(cfg),
+        *check_nvme(cfg),
         *_check_sync(cfg),
         *check_objective(cfg),
         *check_eval(cfg),

@@ -17,16 +17,28 @@ class LogprobHead(nn.Module):
     module hooks gather them once a forward.
     """
 
-    def __init__(self, weight: nn.Parameter, chunk: int, *, bias: nn.Parameter | None = None):
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        chunk: int,
+        *,
+        bias: nn.Parameter | None = None,
+        fp32: bool = False,
+    ):
+        """
+        Args:
+            fp32: multiply in fp32 whatever the weights are in.
+        """
         super().__init__()
         self.weight = weight
         self.register_parameter("bias", bias)
         self.chunk = chunk
+        self.fp32 = fp32
 
     def forward(self, hidden: Tensor, targets: Tensor, temperature: Tensor) -> Tensor:
         """Score `targets` [N] from `hidden` [N, H]: fp32 [2, N], logprobs and entropies."""
         scored: Tensor = _ChunkedLogprob.apply(
-            hidden, self.weight, self.bias, targets, temperature, self.chunk
+            hidden, self.weight, self.bias, targets, temperature, self.chunk, self.fp32
         )
         return scored
 
@@ -66,7 +78,8 @@ def _chunk_log_softmax(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: Tensor
 ) -> Tensor:
     """fp32 log-softmax of one chunk's logits over its temperatures: [chunk, V]."""
-    logits = torch.nn.functional.linear(hidden, weight, bias).float()
+    bias = None if bias is None else bias.to(weight.dtype)
+    logits = torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias).float()
     return torch.log_softmax(logits.div_(temperature.unsqueeze(1)), dim=-1)
 
 
@@ -86,7 +99,11 @@ class _ChunkedLogprob(torch.autograd.Function):
         targets: Tensor,
         temperature: Tensor,
         chunk: int,
+        fp32: bool,
     ) -> Tensor:
+        ctx.save_for_backward(hidden, weight, bias, targets, temperature)
+        ctx.chunk, ctx.fp32 = chunk, fp32
+        weight = weight.float() if fp32 else weight
         count = hidden.shape[0]
         out = torch.zeros(2, count, dtype=torch.float32, device=hidden.device)
         for start in range(0, count, chunk):
@@ -94,8 +111,6 @@ class _ChunkedLogprob(torch.autograd.Function):
             logp = _chunk_log_softmax(hidden[part], weight, bias, temperature[part])
             out[0, part] = logp.gather(1, targets[part].unsqueeze(1)).squeeze(1)
             out[1, part] = -(logp.exp() * logp).sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, targets, temperature)
-        ctx.chunk = chunk
         return out
 
     @staticmethod
@@ -109,6 +124,7 @@ class _ChunkedLogprob(torch.autograd.Function):
         if of_bias:
             grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=weight.device)
         with_entropy = bool(grad[1].any())
+        own, weight = weight.dtype, weight.float() if ctx.fp32 else weight
         for start in range(0, hidden.shape[0], ctx.chunk):
             part = slice(start, start + ctx.chunk)
             logp = _chunk_log_softmax(hidden[part], weight, bias, temperature[part])
@@ -116,15 +132,15 @@ class _ChunkedLogprob(torch.autograd.Function):
             grad_logits.div_(temperature[part].unsqueeze(1))
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
-            low = grad_logits.to(hidden.dtype)
+            low = grad_logits.to(weight.dtype)
             grad_hidden[part] = low @ weight
             if grad_weight is not None:
-                _accumulate(grad_weight, low, hidden[part])
+                _accumulate(grad_weight, low, hidden[part].to(weight.dtype))
         if grad_weight is not None:
-            grad_weight = grad_weight.to(weight.dtype)
+            grad_weight = grad_weight.to(own)
         if grad_bias is not None:
             grad_bias = grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def _grad_logits(logp: Tensor, targets: Tensor, grad: Tensor, with_entropy: bool) -> Tensor:

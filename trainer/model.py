@@ -49,12 +49,14 @@ class PolicyModel(nn.Module):
         packing: Packing,
         logprob_chunk: int,
         attention: Attention,
+        fp32_head: bool = False,
     ) -> None:
         super().__init__()
         head = network.get_output_embeddings()
         _check_head(network, head)
         bias = getattr(head, "bias", None)
-        network.set_output_embeddings(LogprobHead(head.weight, logprob_chunk, bias=bias))
+        scorer = LogprobHead(head.weight, logprob_chunk, bias=bias, fp32=fp32_head)
+        network.set_output_embeddings(scorer)
         for module in network.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -166,7 +168,13 @@ def load_policy(
             gradient_checkpointing_kwargs={"use_reentrant": gradient_checkpointing == "reentrant"}
         )
     network.train()  # dropout is 0 everywhere; recomputation needs training mode
-    model = PolicyModel(network, packing=packing, logprob_chunk=logprob_chunk, attention=attention)
+    model = PolicyModel(
+        network,
+        packing=packing,
+        logprob_chunk=logprob_chunk,
+        attention=attention,
+        fp32_head=cfg.fp32_head,
+    )
     return model if device is None else model.to(device)
 
 
