@@ -109,8 +109,8 @@ class PolicyEngine:
         self.device = torch.device(self._engine.device)
         check_packing(self._engine, self.model, self.device)
         if cfg.trainer.sequence_parallel > 1:
-            share_rows(self.model, cfg.trainer.sequence_parallel)
-            check_packing(self._engine, self.model, self.device)
+            size = cfg.trainer.sequence_parallel
+            share_rows(self._engine, self.model, size, self.device)
         self._step = 0
         self._published = PublishedWeights(
             self.model.network, partitioned=cfg.trainer.zero_stage == 3

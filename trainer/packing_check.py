@@ -51,9 +51,8 @@ def check_packing(model: nn.Module, policy: PolicyModel, device: torch.device) -
 
 def _fault(model: nn.Module, policy: PolicyModel, device: torch.device) -> str | None:
     """Return what is wrong with packed rows; None where nothing is."""
-    dtype = next(policy.network.parameters()).dtype
+    dtype, ids = next(policy.network.parameters()).dtype, _tokens(policy, device)
     vocab = int(policy.network.config.get_text_config().vocab_size)
-    ids = torch.arange(1, sum(_LENGTHS) + 1, device=device).mul_(7919).remainder_(vocab)
     packed = _score(model, ids)
     policy.packing = "padded"
     padded = _score(model, ids)
@@ -68,6 +67,22 @@ def _fault(model: nn.Module, policy: PolicyModel, device: torch.device) -> str |
     if not leak <= _LEAK[dtype]:
         return f"other tokens before a segment change it by {leak:.2g} nats a token"
     return None
+
+
+@torch.no_grad()
+def probe(model: nn.Module, policy: PolicyModel, device: torch.device) -> Tensor:
+    """Score the check's own packed row as the model does it now: logprobs [T]."""
+    return _score(model, _tokens(policy, device))
+
+
+def agree(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two ways to run a model of `dtype` give the same logprobs, up to rounding."""
+    return bool((a - b).abs().mean() <= _AGREEMENT[dtype])
+
+
+def _tokens(policy: PolicyModel, device: torch.device) -> Tensor:
+    vocab = int(policy.network.config.get_text_config().vocab_size)
+    return torch.arange(1, sum(_LENGTHS) + 1, device=device).mul_(7919).remainder_(vocab)
 
 
 def _score(model: nn.Module, ids: Tensor) -> Tensor:

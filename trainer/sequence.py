@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from configs.errors import ConfigError, Problem
 from trainer.logprobs import score_tokens
 from trainer.model import PolicyModel
+from trainer.packing_check import agree, probe
 
 _ULYSSES = "braid_ulysses"
 
@@ -33,12 +34,26 @@ class Peers:
     size: int
 
 
-def share_rows(policy: PolicyModel, size: int) -> None:
+def share_rows(model: nn.Module, policy: PolicyModel, size: int, device: torch.device) -> None:
     """Make every `size` neighbouring ranks share their rows. A collective of all ranks.
 
-    Call it once DeepSpeed is initialised. Raises ConfigError where the model's attention cannot
-    be split.
+    Args:
+        model: what is called, once DeepSpeed is initialised.
+
+    Raises:
+        ConfigError: the model's attention cannot be split.
     """
+    alone = probe(model, policy, device)
+    peers = _exchange(policy, size)
+    policy.score_row = lambda *row: _score_row(policy, peers, *row)
+    if not agree(alone, probe(model, policy, device), next(policy.network.parameters()).dtype):
+        raise _impossible(
+            f"{policy.network.config.model_type} models give other logprobs over shared rows"
+        )
+
+
+def _exchange(policy: PolicyModel, size: int) -> Peers:
+    """Put the exchange of tokens for heads around the attention."""
     config = policy.network.config.get_text_config()
     heads = int(config.num_attention_heads)
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
@@ -67,8 +82,11 @@ def share_rows(policy: PolicyModel, size: int) -> None:
     )
     AttentionInterface.register(_ULYSSES, exchange.forward)
     policy.network.set_attn_implementation(_ULYSSES)
-    peers = Peers(group=mine, rank=dist.get_rank() % size, size=size)
-    policy.score_row = lambda *row: _score_row(policy, peers, *row)
+    return Peers(group=mine, rank=dist.get_rank() % size, size=size)
+
+
+def _impossible(what: str) -> ConfigError:
+    return ConfigError(Problem(where="trainer.sequence_parallel", what=what, fix="set it to 1."))
 
 
 def _score_row(
