@@ -235,10 +235,21 @@ def _replace_plans(
 class _RankGroup(_Group):
     """ZeRO ranks of one model, which make every call together."""
 
+    def __init__(
+        self,
+        members: Sequence[Member],
+        supervisor: Supervisor,
+        health: HealthConfig,
+        *,
+        sequence_parallel: int = 1,
+    ):
+        super().__init__(members, supervisor, health)
+        self._per_row = sequence_parallel
+
     @property
     def dp_size(self) -> int:
-        """Data-parallel ranks."""
-        return len(self.members)
+        """Rows of a plan: data-parallel ranks, or groups of ranks that share a row."""
+        return len(self.members) // self._per_row
 
     async def save(self, folder: Path) -> None:
         """Write all ranks' parts of a checkpoint."""
@@ -310,8 +321,8 @@ class TrainerGroup(_RankGroup):
     """The ZeRO ranks of the policy."""
 
     async def train_step(self, batch: TrainBatch) -> StepResult:
-        """Train one step on all ranks; each is sent its own row of the plan."""
-        plans = [_rank_plan(batch, r) for r in range(self.dp_size)]
+        """Train one step on all ranks; each is sent its row of the plan."""
+        plans = [_rank_plan(batch, r // self._per_row) for r in range(len(self.members))]
         results = await self._each(
             lambda trainer, rank: trainer.train_step.remote(plans[rank]),
             doing=f"train_step {batch.step}",
@@ -363,10 +374,10 @@ class TrainerGroup(_RankGroup):
         return gaps[0]
 
 
-def _rank_plan(batch: TrainBatch, rank: int) -> RankPlan:
+def _rank_plan(batch: TrainBatch, row: int) -> RankPlan:
     return RankPlan(
         step=batch.step,
         bounds=batch.bounds,
         keep_in=batch.keep_in,
-        minibatches=tuple(replace(m, grid=(m.grid[rank],)) for m in batch.minibatches),
+        minibatches=tuple(replace(m, grid=(m.grid[row],)) for m in batch.minibatches),
     )

@@ -59,6 +59,7 @@ def engine_args(cfg: EngineRun, engine_index: int) -> "AsyncEngineArgs":
     return AsyncEngineArgs(
         model=cfg.model.path,
         dtype=cfg.model.dtype,
+        hf_overrides={"head_dtype": "float32"} if cfg.model.fp32_head else {},
         trust_remote_code=cfg.model.trust_remote_code,
         max_model_len=cfg.model.max_model_len,
         max_num_seqs=1 if alone else rollout.max_num_seqs,

@@ -122,7 +122,7 @@ class TrainerActor:
         if self._sender is not None:
             self._sender.close()
         self._sender = WeightSender(
-            manifest, self.engine.gathered, init, in_place=self._cfg.trainer.zero_stage < 3
+            manifest, self.engine.gathered, init, in_place=self.engine.weights_stay
         )
 
     def manifest(self) -> Manifest:

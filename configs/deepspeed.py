@@ -42,6 +42,14 @@ def deepspeed_config(cfg: RunConfig, *, device: Literal["cpu", "cuda"]) -> dict[
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
+    if trainer.nvme is not None and offload:
+        built["aio"] = {
+            "block_size": trainer.nvme.block_kib * 1024,
+            "queue_depth": trainer.nvme.queue_depth,
+            "intra_op_parallelism": trainer.nvme.threads,
+            "single_submit": False,
+            "overlap_events": True,
+        }
     if cfg.model.dtype == "bfloat16":
         # fp32 master weights; a non-finite gradient skips the update on every rank.
         built["bf16"] = {"enabled": True, "check_grad_overflow": True}
@@ -61,14 +69,20 @@ def _zero(cfg: RunConfig, *, on_cuda: bool) -> dict[str, JsonValue]:
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
     }
+    place: dict[str, JsonValue] = {"device": "cpu", "pin_memory": on_cuda}
+    nvme = cfg.trainer.nvme
+    if nvme is not None:
+        place |= {"device": "nvme", "nvme_path": nvme.path}
     if offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_cuda}
+        zero["offload_optimizer"] = (
+            place if nvme is None else place | {"buffer_count": nvme.buffers}
+        )
     if stage == 3:
         zero["stage3_prefetch_bucket_size"] = bucket // 4
         # On CPU even the smallest parameter is partitioned, so that tests see real gathers.
         zero["stage3_param_persistence_threshold"] = 100_000 if on_cuda else 0
         if offload == "parameters":
-            zero["offload_param"] = {"device": "cpu", "pin_memory": on_cuda}
+            zero["offload_param"] = place
     return zero
 
 

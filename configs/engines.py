@@ -13,6 +13,9 @@ class ModelConfig(Config):
     """Folder or hub name of a Hugging Face causal LM with tokenizer and chat template."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Numbers of the forward pass, in trainer, reference and engine alike."""
+    fp32_head: bool = False
+    """Multiply by the output head in float32 whatever `dtype` is, in trainer, reference and engine
+    alike: their logprobs come closer (arXiv:2506.13585)."""
     max_model_len: PositiveInt = 4096
     """Most tokens of one sequence, prompt and completion together."""
     trust_remote_code: bool = False
@@ -23,7 +26,7 @@ class ActorsConfig(Config):
     """How many actors a group has and what each one needs."""
 
     count: PositiveInt = 1
-    """Actors in the group; for the trainer, its data-parallel size."""
+    """Actors in the group; for the trainer, its ranks."""
     cpus: NonNegativeFloat = 0.5
     """CPU cores reserved by each actor."""
     gpus: NonNegativeFloat = 0.0

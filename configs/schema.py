@@ -403,7 +403,8 @@ class RunConfig(Config):
         """The run as the critic's engine reads it, with its model and training section."""
         own = self.critic
         fields = ("actors", "zero_stage", "offload", "gradient_checkpointing", "optimizer")
-        trainer = self.trainer.model_copy(update={f: getattr(own, f) for f in fields})
+        changes = {f: getattr(own, f) for f in fields} | {"lora": None, "sequence_parallel": 1}
+        trainer = self.trainer.model_copy(update=changes)
         model = self.model.model_copy(update={"path": own.path or self.model.path})
         return self.model_copy(update={"model": model, "trainer": trainer})
 

@@ -11,6 +11,7 @@ from configs.base import (
     PositiveInt,
 )
 from configs.engines import ActorsConfig
+from configs.lora import LoraConfig
 from configs.refresh import RefreshConfig
 
 
@@ -46,23 +47,49 @@ class OptimizerConfig(Config):
     """Global norm to which gradients are clipped."""
 
 
+class NvmeConfig(Config):
+    """Offload to a local NVMe disk (ZeRO-Infinity, arXiv:2104.07857)."""
+
+    path: str
+    """Folder on the disk, the same on every node; each rank writes files of its own there."""
+    buffers: PositiveInt = 4
+    """Buffers of pinned memory that optimizer states go through."""
+    block_kib: PositiveInt = 1024
+    """Size of one read or write."""
+    queue_depth: PositiveInt = 8
+    """Reads and writes that a disk is given at once."""
+    threads: PositiveInt = 1
+    """Threads a rank for them."""
+
+
 class TrainerConfig(Config):
     """The training group (DeepSpeed ZeRO)."""
 
     actors: ActorsConfig = ActorsConfig()
-    """Ranks; `count` is the data-parallel size."""
+    """Ranks; `count` is the data-parallel size times `sequence_parallel`."""
+    sequence_parallel: PositiveInt = 1
+    """Ranks that share each packed row, for samples too long for one (Ulysses)."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """What is partitioned: 0 nothing, 1 optimizer, 2 and gradients, 3 and parameters."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters alone; empty trains all weights. Engines get merged weights."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     logprob_chunk: PositiveInt = 1024
     """Tokens whose logits [chunk, V] are held at once."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What ZeRO keeps in CPU memory: the optimizer (stage 1 on), and parameters (stage 3)."""
+    nvme: NvmeConfig | None = None
+    """Disk that takes the place of CPU memory for what is offloaded (stage 3)."""
     collective_timeout_s: PositiveFloat = 600.0
     """Seconds after which a collective among trainer ranks fails."""
+
+    @property
+    def data_parallel(self) -> int:
+        """Rows of a plan: ranks, or groups of them that share a row."""
+        return self.actors.count // self.sequence_parallel
 
 
 class WeightSyncConfig(Config):

@@ -10,6 +10,7 @@ from configs.errors import Problem
 from configs.estimators import traits
 from configs.evaluation import check_eval, warn_eval
 from configs.model_files import find_model_folder, read_model_shape
+from configs.model_types import check_model_type
 from configs.schema import ActorsConfig, RunConfig
 from configs.validate_critic import check_critic, check_estimator, warn_critic
 from configs.validate_data import HUB_NAME, check_data
@@ -23,6 +24,7 @@ from configs.validate_monitors import check_monitors, warn_monitors
 from configs.validate_objective import check_objective, warn_objective, warn_source_objective
 from configs.validate_parts import check_parts
 from configs.validate_refresh import check_refresh
+from configs.validate_trainer import check_nvme, check_sequence_parallel
 
 
 def validate_run(cfg: RunConfig) -> list[Problem]:
@@ -34,6 +36,8 @@ def validate_run(cfg: RunConfig) -> list[Problem]:
         *_check_batch(cfg),
         *_check_groups(cfg),
         *_check_trainer(cfg),
+        *check_sequence_parallel(cfg),
+        *check_nvme(cfg),
         *_check_sync(cfg),
         *check_objective(cfg),
         *check_critic(cfg),
@@ -375,6 +379,7 @@ def _check_sync(cfg: RunConfig) -> Iterator[Problem]:
 
 def _check_model(cfg: RunConfig) -> Iterator[Problem]:
     yield from check_path(cfg.model.path, "model.path")
+    yield from check_model_type(cfg)
 
 
 def _warn_sources(cfg: RunConfig) -> Iterator[Problem]:

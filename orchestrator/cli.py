@@ -282,11 +282,14 @@ def export(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
     step: Annotated[str, typer.Argument(help="Step of a checkpoint, or `latest`.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Write the LoRA adapter alone, not merged.")
+    ] = False,
 ) -> None:
     """Write a checkpoint as Hugging Face safetensors, which transformers and vLLM load."""
     from orchestrator.export_cmd import export_command
 
-    raise typer.Exit(_call(export_command(run_dir, step, out)))
+    raise typer.Exit(_call(export_command(run_dir, step, out, adapter=adapter)))
 
 
 @app.command()

@@ -233,7 +233,12 @@ class TrainerCluster(SamplingCluster):
         self.rendezvous = self._create("rendezvous", 0, RendezvousActor, ())
         world = cfg.trainer.actors.count
         trainer = self._create_all("trainer", TrainerActor, bundles, lambda i: (cfg, i, world))
-        self.trainer = TrainerGroup(trainer, self.supervisor, cfg.health)
+        self.trainer = TrainerGroup(
+            trainer,
+            self.supervisor,
+            cfg.health,
+            sequence_parallel=cfg.trainer.sequence_parallel,
+        )
         return [self._start_ranks(trainer)]
 
     async def _start_ranks(self, members: Sequence[Member]) -> None:

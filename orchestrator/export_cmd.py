@@ -8,11 +8,15 @@ from configs.load import load_recipe
 from orchestrator.checkpoints import CheckpointRef, find_damage, list_steps, newest_good
 
 
-def export_command(run_dir: Path, step: str, out: Path) -> list[str]:
+def export_command(run_dir: Path, step: str, out: Path, *, adapter: bool = False) -> list[str]:
     """Return the command that exports a verified checkpoint; torch is imported there alone.
 
+    Args:
+        adapter: export the LoRA adapter instead of the merged model.
+
     Raises:
-        ConfigError: no such run or step, a damaged checkpoint, or `out` is not empty.
+        ConfigError: no such run or step, a damaged checkpoint, `out` is not empty, or there is
+            no adapter.
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(
@@ -23,9 +27,18 @@ def export_command(run_dir: Path, step: str, out: Path) -> list[str]:
             Problem(where=str(out), what="exists and is not empty", fix="Give another folder.")
         )
     cfg = load_recipe(run_dir / "config.yaml")
+    if adapter and cfg.trainer.lora is None:
+        raise ConfigError(
+            Problem(
+                where="--adapter",
+                what=f"{run_dir} trained all weights (its trainer.lora is empty)",
+                fix="Export the whole model, without --adapter.",
+            )
+        )
     checkpoint = _choose(run_dir / "checkpoints", step)
     module = [sys.executable, "-m", "trainer.export"]
-    return [*module, str(checkpoint.trainer), cfg.model.path, str(out)]
+    flags = ["--adapter"] if adapter else []
+    return [*module, str(checkpoint.trainer), cfg.model.path, str(out), *flags]
 
 
 def _choose(folder: Path, step: str) -> CheckpointRef:

@@ -251,7 +251,7 @@ def _plan_batch(
     batch, longest = cfg.batch, cfg.model.max_model_len
     samples = max((step.samples for step in steps), default=0)
     completion = max((step.completion_tokens for step in steps), default=0)
-    per_rank = math.ceil(math.ceil(samples / batch.num_minibatches) / cfg.trainer.actors.count)
+    per_rank = math.ceil(math.ceil(samples / batch.num_minibatches) / cfg.trainer.data_parallel)
     fit = max(1, batch.max_tokens_per_microbatch // longest)
     least = min(cfg.max_staleness(s) for s in cfg.sources)
     further = {s.name: (s.max_staleness - least) * s.groups_most for s in sources}

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from configs.errors import ConfigError, Problem
+from configs.lora import LoraConfig
 from configs.schema import RunConfig
 from trainer import rng
 
@@ -30,12 +31,20 @@ class TrainerCard(BaseModel):
     zero_stage: int
     dtype: str
     optimizer_steps: int
+    lora: LoraConfig | None = None
+    """Where there are adapters, they are all that was saved of the weights."""
 
 
 def save(engine: deepspeed.DeepSpeedEngine, cfg: RunConfig, folder: Path) -> None:
     """Write every rank's part; returns when all ranks have written theirs."""
     folder.mkdir(parents=True, exist_ok=True)
-    engine.save_checkpoint(str(folder), tag=TAG, client_state={}, save_latest=True)
+    engine.save_checkpoint(
+        str(folder),
+        tag=TAG,
+        client_state={},
+        save_latest=True,
+        exclude_frozen_parameters=cfg.trainer.lora is not None,
+    )
     rng.write(folder / _rng_name(dist.get_rank()))
     if dist.get_rank() == 0:
         card = _card(cfg, optimizer_steps=int(engine.global_steps))
@@ -52,11 +61,12 @@ def load(engine: deepspeed.DeepSpeedEngine, cfg: RunConfig, folder: Path) -> Non
             Problem(
                 where=str(folder),
                 what=f"was saved by {_layout(saved)}, but this run has {_layout(wanted)}",
-                fix="resume with the same actors.count, zero_stage and dtype, or export the "
+                fix="resume with the same actors.count, zero_stage, lora and dtype, or export the "
                 "checkpoint and start a new run from it.",
             )
         )
-    path, _ = engine.load_checkpoint(str(folder), tag=TAG)
+    whole = cfg.trainer.lora is None
+    path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=whole)
     if path is None:
         raise ConfigError(Problem(where=str(folder / TAG), what="holds no DeepSpeed checkpoint"))
     rng.read(folder / _rng_name(dist.get_rank()))
@@ -84,11 +94,13 @@ def _card(cfg: RunConfig, *, optimizer_steps: int) -> TrainerCard:
         zero_stage=cfg.trainer.zero_stage,
         dtype=cfg.model.dtype,
         optimizer_steps=optimizer_steps,
+        lora=cfg.trainer.lora,
     )
 
 
 def _layout(card: TrainerCard) -> str:
-    return f"{card.world_size} ranks, ZeRO stage {card.zero_stage}, {card.dtype}"
+    adapter = "no adapter" if card.lora is None else f"an adapter ({card.lora})"
+    return f"{card.world_size} ranks, ZeRO stage {card.zero_stage}, {card.dtype}, {adapter}"
 
 
 def _rng_name(rank: int) -> str:

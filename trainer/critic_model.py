@@ -7,12 +7,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from configs.errors import ConfigError, Problem
 from configs.schema import ModelConfig
+from trainer.attention import choose_attention
 from trainer.model import (
     DTYPES,
     FlatModel,
     Packing,
     check_folder,
-    choose_attention,
     load_hf_config,
     prepare,
 )
@@ -60,13 +60,11 @@ def load_critic(
     if trained and config.num_labels != 1:
         raise _unusable(where, f"{cfg.path} is a classifier of {config.num_labels} outputs, not 1")
     config.num_labels = 1
-    attention = choose_attention(cfg, None)
     try:
         network, report = AutoModelForSequenceClassification.from_pretrained(
             cfg.path,
             config=config,
             dtype=DTYPES[cfg.dtype],
-            attn_implementation=attention,
             trust_remote_code=cfg.trust_remote_code,
             output_loading_info=True,
         )
@@ -82,6 +80,7 @@ def load_critic(
     if missing:
         _zero(network.score)
     prepare(network, gradient_checkpointing)
+    attention = choose_attention(network, on_cuda=torch.cuda.is_available())
     return CriticModel(network, packing=packing, attention=attention)
 
 

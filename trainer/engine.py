@@ -1,13 +1,12 @@
 """One rank of the training group: the policy under ZeRO (`trainer.zero_engine`)."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import deepspeed
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,27 +19,22 @@ from trainer.controls import Controls
 from trainer.corrections import correction_weights
 from trainer.epochs import plan_passes
 from trainer.errors import RatioError
+from trainer.lora import add_adapter
 from trainer.loss import LossInputs, LossOutput, sample_sum
 from trainer.metrics import Metric, reduce_metrics
 from trainer.model import PolicyModel, load_policy
 from trainer.objectives import resolve_loss
+from trainer.packing_check import check_packing
 from trainer.scorer import score_micro_batches
+from trainer.sequence import share_rows
 from trainer.summary import MinibatchMetrics, summary
+from trainer.weights import PublishedWeights, WeightSpec
 from trainer.zero_engine import Recompute, StepOutcome, ZeroEngine
 
 __all__ = ["RATIO_TOLERANCE", "Minibatch", "PolicyEngine", "StepOutcome", "WeightSpec"]
 
 RATIO_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 """Bound on |policy / proximal - 1| before the first update, where both passes run alike."""
-
-
-class WeightSpec(NamedTuple):
-    """One tensor of the policy, under its Hugging Face name."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    """`float32` or `bfloat16`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +58,15 @@ class PolicyEngine(ZeroEngine[PolicyModel]):
         super().__init__(
             cfg, rank=rank, world_size=world_size, total_optimizer_steps=total_optimizer_steps
         )
+        self._copies = cfg.trainer.sequence_parallel  # ranks with the same micro-batches
         self._loss = resolve_loss(cfg.algorithm.loss)
         self._controls = Controls.start(cfg.algorithm)
-        self._gathering = False
+        check_packing(self._engine, self.model, self.device)
+        if cfg.trainer.sequence_parallel > 1:
+            share_rows(self._engine, self.model, cfg.trainer.sequence_parallel, self.device)
+        self._published = PublishedWeights(
+            self.model.network, partitioned=cfg.trainer.zero_stage == 3
+        )
 
     def _load(self, recompute: Recompute) -> PolicyModel:
         return load_policy(
@@ -75,6 +75,10 @@ class PolicyEngine(ZeroEngine[PolicyModel]):
             logprob_chunk=self.cfg.trainer.logprob_chunk,
             gradient_checkpointing=recompute,
         )
+
+    def _adapt(self, model: PolicyModel) -> None:
+        if self.cfg.trainer.lora is not None:
+            add_adapter(model.network, self.cfg.trainer.lora, seed=self.cfg.seed)
 
     # Training
 
@@ -140,7 +144,7 @@ class PolicyEngine(ZeroEngine[PolicyModel]):
             for i, batch in enumerate(micro_batches):
                 x, out = self._forward(batch, None if proximal is None else proximal[i])
                 self._backward(out.total, denominator, last=i == len(micro_batches) - 1)
-                loss += out.total.detach().double() / denominator
+                loss += out.total.detach().double() / denominator / self._copies
                 deviation = torch.maximum(deviation, _deviation(x))
                 parts.append(out.metrics)
             total, worst = self._agree(loss, deviation, ratio_tolerance)
@@ -154,7 +158,7 @@ class PolicyEngine(ZeroEngine[PolicyModel]):
             applied=update.applied,
             ratio_max_deviation=worst,
             num_loss_tokens=minibatch.num_loss_tokens,
-            stats=reduce_metrics(parts, self.device),
+            stats=reduce_metrics(parts, self.device, copies=self._copies),
         )
 
     def _denominator(self, minibatch: Minibatch) -> int:
@@ -247,35 +251,19 @@ class PolicyEngine(ZeroEngine[PolicyModel]):
 
     def weight_specs(self) -> tuple[WeightSpec, ...]:
         """List all weights in Hugging Face names, a tied parameter once, in a fixed order."""
-        return tuple(
-            WeightSpec(
-                name, tuple(getattr(p, "ds_shape", p.shape)), str(p.dtype).removeprefix("torch.")
-            )
-            for name, p in self.model.network.named_parameters()
-        )
+        return self._published.specs()
 
-    @contextmanager
-    def gathered(self, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-        """Yield the named weights in full, in the model's dtype, on this rank's device.
+    @property
+    def weights_stay(self) -> bool:
+        """Whether what `gathered` gave lies unchanged in its place until the next update."""
+        return self.cfg.trainer.zero_stage < 3 and not self._published.adapted
+
+    def gathered(self, names: Sequence[str]) -> AbstractContextManager[dict[str, Tensor]]:
+        """Give the named weights in full, adapters merged, on this rank's device.
 
         Under ZeRO-3 a collective; the tensors die with the context, which never nests.
         """
-        if self._gathering:
-            raise RuntimeError("gathered() contexts must not nest: leave the first one before")
-        known = dict(self.model.network.named_parameters())
-        missing = [n for n in names if n not in known]
-        if missing:
-            raise KeyError(f"no such weights: {missing[:5]} ({len(missing)} in all)")
-        chosen = [known[n] for n in names]
-        self._gathering = True
-        try:
-            if self.cfg.trainer.zero_stage == 3:
-                with deepspeed.zero.GatheredParameters(chosen):
-                    yield {n: p.data for n, p in zip(names, chosen, strict=True)}
-            else:
-                yield {n: p.data for n, p in zip(names, chosen, strict=True)}
-        finally:
-            self._gathering = False
+        return self._published.gathered(names)
 
     # Checkpoints
 

@@ -1,6 +1,7 @@
 """Turn a trainer checkpoint into a Hugging Face folder.
 
 `python -m trainer.export CHECKPOINT_TRAINER_DIR MODEL_PATH OUT [--dtype float32|bfloat16]`
+`... --adapter` writes the LoRA adapter instead of the merged model.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from configs.errors import ConfigError, Problem
 from configs.schema import ModelConfig
 from trainer.checkpoint import TAG, TrainerCard, read_card
+from trainer.lora import merge_state, save_adapter
 from trainer.model import DTYPES, check_tokenizer, load_hf_config
 
 _PREFIX = "network."
@@ -31,28 +33,57 @@ _TOKENIZER_FILES = (
 )
 
 
-def export(checkpoint: Path, model_path: str, out: Path, *, dtype: str | None = None) -> None:
-    """Write safetensors, config and tokenizer to the new folder `out`.
+def export(
+    checkpoint: Path,
+    model_path: str,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    adapter_only: bool = False,
+) -> None:
+    """Write safetensors, config and tokenizer to the new folder `out`; adapters are merged.
 
     Args:
         checkpoint: The `trainer` folder of a checkpoint, of any ZeRO stage and rank count.
         model_path: The model that the run started from; gives config and tokenizer.
         dtype: `float32` or `bfloat16`; None keeps the one trained in.
+        adapter_only: write the adapter alone, as peft and vLLM load it.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
             Problem(where=str(out), what="exists already", fix="name a new folder for the export.")
         )
     card = read_card(checkpoint)
+    torch_dtype = DTYPES[dtype or card.dtype]
+    # Write beside, then rename: a killed export leaves no folder that looks complete.
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    if adapter_only:
+        _write_adapter(checkpoint, card, model_path, partial, torch_dtype)
+    else:
+        _write_model(checkpoint, card, model_path, partial, torch_dtype)
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)
+
+
+def _write_model(
+    checkpoint: Path, card: TrainerCard, model_path: str, folder: Path, dtype: torch.dtype
+) -> None:
     cfg = ModelConfig(path=model_path)
     check_tokenizer(cfg)
     config = load_hf_config(cfg)
-    torch_dtype = DTYPES[dtype or card.dtype]
-    network = AutoModelForCausalLM.from_config(config, dtype=torch_dtype)
-    weights = {
-        name.removeprefix(_PREFIX): tensor.to(torch_dtype)
-        for name, tensor in _full_weights(checkpoint, card).items()
-    }
+    saved = _trained_weights(checkpoint, card)
+    if card.lora is None:
+        network = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        weights = saved
+    else:
+        base = AutoModelForCausalLM.from_pretrained(
+            model_path, config=config, dtype=DTYPES[card.dtype]
+        )
+        weights = merge_state(base.state_dict(), saved, base, card.lora)
+        network = base.to(dtype)
+    weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     names = set(network.state_dict())
     if set(weights) != names:
         raise ConfigError(
@@ -64,14 +95,24 @@ def export(checkpoint: Path, model_path: str, out: Path, *, dtype: str | None = 
             )
         )
     network.load_state_dict(weights)
-    # Write beside, then rename: a killed export leaves no folder that looks complete.
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    network.save_pretrained(partial)
-    _copy_tokenizer(model_path, partial)
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
+    network.save_pretrained(folder)
+    _copy_tokenizer(model_path, folder)
+
+
+def _write_adapter(
+    checkpoint: Path, card: TrainerCard, model_path: str, folder: Path, dtype: torch.dtype
+) -> None:
+    if card.lora is None:
+        raise ConfigError(
+            Problem(
+                where=str(checkpoint),
+                what="holds no adapter: all weights were trained",
+                fix="export the whole model, without --adapter.",
+            )
+        )
+    saved = _trained_weights(checkpoint, card)
+    weights = {name: tensor.to(dtype) for name, tensor in saved.items()}
+    save_adapter(weights, card.lora, model_path, folder)
 
 
 def _copy_tokenizer(model_path: str, out: Path) -> None:
@@ -88,6 +129,13 @@ def _copy_tokenizer(model_path: str, out: Path) -> None:
         shutil.copytree(templates, out / templates.name)
 
 
+def _trained_weights(checkpoint: Path, card: TrainerCard) -> dict[str, Tensor]:
+    """Return the saved weights by the network's names: all, or the adapter's."""
+    full = _full_weights(checkpoint, card)
+    named = {name.removeprefix(_PREFIX): tensor for name, tensor in full.items()}
+    return {n: t for n, t in named.items() if card.lora is None or ".lora_" in n}
+
+
 def _full_weights(checkpoint: Path, card: TrainerCard) -> dict[str, Tensor]:
     """Return every weight in full: fp32 masters where DeepSpeed can put them together.
 
@@ -97,7 +145,7 @@ def _full_weights(checkpoint: Path, card: TrainerCard) -> dict[str, Tensor]:
     bf16_optimizer = card.zero_stage == 1 and card.dtype == "bfloat16"
     if card.zero_stage > 0 and not bf16_optimizer:
         weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
-            str(checkpoint), tag=TAG
+            str(checkpoint), tag=TAG, exclude_frozen_parameters=card.lora is not None
         )
         return weights
     # DeepSpeed's own file, written by this project's trainer; holds more than tensors.
@@ -114,15 +162,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, help="trainer folder of a checkpoint")
     parser.add_argument("model_path", help="model that the run started from")
     parser.add_argument("out", type=Path, help="new folder to write")
+    parser.add_argument("--adapter", action="store_true", help="write the LoRA adapter alone")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: the one trained in")
     args = parser.parse_args(argv)
     try:
-        export(args.checkpoint, args.model_path, args.out, dtype=args.dtype)
+        export(
+            args.checkpoint,
+            args.model_path,
+            args.out,
+            dtype=args.dtype,
+            adapter_only=args.adapter,
+        )
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     size = sum(f.stat().st_size for f in args.out.glob("*.safetensors"))
-    sys.stdout.write(f"exported to {args.out}: {size / 1e6:.1f} MB of weights, with tokenizer\n")
+    sys.stdout.write(f"exported to {args.out}: {size / 1e6:.1f} MB of weights\n")
     return 0
 
 

@@ -81,11 +81,14 @@ class Reduced:
 
 
 def reduce_metrics(
-    parts: Iterable[Mapping[str, Metric]], device: torch.device
+    parts: Iterable[Mapping[str, Metric]], device: torch.device, *, copies: int = 1
 ) -> dict[str, Reduced]:
     """Merge metrics over this rank's micro-batches, then over all ranks. A collective.
 
     Every rank and micro-batch must give the same names and kinds.
+
+    Args:
+        copies: ranks that hold the same micro-batches, which count once.
     """
     kinds: dict[str, type[Metric]] = {}
     totals: dict[str, list[Tensor]] = {}
@@ -106,7 +109,7 @@ def reduce_metrics(
     names = sorted(kinds)
     summed = [t for n in names if kinds[n] is not Max for t in totals[n]]
     largest = [totals[n][0] for n in names if kinds[n] is Max]
-    sums = _all_reduce(summed, dist.ReduceOp.SUM, device)
+    sums = [s / copies for s in _all_reduce(summed, dist.ReduceOp.SUM, device)]
     maxima = _all_reduce(largest, dist.ReduceOp.MAX, device)
     reduced: dict[str, Reduced] = {}
     for name in names:

@@ -1,18 +1,27 @@
 """The policy network: a Hugging Face causal LM that returns logprobs instead of logits."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
-from transformers.utils import is_flash_attn_2_available
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from configs.errors import ConfigError, Problem
 from configs.schema import ModelConfig
+from trainer.attention import SEGMENTS, Attention, choose_attention
 from trainer.logprobs import LogprobHead, score_tokens
 
 Packing = Literal["packed", "padded"]
+ScoreRow: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+"""Takes the place of `PolicyModel.forward` on packed rows (`trainer.sequence`)."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -33,14 +42,21 @@ _LOGIT_POST_PROCESSING = {
 class FlatModel(nn.Module):
     """A backbone over flat token streams; dropout is off in every mode."""
 
-    def __init__(self, network: nn.Module, *, packing: Packing, attention: str) -> None:
+    def __init__(self, network: PreTrainedModel, *, packing: Packing, attention: Attention) -> None:
         super().__init__()
         for module in network.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         self.network = network
         self.packing = packing
-        self.flash = attention == "flash_attention_2"
+        self.attention: Attention = "sdpa"
+        self.use_attention(attention)
+
+    def use_attention(self, attention: Attention) -> None:
+        """Attend in another way from now on."""
+        if attention != self.attention:
+            self.network.set_attn_implementation(attention)
+        self.attention = attention
 
     def hidden(self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Return the last hidden states [T, H]; attention stays inside segments.
@@ -49,15 +65,22 @@ class FlatModel(nn.Module):
             cu_seqlens: [S+1], S at least 1.
         """
         if self.packing == "packed":
-            return self._packed(token_ids, positions, cu_seqlens)
+            lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).tolist()
+            return self.hidden_states(token_ids, positions, lengths)
         return self._padded(token_ids, cu_seqlens)
 
-    def _packed(self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """One row; segment-local positions keep attention inside segments. Returns [T, H]."""
-        extra: dict[str, Tensor | int] = {}
-        if self.flash:
-            bounds = cu_seqlens.to(torch.int32)
-            longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max())
+    def hidden_states(self, token_ids: Tensor, positions: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Run a packed row, attention staying inside segments. Returns [T, H].
+
+        Args:
+            lengths: of the segments that attention sees.
+        """
+        extra: dict[str, Tensor | int | tuple[int, ...]] = {}
+        if self.attention == SEGMENTS:
+            extra = {"segment_lengths": tuple(lengths)}
+        elif self.attention == "flash_attention_2":
+            ends = torch.tensor([0, *lengths], dtype=torch.int32, device=token_ids.device)
+            bounds, longest = ends.cumsum(0, dtype=torch.int32), max(lengths)
             extra = {
                 "cu_seq_lens_q": bounds,
                 "cu_seq_lens_k": bounds,
@@ -95,12 +118,21 @@ class PolicyModel(FlatModel):
     """A causal LM that scores tokens."""
 
     def __init__(
-        self, network: nn.Module, *, packing: Packing, logprob_chunk: int, attention: str
+        self,
+        network: PreTrainedModel,
+        *,
+        packing: Packing,
+        logprob_chunk: int,
+        attention: Attention,
+        fp32_head: bool = False,
     ) -> None:
         head = network.get_output_embeddings()
         _check_head(network, head)
-        network.set_output_embeddings(LogprobHead(head.weight, logprob_chunk))
+        bias = getattr(head, "bias", None)
+        scorer = LogprobHead(head.weight, logprob_chunk, bias=bias, fp32=fp32_head)
+        network.set_output_embeddings(scorer)
         super().__init__(network, packing=packing, attention=attention)
+        self.score_row: ScoreRow | None = None
 
     def forward(
         self,
@@ -116,6 +148,8 @@ class PolicyModel(FlatModel):
             cu_seqlens: [S+1], S at least 1.
             wanted: [T] bool, tokens whose scores are needed, or None for all; others get 0.
         """
+        if self.packing == "packed" and self.score_row is not None:
+            return self.score_row(token_ids, positions, cu_seqlens, temperature, wanted)
         hidden = self.hidden(token_ids, positions, cu_seqlens)
         head = self.network.get_output_embeddings()
         return score_tokens(head, hidden, token_ids, cu_seqlens, temperature, wanted)
@@ -132,31 +166,29 @@ def load_policy(
     """Load `cfg.path`; ConfigError if it is missing, has no tokenizer, or changes its logits."""
     check_tokenizer(cfg)
     config = load_hf_config(cfg)
-    attention = choose_attention(cfg, device)
     try:
         network = AutoModelForCausalLM.from_pretrained(
             cfg.path,
             config=config,
             dtype=DTYPES[cfg.dtype],
-            attn_implementation=attention,
             trust_remote_code=cfg.trust_remote_code,
         )
     except (OSError, ValueError) as error:
         raise _unusable(cfg.path, f"cannot be loaded as a causal LM: {error}") from error
     prepare(network, gradient_checkpointing)
-    model = PolicyModel(network, packing=packing, logprob_chunk=logprob_chunk, attention=attention)
+    on_cuda = torch.cuda.is_available() if device is None else device.type == "cuda"
+    model = PolicyModel(
+        network,
+        packing=packing,
+        logprob_chunk=logprob_chunk,
+        attention=choose_attention(network, on_cuda=on_cuda),
+        fp32_head=cfg.fp32_head,
+    )
     return model if device is None else model.to(device)
 
 
-def choose_attention(cfg: ModelConfig, device: torch.device | None) -> str:
-    """Return the attention implementation to load a model with."""
-    if device is not None and device.type == "cuda" and is_flash_attn_2_available():
-        return "flash_attention_2" if cfg.dtype == "bfloat16" else "sdpa"
-    return "sdpa"
-
-
 def prepare(
-    network: nn.Module, gradient_checkpointing: Literal["off", "reentrant", "non_reentrant"]
+    network: PreTrainedModel, gradient_checkpointing: Literal["off", "reentrant", "non_reentrant"]
 ) -> None:
     """Set recomputation, and the training mode that it needs; dropout is 0 everywhere."""
     if gradient_checkpointing != "off":
@@ -215,12 +247,12 @@ def check_tokenizer(cfg: ModelConfig) -> None:
         raise _unusable(cfg.path, f"has no usable tokenizer: {error}") from error
 
 
-def _check_head(network: nn.Module, head: nn.Module | None) -> None:
+def _check_head(network: PreTrainedModel, head: nn.Module | None) -> None:
     path = str(getattr(network.config, "_name_or_path", ""))
     if head is None or not isinstance(getattr(head, "weight", None), nn.Parameter):
         raise _unusable(path, "has no linear output head")
-    if getattr(head, "bias", None) is not None:
-        raise _unusable(path, "has an output head with a bias, which is not supported")
+    if network.base_model is network:
+        raise _unusable(path, "is not a body under an output head, which the logprobs need")
 
 
 def _unusable(path: str, what: str) -> ConfigError:

@@ -11,6 +11,7 @@ from configs.schema import ModelConfig
 from rollouts.types import F32, MicroBatch
 from trainer.batch import to_device
 from trainer.model import load_policy
+from trainer.packing_check import check_packing
 
 
 @torch.no_grad()
@@ -41,6 +42,7 @@ class ReferenceModel:
         self._model = load_policy(
             cfg, packing=packing, logprob_chunk=logprob_chunk, device=self.device
         ).requires_grad_(False)
+        check_packing(self._model, self._model, self.device)
 
     @property
     def network(self) -> nn.Module:

@@ -79,7 +79,7 @@ class ZeroEngine(ABC, Generic[M]):
         schedule = lr_factor(cfg.trainer.optimizer, total_steps=total_optimizer_steps)
         self._engine, _, _, self._scheduler = deepspeed.initialize(
             model=model,
-            model_parameters=list(model.parameters()),
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
             lr_scheduler=lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, schedule),
             config=settings,
         )
@@ -96,11 +96,16 @@ class ZeroEngine(ABC, Generic[M]):
             # Non-reentrant recomputation sees ZeRO-3's released parameters as changed tensors.
             recompute = "reentrant" if stage3 else "non_reentrant"
         with partitioned_loading(settings) if stage3 else nullcontext():
-            return self._load(recompute)
+            model = self._load(recompute)
+        self._adapt(model)
+        return model
 
     @abstractmethod
     def _load(self, recompute: Recompute) -> M:
         """Load the model of `cfg.model`."""
+
+    def _adapt(self, model: M) -> None:
+        """Change the loaded model before DeepSpeed takes it."""
 
     @property
     def model(self) -> M:

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 WORKER = Path(__file__).with_name("trainer_worker.py")
-RunWorld = Callable[[str, int, Path, Path], None]
+RunWorld = Callable[..., None]
 
 
 @pytest.fixture(scope="session")
@@ -26,18 +26,18 @@ def worker() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def run_world() -> RunWorld:
-    """Run all ranks of one world in a mode of the worker: `(mode, world, models, out)`."""
+    """Run all ranks of one world in a mode of a worker: `(mode, world, models, out[, worker])`."""
     return _run_world
 
 
-def _run_world(mode: str, world: int, models: Path, out: Path) -> None:
+def _run_world(mode: str, world: int, models: Path, out: Path, program: Path = WORKER) -> None:
     """On failure show the ranks' output; leave none behind."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     logs = [out / f"{mode}_{world}_{rank}.log" for rank in range(world)]
     ranks: list[subprocess.Popen[bytes]] = []
     try:
         for rank, log in enumerate(logs):
-            command = [sys.executable, WORKER, mode, rank, world, models, out]
+            command = [sys.executable, program, mode, rank, world, models, out]
             with log.open("w") as sink:
                 ranks.append(
                     subprocess.Popen(

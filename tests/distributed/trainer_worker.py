@@ -471,9 +471,23 @@ def run_resume(rank: int, world: int, models_dir: Path, out: Path) -> None:
     (out / f"resume_{world}_{rank}.json").write_text(json.dumps(seen))
 
 
-def main() -> None:
-    import critic_cases
+MODES: dict[str, Callable[[int, int, Path, Path], None]] = {
+    "gradients": run_gradients,
+    "objectives": run_objectives,
+    "failures": run_failures,
+    "resume": run_resume,
+    "refusals": run_refusals,
+}
 
+
+def main() -> None:
+    import critic_cases  # which itself imports this module
+
+    modes = {
+        **MODES,
+        "critic_gradients": critic_cases.run_gradients,
+        "critic_resume": critic_cases.run_resume,
+    }
     mode, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     models_dir, out = Path(sys.argv[4]), Path(sys.argv[5])
     torch.set_num_threads(1)
@@ -484,15 +498,6 @@ def main() -> None:
         init_method=f"file://{out}/rendezvous_{mode}_{world}",
         timeout=datetime.timedelta(seconds=60),
     )
-    modes = {
-        "gradients": run_gradients,
-        "objectives": run_objectives,
-        "failures": run_failures,
-        "resume": run_resume,
-        "refusals": run_refusals,
-        "critic_gradients": critic_cases.run_gradients,
-        "critic_resume": critic_cases.run_resume,
-    }
     modes[mode](rank, world, models_dir, out)
     dist.barrier()
     dist.destroy_process_group()

@@ -264,6 +264,7 @@ def test_export_refuses_what_it_cannot_do(run_dir: Path, tmp_path: Path):
     assert "steps: 3, 6" in braid("export", str(run_dir), "4", out).stderr
     assert "no run directory" in braid("export", str(tmp_path), "3", out).stderr
     assert "not empty" in braid("export", str(run_dir), "3", str(run_dir)).stderr
+    assert "trained all weights" in braid("export", str(run_dir), "3", out, "--adapter").stderr
     (run_dir / "checkpoints" / "step_6" / "trainer" / "rank_0.bin").write_text("7")
     done = braid("export", str(run_dir), "6", out)
     assert done.returncode == 2
