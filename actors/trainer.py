@@ -91,9 +91,10 @@ class TrainerActor:
         began = time.monotonic()
         rows = [p for m in plan.minibatches for p in m.grid[0]]
         stored = fetch_stored(rows, timeout_s=self._cfg.health.train_s)
-        if plan.keep_in is not None:
-            write_samples(plan.keep_in / rank_file(self._rank), [s for row in stored for s in row])
-        batches = iter([lay_out(row) for row in stored])
+        row, copy = divmod(self._rank, self._cfg.trainer.sequence_parallel)
+        if plan.keep_in is not None and copy == 0:
+            write_samples(plan.keep_in / rank_file(row), [s for own in stored for s in own])
+        batches = iter([lay_out(own) for own in stored])
         minibatches = [
             Minibatch(
                 micro_batches=tuple(next(batches) for _ in m.grid[0]),

@@ -85,7 +85,7 @@ class Actors:
         self.loaded: list[str] = []
         self.factors: list[float] = []
         self.dp_size = 1
-        self.reference = None
+        self.reference = self.critic = None
         self.trainer = self.rollout = self.reward = self.supervisor = self
 
     async def until_failed(self, waiting: Awaitable[Any], *, doing: str, timeout_s: float) -> Any:
