@@ -5,7 +5,6 @@ Imports no torch, vllm or ray; what is checked before anything is written is in
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,8 @@ from orchestrator.infra_check import (
     RECIPE_FILE,
     check_recipe_on,
     place_roles,
+    run_directory,
+    run_name,
     travelling_files,
 )
 from orchestrator.render_pods import (
@@ -82,11 +83,6 @@ def render(cfg: RunConfig, infra: InfraConfig) -> Bundle:
     else:
         documents.append(_cluster(infra, run))
     return Bundle(run=run, documents=tuple(documents))
-
-
-def run_name(cfg: RunConfig) -> str:
-    """Return the recipe's name as Kubernetes takes names."""
-    return re.sub(r"[^a-z0-9]+", "-", cfg.name.lower()).strip("-")
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> list[Path]:
@@ -184,7 +180,7 @@ def _claims(infra: InfraConfig, run: str) -> Iterator[Json]:
 def _recipe(cfg: RunConfig, infra: InfraConfig, run: str) -> Json:
     """The recipe and the small files that it names; a change makes another object."""
     files = travelling_files(cfg, infra)
-    data: Json = {RECIPE_FILE: write_document(_relocated(cfg, infra, files))}
+    data: Json = {RECIPE_FILE: write_document(relocate(cfg, infra, files, RECIPE_DIR))}
     for name, path in files.items():
         data[name] = path.read_text(encoding="utf-8")
     digest = hashlib.sha256(repr(sorted(data.items())).encode()).hexdigest()[:10]
@@ -192,11 +188,13 @@ def _recipe(cfg: RunConfig, infra: InfraConfig, run: str) -> Json:
     return {**made, "immutable": True, "data": data}
 
 
-def _relocated(cfg: RunConfig, infra: InfraConfig, files: dict[str, Path]) -> dict[str, JsonValue]:
-    """Return the recipe as pods read it: it joins their cluster, knows its groups, and finds its
-    small files beside it."""
+def relocate(
+    cfg: RunConfig, infra: InfraConfig, files: Mapping[str, Path], folder: str
+) -> dict[str, JsonValue]:
+    """Return the recipe as the cluster reads it: it joins the cluster, knows its groups, and finds
+    its small files in `folder`."""
     placed = place_roles(cfg, infra).model_copy(update={"ray_address": "auto"})
-    moved = {path: f"{RECIPE_DIR}/{name}" for name, path in files.items()}
+    moved = {path: f"{folder}/{name}" for name, path in files.items()}
     sources: list[SourceConfig] = []
     for source in placed.sources:
         given = {field: getattr(source.data, field) for field in DATA_FILES}
@@ -306,7 +304,7 @@ def _cluster(infra: InfraConfig, run: str) -> Json:
 def _job(cfg: RunConfig, infra: InfraConfig, run: str, config_map: str) -> Json:
     made = _object("ray.io/v1", "RayJob", infra, run, run, _queue_labels(infra.queue, run))
     retry = infra.retry
-    run_dir = f"{infra.storage.mount}/runs/{cfg.name}"
+    run_dir = run_directory(cfg, infra)
     runtime_env = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(retry.stop_s)}}
     spec: Json = {
         "entrypoint": f"braid run {RECIPE_DIR}/recipe.yaml --run-dir {run_dir} --resume auto",

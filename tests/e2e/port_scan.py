@@ -1,0 +1,132 @@
+"""What the listening TCP ports of processes answer to somebody who has no token."""
+
+import http.client
+import os
+import re
+import socket
+import struct
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+_LISTEN = "0A"
+_STORE_MAGIC = 0x3C85F7CE
+_METHODS = (
+    "NodeInfoGcsService/GetClusterId",
+    "JobInfoGcsService/GetAllJobInfo",
+    "InternalKVGcsService/InternalKVKeys",
+    "NodeManagerService/GetNodeStats",
+    "ObjectManagerService/FreeObjects",
+    "CoreWorkerService/GetCoreWorkerStats",
+    "CoreWorkerService/PushTask",
+    "RuntimeEnvService/GetRuntimeEnvsInfo",
+    "ReporterService/GetTraceback",
+    "ReporterService/HealthCheck",
+    "LogService/ListLogs",
+    "HealthzService/HealthCheck",
+)
+"""Methods of Ray's services, each served on some of its ports."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Port:
+    """A listening socket and what it answered."""
+
+    host: str
+    port: int
+    command: str
+    answers: tuple[str, ...]
+    """`METHOD or PATH: status` of everything that answered."""
+
+    @property
+    def wants_token(self) -> bool:
+        """Whether it answered, and refused all that it serves for want of a token."""
+        refused = ("401", "403", "UNAUTHENTICATED")
+        return bool(self.answers) and all(a.rsplit(" ", 1)[1] in refused for a in self.answers)
+
+
+def scan(pids: Iterable[int]) -> list[Port]:
+    """Find the listening sockets of processes and try each of them."""
+    listening = _listening()
+    found: dict[str, int] = {}
+    for pid in pids:
+        try:
+            links = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+        except OSError:
+            continue  # it ended
+        for link in links:
+            match = re.fullmatch(r"socket:\[(\d+)\]", link)
+            if match and match[1] in listening:
+                found.setdefault(match[1], pid)
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(lambda i: _try(*listening[i], found[i]), found))
+
+
+def _listening() -> dict[str, tuple[str, int]]:
+    """Return host and port of the machine's listening sockets by inode."""
+    found: dict[str, tuple[str, int]] = {}
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == _LISTEN:
+                address, _, port = words[1].partition(":")
+                raw = bytes.fromhex(address)
+                swapped = b"".join(raw[i : i + 4][::-1] for i in range(0, len(raw), 4))
+                found[words[9]] = (socket.inet_ntop(family, swapped), int(port, 16))
+    return found
+
+
+def _try(host: str, port: int, pid: int) -> Port:
+    to = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(host, host)
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    except OSError:
+        command = "?"
+    answers = _http(to, port) or _grpc(to, port) or _store(to, port)
+    return Port(host=host, port=port, command=command, answers=tuple(answers))
+
+
+def _http(host: str, port: int) -> list[str]:
+    answers: list[str] = []
+    for path in ("/api/jobs/", "/metrics", "/api/version", "/logs", "/health", "/v1/models"):
+        connection = http.client.HTTPConnection(host, port, timeout=2)
+        try:
+            connection.request("GET", path)
+            answers.append(f"{path}: {connection.getresponse().status}")
+        except (OSError, http.client.HTTPException):
+            return answers
+        finally:
+            connection.close()
+    return answers
+
+
+def _grpc(host: str, port: int) -> list[str]:
+    answers: list[str] = []
+    with grpc.insecure_channel(f"{host}:{port}", [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=2)
+        except grpc.FutureTimeoutError:
+            return []
+        for method in _METHODS:
+            call = channel.unary_unary(f"/ray.rpc.{method}")
+            try:
+                call(b"", timeout=5)
+                answers.append(f"{method}: OK")
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                    answers.append(f"{method}: {error.code().name}")
+    return answers
+
+
+def _store(host: str, port: int) -> list[str]:
+    """Greet as a client of torch's TCPStore does, and ping it."""
+    nonce = b"ping"
+    try:
+        with socket.create_connection((host, port), timeout=2) as connection:
+            connection.sendall(b"\x00" + struct.pack("<I", _STORE_MAGIC) + b"\x0d" + nonce)
+            return ["TCPStore: OK"] if connection.recv(4) == nonce else []
+    except OSError:
+        return []
