@@ -159,7 +159,8 @@ def _check(cfg: RunConfig, infra: InfraConfig) -> None:
     from configs.validate_infra import warn_infra
     from orchestrator.infra_check import warn_recipe_on
 
-    if problems := validate_run(cfg):
+    # What lies on the cluster's storage is not seen from here; the driver looks again.
+    if problems := [p for p in validate_run(cfg) if f"{infra.storage.mount}/" not in p.what]:
         raise ConfigError(problems)
     for warning in (*find_warnings(cfg), *warn_infra(infra), *warn_recipe_on(cfg, infra)):
         _say(f"warning: {warning}")
@@ -180,7 +181,7 @@ def _submit_job(
     package = make_package(cfg, infra)
     for name, content in package.files.items():
         _say(f"  {name:<40} {len(content):>12,} bytes  {package.origins[name]}")
-    _say(f"{len(package.files)} files, {package.size:,} bytes; hash {package.hash}")
+    _say(f"{_files(len(package.files))}, {package.size:,} bytes; hash {package.hash}")
     _say(f"run directory {package.run_dir}")
     if dry_run:
         _say(f"would run: {jobs.entrypoint(package)}")
@@ -229,7 +230,11 @@ def _travelling(documents: Sequence[Mapping[str, object]]) -> Iterator[str]:
         if document["kind"] == "ConfigMap" and isinstance(data, dict):
             sizes = {str(name): len(str(text).encode()) for name, text in data.items()}
             yield from (f"  {name:<40} {size:>12,} bytes" for name, size in sizes.items())
-            yield f"{len(sizes)} files, {sum(sizes.values()):,} bytes"
+            yield f"{_files(len(sizes))}, {sum(sizes.values()):,} bytes"
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
 
 
 def _client(address: str | None, token_file: Path | None, *, trusted: bool = True) -> "Client":
