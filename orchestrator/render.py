@@ -37,6 +37,7 @@ from orchestrator.render_pods import (
 )
 
 _KUEUE = "kueue.x-k8s.io/"
+_DASHBOARD_PORT, _METRICS_PORT = 8265, 8080
 _DNS = {
     "to": [
         {
@@ -225,29 +226,35 @@ def _with_anchors(judge: JudgeConfig, moved: Mapping[Path, str]) -> JudgeConfig:
 
 
 def _policies(infra: InfraConfig, run: str) -> Iterator[Json]:
-    """Isolated groups reach the run's own pods, DNS and what they are allowed, and nothing else."""
+    """Only the run's own pods reach its pods, for torch's and NCCL's sockets ask for no token; the
+    head's dashboard, which does, is open to all. Isolated groups reach the run's own pods, DNS and
+    what they are allowed, and nothing else."""
     own: Json = {"podSelector": {"matchLabels": {"app.kubernetes.io/instance": run}}}
+    from_own: list[JsonValue] = [{"from": [own]}]
+    if infra.monitor:
+        from_own.append({"ports": [{"protocol": "TCP", "port": _METRICS_PORT}]})
+    yield _policy(infra, run, None, {"policyTypes": ["Ingress"], "ingress": from_own})
+    dashboard: list[JsonValue] = [{"ports": [{"protocol": "TCP", "port": _DASHBOARD_PORT}]}]
+    yield _policy(infra, run, "head", {"policyTypes": ["Ingress"], "ingress": dashboard})
     for group in infra.groups:
         if group.isolated:
             egress: list[JsonValue] = [{"to": [own]}, dict(_DNS)]
             if group.allow_egress:
                 egress.append({"to": [{"ipBlock": {"cidr": c}} for c in group.allow_egress]})
-            name = f"{run}-{group.name}"
-            policy = _object("networking.k8s.io/v1", "NetworkPolicy", infra, name, run)
-            yield {
-                **policy,
-                "spec": {
-                    "podSelector": {
-                        "matchLabels": {
-                            "app.kubernetes.io/instance": run,
-                            "braid.dev/group": group.name,
-                        }
-                    },
-                    "policyTypes": ["Ingress", "Egress"],
-                    "ingress": [{"from": [own]}],
-                    "egress": egress,
-                },
-            }
+            types: list[JsonValue] = ["Ingress", "Egress"]
+            rules: Json = {"policyTypes": types, "ingress": [{"from": [own]}], "egress": egress}
+            yield _policy(infra, run, group.name, rules)
+
+
+def _policy(infra: InfraConfig, run: str, group: str | None, rules: Json) -> Json:
+    """Return a NetworkPolicy of all pods of a run, or of one group's."""
+    labels: Json = {"app.kubernetes.io/instance": run}
+    name = run
+    if group is not None:
+        labels["braid.dev/group"] = group
+        name = f"{run}-{group}"
+    made = _object("networking.k8s.io/v1", "NetworkPolicy", infra, name, run)
+    return {**made, "spec": {"podSelector": {"matchLabels": labels}, **rules}}
 
 
 def _pod_monitor(infra: InfraConfig, run: str) -> Json:

@@ -24,7 +24,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file for an argument, data, and rules that ignore all of them."""
     files = {
         "my_job_graders/__init__.py": "",
-        "my_job_graders/brief.py": "from my_job_words import few\ndef brief(rollout, task, at): ...",
+        "my_job_graders/brief.py": "from my_job_words import few\ndef brief(rollout, task, at): 0",
         "my_job_words.py": "few = 3\n",
         "rubrics/brief.txt": "12",
         "rows.jsonl": '{"prompt": "a", "answer": "b"}\n',
@@ -158,7 +158,7 @@ def test_two_files_of_one_name_are_refused(work: Path, infra: InfraConfig):
     (work / "braid_data").mkdir()
     (work / "braid_data" / "rows.jsonl").write_text("other")
     cfg = recipe(work, args={"at": "braid_data/rows.jsonl"})
-    with pytest.raises(ConfigError, match="would both be braid_data/rows.jsonl"):
+    with pytest.raises(ConfigError, match="would both be braid_data/rows"):
         make_package(cfg, infra)
 
 
