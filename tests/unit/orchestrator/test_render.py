@@ -262,7 +262,8 @@ def test_secrets_are_references_and_stay_out_of_isolated_groups(recipe: RunConfi
     own = {"podSelector": {"matchLabels": {"app.kubernetes.io/instance": "eight-gpus"}}}
     everybody = specs.pop("eight-gpus")
     assert everybody["podSelector"] == own["podSelector"]
-    assert everybody["ingress"] == [{"from": [own]}], "sockets without a token are the run's own"
+    metrics = {"ports": [{"protocol": "TCP", "port": 8080}]}
+    assert everybody["ingress"] == [{"from": [own]}, metrics]
     head = specs.pop("eight-gpus-head")
     assert head["podSelector"]["matchLabels"]["braid.dev/group"] == "head"
     assert head["ingress"] == [{"ports": [{"protocol": "TCP", "port": 8265}]}]
