@@ -219,15 +219,23 @@ def submit(client: Client, package: Package, infra: InfraConfig) -> Submitted:
                 },
                 submission_id=submission,
             )
-        except RuntimeError:
+        except RuntimeError as error:
             # Ray refuses an id that it has: somebody submitted in the meantime.
             taken = [j for j in list_runs(client, package.run) if j.id == submission]
             if not taken:
-                raise
+                raise ConfigError(_refused(submission, error)) from error
             return Submitted(job=_same(taken[0], package), new=False, before=None)
     return Submitted(
         job=find_job(client, submission), new=True, before=before[-1] if before else None
     )
+
+
+def _refused(submission: str, error: RuntimeError) -> Problem:
+    said = " ".join(str(error).split())
+    fix = "See that the cluster is up: `ray status` on its head."
+    if "No available agent" in said:
+        fix = "Give each of several clusters on one machine its own --dashboard-agent-listen-port."
+    return Problem(where=submission, what=f"the job server refused it: {said}", fix=fix)
 
 
 def entrypoint(package: Package) -> str:

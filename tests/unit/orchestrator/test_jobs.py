@@ -143,12 +143,12 @@ def test_two_who_submit_at_once_get_one_job(infra: InfraConfig):
     assert (done.job.id, done.new, list(server.jobs)) == ("mine-1", False, ["mine-1"])
 
 
-def test_a_refused_job_keeps_its_error(infra: InfraConfig):
+def test_a_refused_job_says_why(infra: InfraConfig):
     class Broken(FakeJobs):
         def submit_job(self, **job: Any) -> str:
             raise RuntimeError("No available agent")
 
-    with pytest.raises(RuntimeError, match="No available agent"):
+    with pytest.raises(ConfigError, match=r"No available agent\n.*--dashboard-agent-listen-port"):
         jobs.submit(Broken(), package(), infra)
 
 

@@ -1,5 +1,6 @@
 """Tokens of Ray clusters: made in private, found where Ray looks, hidden from jails, demanded."""
 
+import asyncio
 import os
 import stat
 import subprocess
@@ -8,16 +9,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
 
 from configs.errors import ConfigError
-from orchestrator import ray_auth
+from configs.load import load_recipe
+from orchestrator import cluster, ray_auth
 from rewards.sandbox.jail import Sandbox
 from rewards.sandbox.result import Limits, Script, Tier
 from rewards.sandbox.tiers import probe
 
+ROOT = Path(__file__).parents[3]
 VARIABLES = (ray_auth.MODE, ray_auth.TOKEN, ray_auth.TOKEN_PATH)
 
 
@@ -143,6 +147,34 @@ def test_a_cluster_that_answers_without_a_token_is_refused_with_the_remedy():
     assert "RAY_AUTH_MODE=token" in problem.fix and f"{ray_auth.TRUST}: true" in problem.fix
     with pytest.raises(ConfigError, match="does not say whether it wants a token"):
         ray_auth.answers_without_token("127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("joined", "trusted", "asked"),
+    [(None, False, []), ("auto", False, ["prepare", "refuse"]), ("auto", True, ["prepare"])],
+)
+def test_a_run_starts_a_closed_cluster_or_asks_the_one_it_joins(
+    monkeypatch: pytest.MonkeyPatch, joined: str | None, trusted: bool, asked: list[str]
+):
+    did: list[str] = []
+    options: dict[str, object] = {}
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", lambda **given: options.update(given))
+    context = SimpleNamespace(gcs_address="10.0.0.1:6379")
+    monkeypatch.setattr(cluster.ray, "get_runtime_context", lambda: context)
+    for name, word in {
+        "private_token": "token",
+        "stay_on_loopback": "loopback",
+        "prepare_to_join": "prepare",
+        "refuse_open": "refuse",
+    }.items():
+        monkeypatch.setattr(ray_auth, name, lambda *a, word=word, **k: did.append(word))
+    recipe = load_recipe(ROOT / "configs/recipes/quickstart.yaml")
+    update = {"ray_address": joined, "allow_unauthenticated_ray": trusted}
+    asyncio.run(cluster.start_ray(recipe.model_copy(update=update)))
+    assert did == (asked or ["token", "loopback"])
+    assert options["address"] == (joined or "local")
+    assert ("include_dashboard" in options) is (joined is None)
 
 
 STEAL = """
