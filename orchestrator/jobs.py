@@ -194,8 +194,13 @@ def find_job(client: Client, name: str) -> Job:
     raise ConfigError(Problem(where=name, what=what, fix="`braid status` shows them."))
 
 
-def submit(client: Client, package: Package, infra: InfraConfig) -> Submitted:
+def submit(
+    client: Client, package: Package, infra: InfraConfig, *, accept_changes: bool = False
+) -> Submitted:
     """Submit a package, unless the very same runs already.
+
+    Args:
+        accept_changes: resume although data, code or model are not those of the last attempt.
 
     Raises:
         ConfigError: another recipe of that name runs, which has the run directory.
@@ -209,7 +214,7 @@ def submit(client: Client, package: Package, infra: InfraConfig) -> Submitted:
         package.write(Path(folder))
         try:
             client.submit_job(
-                entrypoint=entrypoint(package),
+                entrypoint=entrypoint(package, accept_changes=accept_changes),
                 runtime_env={"working_dir": folder, "env_vars": environment(infra)},
                 metadata={
                     _RUN: package.run,
@@ -238,9 +243,11 @@ def _refused(submission: str, error: RuntimeError) -> Problem:
     return Problem(where=submission, what=f"the job server refused it: {said}", fix=fix)
 
 
-def entrypoint(package: Package) -> str:
+def entrypoint(package: Package, *, accept_changes: bool = False) -> str:
     """Return the driver's command. `exec`: Ray's signals reach it without a shell between."""
-    return f"exec braid run {RECIPE_FILE} --run-dir {shlex.quote(package.run_dir)} --resume auto"
+    run_dir = shlex.quote(package.run_dir)
+    command = f"exec braid run {RECIPE_FILE} --run-dir {run_dir} --resume auto"
+    return f"{command} --accept-changes" if accept_changes else command
 
 
 def environment(infra: InfraConfig) -> dict[str, str]:

@@ -22,6 +22,7 @@ from configs.schema import RunConfig
 
 if TYPE_CHECKING:
     from orchestrator.jobs import Client, Job
+    from orchestrator.package import Package
 
 FAILED = 1
 Address = Annotated[
@@ -52,14 +53,33 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would travel; submit nothing.")
     ] = False,
+    accept_changes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changes",
+            help="Resume although data, code or model are not those of the last attempt.",
+        ),
+    ] = False,
 ) -> None:
     """Run a recipe on a Ray cluster or on Kubernetes; the same again does not run twice."""
     _one_place(address, k8s, None, token_file)
+    if k8s and accept_changes:
+        what = "does not go with --k8s, whose retries would accept them too"
+        raise ConfigError(Problem(where="--accept-changes", what=what, fix="Leave it out."))
     cfg, where = load_recipe(recipe, overrides or ()), load_infra(infra)
     _check(cfg, where)
     if k8s:
         raise typer.Exit(_submit_k8s(cfg, where, follow=follow, dry_run=dry_run))
-    raise typer.Exit(_submit_job(cfg, where, address, token_file, follow=follow, dry_run=dry_run))
+    from orchestrator.package import make_package
+
+    package = make_package(cfg, where)
+    _show(package)
+    if dry_run:
+        return
+    client = _client(address, token_file, trusted=cfg.allow_unauthenticated_ray)
+    job = _submit_job(client, package, where, address, accept_changes=accept_changes)
+    if follow:
+        raise typer.Exit(_follow(client, job))
 
 
 def status(
@@ -166,28 +186,26 @@ def _check(cfg: RunConfig, infra: InfraConfig) -> None:
         _say(f"warning: {warning}")
 
 
-def _submit_job(
-    cfg: RunConfig,
-    infra: InfraConfig,
-    address: str | None,
-    token_file: Path | None,
-    *,
-    follow: bool,
-    dry_run: bool,
-) -> int:
-    from orchestrator import jobs
-    from orchestrator.package import make_package
+def _show(package: "Package") -> None:
+    from orchestrator.jobs import entrypoint
 
-    package = make_package(cfg, infra)
     for name, content in package.files.items():
         _say(f"  {name:<40} {len(content):>12,} bytes  {package.origins[name]}")
     _say(f"{_files(len(package.files))}, {package.size:,} bytes; hash {package.hash}")
-    _say(f"run directory {package.run_dir}")
-    if dry_run:
-        _say(f"would run: {jobs.entrypoint(package)}")
-        return 0
-    client = _client(address, token_file, trusted=cfg.allow_unauthenticated_ray)
-    done = jobs.submit(client, package, infra)
+    _say(f"the job: {entrypoint(package)}")
+
+
+def _submit_job(
+    client: "Client",
+    package: "Package",
+    infra: InfraConfig,
+    address: str | None,
+    *,
+    accept_changes: bool,
+) -> "Job":
+    from orchestrator import jobs
+
+    done = jobs.submit(client, package, infra, accept_changes=accept_changes)
     if not done.new:
         _say(f"{done.job.id}: is {done.job.status} already, with the same recipe, data and code")
     elif done.before is None:
@@ -195,11 +213,9 @@ def _submit_job(
     else:
         _say(f"{done.job.id}: submitted; {done.before.id} was {done.before.status}, and it goes on")
     sys.stdout.write(f"{done.job.id}\n")
-    if follow:
-        return _follow(client, done.job)
     at = f" --address {shlex.quote(address)}" if address else ""
     _say(f"`braid logs {done.job.id} -f{at}` shows it, `braid stop {done.job.id}{at}` ends it")
-    return 0
+    return done.job
 
 
 def _submit_k8s(cfg: RunConfig, infra: InfraConfig, *, follow: bool, dry_run: bool) -> int:

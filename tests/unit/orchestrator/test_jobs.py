@@ -274,7 +274,8 @@ def test_the_commands_from_submit_to_stop(server: FakeJobs, capsys: pytest.Captu
     assert _main(["stop", "quickstart"]) == 0
     assert "has ended already: STOPPED" in capsys.readouterr().err
 
-    assert _main([*SUBMIT, "--follow"]) == 0
+    assert _main([*SUBMIT, "--follow", "--accept-changes"]) == 0
+    assert server.sent[-1]["entrypoint"].endswith(" --resume auto --accept-changes")
     shown = capsys.readouterr()
     assert shown.out == "quickstart-2\nstep 1\nstep 2\n"
     assert "quickstart-1 was STOPPED, and it goes on" in shown.err
