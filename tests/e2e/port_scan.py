@@ -42,10 +42,16 @@ class Port:
     """`METHOD or PATH: status` of everything that answered."""
 
     @property
-    def wants_token(self) -> bool:
-        """Whether it answered, and refused all that it serves for want of a token."""
-        refused = ("401", "403", "UNAUTHENTICATED")
-        return bool(self.answers) and all(a.rsplit(" ", 1)[1] in refused for a in self.answers)
+    def kind(self) -> str:
+        """`token`: it refuses all that was asked for want of one; `metrics`, `store` and `silent`
+        are what knows no tokens (exporters, torch's TCPStore, gloo); `open` answers to anybody."""
+        said = {a.rsplit(" ", 1)[1] for a in self.answers}
+        if said and said <= {"401", "403", "UNAUTHENTICATED"}:
+            return "token"
+        known = {frozenset[str](): "silent", frozenset({"metrics"}): "metrics"}
+        if self.answers == ("TCPStore: OK",):
+            return "store"
+        return known.get(frozenset(said), "open")
 
 
 def scan(pids: Iterable[int]) -> list[Port]:
@@ -95,7 +101,9 @@ def _http(host: str, port: int) -> list[str]:
         connection = http.client.HTTPConnection(host, port, timeout=2)
         try:
             connection.request("GET", path)
-            answers.append(f"{path}: {connection.getresponse().status}")
+            answer = connection.getresponse()
+            exported = answer.status == 200 and answer.read(6) == b"# HELP"
+            answers.append(f"{path}: {'metrics' if exported else answer.status}")
         except (OSError, http.client.HTTPException):
             return answers
         finally:
@@ -118,7 +126,7 @@ def _grpc(host: str, port: int) -> list[str]:
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
                     answers.append(f"{method}: {error.code().name}")
-    return answers
+    return answers or ["no method known: UNIMPLEMENTED"]
 
 
 def _store(host: str, port: int) -> list[str]:

@@ -1,6 +1,5 @@
 """Jobs on a real Ray cluster of three nodes with a token: what runs, stops, dies and goes on."""
 
-import importlib.util
 import json
 import os
 import re
@@ -200,18 +199,9 @@ def wait_for_step(cluster: RayCluster, run_dir: Path, job: str, step: int) -> No
         time.sleep(0.2)
 
 
-def scan_ports(processes):
-    spec = importlib.util.spec_from_file_location(
-        "port_scan", Path(__file__).with_name("port_scan.py")
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["port_scan"] = module
-    spec.loader.exec_module(module)
-    return module.scan([p.pid for p in processes])
-
-
-def test_a_job_is_submitted_once_stopped_killed_and_goes_on(cluster: RayCluster, folder: Path):
+def test_a_job_is_submitted_once_stopped_killed_and_goes_on(
+    cluster: RayCluster, folder: Path, scan_ports
+):
     write_inputs(folder)
     run_dir = folder / "shared/runs/quickstart"
     submit = ("recipe.yaml", "--infra", "infra.yaml")
@@ -231,7 +221,7 @@ def test_a_job_is_submitted_once_stopped_killed_and_goes_on(cluster: RayCluster,
     assert other.returncode == 2 and "with another recipe" in other.stderr
 
     for port in scan_ports(cluster.family()):
-        sys.stdout.write(f"{port}\n")
+        sys.stdout.write(f"{port.kind} {port}\n")
 
     stopped = cluster.braid("stop", "quickstart")
     assert stopped.returncode == 0, stopped.stderr + cluster.log("quickstart")
