@@ -1,11 +1,12 @@
 """What the listening TCP ports of processes answer to somebody who has no token."""
 
+import contextlib
 import http.client
 import os
 import re
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,16 +60,20 @@ def scan(pids: Iterable[int]) -> list[Port]:
     listening = _listening()
     found: dict[str, int] = {}
     for pid in pids:
-        try:
-            links = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
-        except OSError:
-            continue  # it ended
-        for link in links:
+        for link in _links(Path(f"/proc/{pid}/fd")):
             match = re.fullmatch(r"socket:\[(\d+)\]", link)
             if match and match[1] in listening:
                 found.setdefault(match[1], pid)
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(lambda i: _try(*listening[i], found[i]), found))
+
+
+def _links(folder: Path) -> Iterator[str]:
+    """Yield what a process's descriptors point to; those that close meanwhile are left out."""
+    with contextlib.suppress(OSError):
+        for descriptor in folder.iterdir():
+            with contextlib.suppress(OSError):
+                yield os.readlink(descriptor)
 
 
 def _listening() -> dict[str, tuple[str, int]]:
@@ -81,7 +86,8 @@ def _listening() -> dict[str, tuple[str, int]]:
                 address, _, port = words[1].partition(":")
                 raw = bytes.fromhex(address)
                 swapped = b"".join(raw[i : i + 4][::-1] for i in range(0, len(raw), 4))
-                found[words[9]] = (socket.inet_ntop(family, swapped), int(port, 16))
+                host = socket.inet_ntop(family, swapped).removeprefix("::ffff:")
+                found[words[9]] = (host, int(port, 16))
     return found
 
 
@@ -113,9 +119,10 @@ def _http(host: str, port: int) -> list[str]:
 
 def _grpc(host: str, port: int) -> list[str]:
     answers: list[str] = []
-    with grpc.insecure_channel(f"{host}:{port}", [("grpc.enable_http_proxy", 0)]) as channel:
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    with grpc.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            grpc.channel_ready_future(channel).result(timeout=2)
+            grpc.channel_ready_future(channel).result(timeout=5)
         except grpc.FutureTimeoutError:
             return []
         for method in _METHODS:
