@@ -1,7 +1,9 @@
 """Jobs on a real Ray cluster of three nodes with a token: what runs, stops, dies and goes on."""
 
+import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -46,6 +48,7 @@ class RayCluster:
             "OMP_WAIT_POLICY": "passive",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
+            "RAY_agent_register_timeout_ms": "120000",
         }
         self._folder = folder
         self._nodes: list[subprocess.Popen[bytes]] = []
@@ -86,7 +89,11 @@ class RayCluster:
             time.sleep(0.5)
 
     def said(self) -> str:
-        return "".join(p.read_text() for p in sorted(self._folder.glob("node*.txt")))
+        """What the nodes said last, and Ray's own processes."""
+        logs = self._folder.glob("ray/session_2*/logs/*")
+        own = [p for p in sorted(logs) if p.suffix in (".out", ".err", ".log") and p.stat().st_size]
+        paths = [*sorted(self._folder.glob("node*.txt")), *own]
+        return "".join(f"--- {p.name}\n{p.read_text()[-1500:]}\n" for p in paths)
 
     def family(self):
         own = [identify(node.pid) for node in self._nodes]
@@ -127,11 +134,13 @@ class RayCluster:
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+    """Return ports that nobody has, below those that the kernel gives to connections."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("0.0.0.0", port)):
+            found.append(port)
+    return found if len(set(found)) == count else free_ports(count)
 
 
 @pytest.fixture
@@ -207,7 +216,7 @@ def test_a_job_is_submitted_once_stopped_killed_and_goes_on(
     submit = ("recipe.yaml", "--infra", "infra.yaml")
 
     first = cluster.braid("submit", *submit)
-    assert (first.returncode, first.stdout) == (0, "quickstart-1\n"), first.stderr
+    assert (first.returncode, first.stdout) == (0, "quickstart-1\n"), first.stderr + cluster.said()
     assert "my_graders.py" in first.stderr and "limits.txt" in first.stderr
     wrong = folder / "wrong"
     wrong.touch(mode=0o600)
