@@ -7,6 +7,7 @@ hashes and stamps, nothing that is executed.
 
 import atexit
 import json
+import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -58,8 +59,14 @@ class Rendezvous:
         from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
         self._host = host
+        listening = _listen_on(host)  # left to itself the store listens on every interface
         self._store = TCPStore(
-            host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30)
+            host,
+            listening.getsockname()[1],
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=30),
+            master_listen_fd=listening.detach(),
         )
         self._generation = 0
         self._seen: dict[int, _Seen] = {}
@@ -136,6 +143,14 @@ class Rendezvous:
             if any(stamp.get(k) != seen.stamp.get(k) for k in ("phase", "bucket")):
                 seen.moved = now
             seen.stamp = stamp
+
+
+def _listen_on(host: str) -> socket.socket:
+    family, kind, *_, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    listening = socket.socket(family, kind)
+    listening.bind(address)
+    listening.listen(1024)
+    return listening
 
 
 class RendezvousActor(Rendezvous):

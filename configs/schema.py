@@ -309,6 +309,9 @@ class RunConfig(Config):
     """Training steps."""
     ray_address: str | None = None
     """Cluster to join (`auto` or host:port); empty starts a private one on this machine."""
+    allow_unauthenticated_ray: bool = False
+    """Join a Ray cluster without token authentication, on which whoever reaches its ports can run
+    code; refused otherwise."""
     model: ModelConfig
     """The policy."""
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]

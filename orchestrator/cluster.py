@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
+from ray.exceptions import AuthenticationError, RayError
 
 from actors.critic import CriticActor
 from actors.errors import RunError
@@ -27,10 +27,12 @@ from actors.supervisor import Member, Supervisor, kill_member
 from actors.trainer import TrainerActor
 from configs.schema import RunConfig
 from configs.validate import is_judge, judge_role, reward_model_role, sampling_groups
+from orchestrator import ray_auth
 from orchestrator.plan import plan_bundles
 
 log = logging.getLogger("braid.cluster")
 _CONTROL = {"control": 1}
+_LOOPBACK = ("127.0.0.1", "::1")
 RAY_START_ATTEMPTS = 3
 
 
@@ -50,6 +52,8 @@ def _environment(role: str, cpus: float, *, deterministic: bool) -> dict[str, st
     if deterministic:
         env["PYTHONHASHSEED"] = "0"
         env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    if (host := ray.util.get_node_ip_address()) in _LOOPBACK:
+        env |= {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": host}
     if role != "reward":
         env["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
     if not _has_gpu() and role in ("trainer", "reference", "critic"):
@@ -62,25 +66,37 @@ def _has_gpu() -> bool:
 
 
 async def start_ray(cfg: RunConfig) -> None:
-    """Join the recipe's cluster, or start a private one on this machine; bounded tries."""
+    """Join the recipe's cluster, or start a private one on this machine; bounded tries.
+
+    Raises:
+        ConfigError: the cluster to join has no token authentication, or there is no token for it.
+        RunError: Ray did not start.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if cfg.ray_address is not None:
-        options["address"] = cfg.ray_address
+    joined, trusted = cfg.ray_address, cfg.allow_unauthenticated_ray
+    if joined is not None:
+        ray_auth.prepare_to_join(joined, trusted=trusted)
+        options["address"] = joined
     else:
-        options["include_dashboard"] = False
+        ray_auth.private_token()
+        ray_auth.stay_on_loopback()
+        options |= {"address": "local", "include_dashboard": False}
     for attempt in range(1, RAY_START_ATTEMPTS + 1):
         try:
             async with asyncio.timeout(cfg.health.start_s):
                 await asyncio.to_thread(ray.init, **options)
-            return
+            break
         except Exception as error:  # what Ray raises where its own node is slow to start
             log.warning("Ray did not start (try %d): %s", attempt, error)
-            if attempt == RAY_START_ATTEMPTS:
-                where = cfg.ray_address or "on this machine"
+            if attempt == RAY_START_ATTEMPTS or isinstance(error, AuthenticationError):
+                where = joined or "on this machine"
                 raise RunError(f"Ray {where} did not start in {attempt} tries: {error}") from error
+    if joined is not None and not trusted:
+        gcs_address = ray.get_runtime_context().gcs_address
+        await asyncio.to_thread(ray_auth.refuse_open, joined, gcs_address)
 
 
 class SamplingCluster:

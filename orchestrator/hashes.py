@@ -170,7 +170,7 @@ def _hash_of(hashed: Hashed | None) -> str | None:
     return None if hashed is None else hashed.hash
 
 
-def _plugs(cfg: RunConfig) -> Iterator[tuple[str, str, PlugConfig]]:
+def plugs_of(cfg: RunConfig) -> Iterator[tuple[str, str, PlugConfig]]:
     """Yield where, kind and plug of everything plugged in."""
     for source in cfg.sources:
         at = f"sources.{source.name}"
@@ -197,7 +197,7 @@ def _code(cfg: RunConfig) -> dict[str, Hashed]:
     """Hash the modules of all plugs, with the modules of the user's own that they import, and the
     files that their arguments name."""
     found: dict[str, Hashed] = {}
-    for where, kind, plug in _plugs(cfg):
+    for where, kind, plug in plugs_of(cfg):
         module, attribute, _ = plug.use.partition(":")
         if not attribute:
             module = _BUILT_IN[kind]
@@ -208,19 +208,19 @@ def _code(cfg: RunConfig) -> dict[str, Hashed]:
         for name, path in files.items():
             of = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
             found[f"code.{name}"] = Hashed(hash=_digest(path.read_bytes()), of=str(of))
-        for name, path in _files_in(plug.args, f"{where}.args"):
+        for name, path in files_in(plug.args, f"{where}.args"):
             found[name] = Hashed(hash=_file_digest(path), of=str(path))
     return found
 
 
-def _files_in(value: JsonValue, where: str) -> Iterator[tuple[str, Path]]:
+def files_in(value: JsonValue, where: str) -> Iterator[tuple[str, Path]]:
     """Yield the files that a plug's arguments name, such as a rubric."""
     if isinstance(value, dict):
         for key, below in value.items():
-            yield from _files_in(below, f"{where}.{key}")
+            yield from files_in(below, f"{where}.{key}")
     elif isinstance(value, list):
         for i, below in enumerate(value):
-            yield from _files_in(below, f"{where}.{i}")
+            yield from files_in(below, f"{where}.{i}")
     elif isinstance(value, str) and 0 < len(value) < 1024 and "\0" not in value:
         path = Path(value)
         if path.suffix and path.is_file():

@@ -13,26 +13,41 @@ from configs.model_files import find_model_folder
 from configs.schema import ActorsConfig, RunConfig
 from configs.validate import active_groups, judge_role, reward_model_role, role_kind
 from configs.validate_infra import MAX_CLUSTER_NAME, MAX_JOB_NAME
+from orchestrator.hashes import files_in, plugs_of
 from orchestrator.plan import Bundle, plan_bundles
 from orchestrator.render_pods import GROUP_LABEL
 
-MAX_TRAVELLING = 900_000
-"""Bytes of data files that may travel with the recipe; a ConfigMap holds 1 MiB."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carrier:
+    """What brings the recipe and its small files to the cluster."""
+
+    max_bytes: int
+    """Of data files that may travel."""
+    text_only: bool
+    """Whether it takes nothing but UTF-8 text."""
+
+
+CONFIG_MAP = Carrier(max_bytes=900_000, text_only=True)
+"""It holds 1 MiB."""
+JOB_PACKAGE = Carrier(max_bytes=64 * 2**20, text_only=False)
+"""The working directory of a Ray job, which the head keeps in its memory."""
 DATA_FILES = ("jsonl", "parquet", "held_out_file")
 """Fields of a source's `data` that name files."""
 RECIPE_FILE = "recipe.yaml"
 """Name of the recipe among the files that travel."""
-_NAME = re.compile(r"[^a-z0-9]+")
 _KEY = re.compile(r"[^-._a-zA-Z0-9]")
 
 
-def check_recipe_on(cfg: RunConfig, infra: InfraConfig) -> list[Problem]:
+def check_recipe_on(
+    cfg: RunConfig, infra: InfraConfig, carrier: Carrier = CONFIG_MAP
+) -> list[Problem]:
     """Return every problem of running `cfg` on `infra`."""
     found = [
         *_check_name(cfg, infra),
         *_check_roles(cfg, infra),
         *_check_labels(cfg, infra),
-        *_check_files(cfg, infra),
+        *_check_files(cfg, infra, carrier),
         *_check_secrets(cfg, infra),
     ]
     return found or list(_check_room(cfg, infra))
@@ -89,12 +104,32 @@ def _with_actors(cfg: RunConfig, placed: Mapping[str, ActorsConfig]) -> RunConfi
     return cfg.model_copy(update=sections)
 
 
+def argument_files(cfg: RunConfig, infra: InfraConfig) -> dict[str, Path]:
+    """Return the files that arguments of plugs name and the shared storage has not, by field."""
+    return {
+        at: path
+        for where, _, plug in plugs_of(cfg)
+        for at, path in files_in(plug.args, f"{where}.args")
+        if not is_shared(path, infra)
+    }
+
+
+def run_name(cfg: RunConfig) -> str:
+    """Return the recipe's name as Kubernetes, and Ray's jobs, take names."""
+    return re.sub(r"[^a-z0-9]+", "-", cfg.name.lower()).strip("-")
+
+
+def run_directory(cfg: RunConfig, infra: InfraConfig) -> str:
+    """Return the run directory, on the shared storage."""
+    return f"{infra.storage.mount}/runs/{cfg.name}"
+
+
 def travelling_files(cfg: RunConfig, infra: InfraConfig) -> dict[str, Path]:
     """Return the files that the recipe names and the shared storage has not, by the name under
     which they travel with it."""
     found: dict[str, Path] = {}
     for _, path in _data_files(cfg):
-        if not _is_shared(path, infra):
+        if not is_shared(path, infra):
             name = _KEY.sub("_", path.name)
             while name == RECIPE_FILE or found.get(name, path) != path:
                 name = f"_{name}"
@@ -116,12 +151,12 @@ def _data_files(cfg: RunConfig) -> Iterator[tuple[str, Path]]:
                 yield f"judges.{name}.calibration.anchors", path
 
 
-def _is_shared(path: Path | str, infra: InfraConfig) -> bool:
+def is_shared(path: Path | str, infra: InfraConfig) -> bool:
     return Path(path).is_relative_to(infra.storage.mount)
 
 
 def _check_name(cfg: RunConfig, infra: InfraConfig) -> Iterator[Problem]:
-    name = _NAME.sub("-", cfg.name.lower()).strip("-")
+    name = run_name(cfg)
     limit = MAX_JOB_NAME if infra.kind == "job" else MAX_CLUSTER_NAME
     if len(name) > limit:
         yield Problem(
@@ -172,7 +207,7 @@ def _check_labels(cfg: RunConfig, infra: InfraConfig) -> Iterator[Problem]:
                 )
 
 
-def _check_files(cfg: RunConfig, infra: InfraConfig) -> Iterator[Problem]:
+def _check_files(cfg: RunConfig, infra: InfraConfig, carrier: Carrier) -> Iterator[Problem]:
     models = {
         f"judges.{name}.engines.model.path": judge.engines.model.path
         for name, judge in cfg.judges.items()
@@ -186,26 +221,30 @@ def _check_files(cfg: RunConfig, infra: InfraConfig) -> Iterator[Problem]:
     for where, path in {**policy, **models}.items():
         folder = find_model_folder(path) if path else None
         local = folder is not None and path is not None and Path(path).is_absolute()
-        if local and not _is_shared(str(path), infra):
+        if local and not is_shared(str(path), infra):
             yield _off_storage(where, Path(str(path)), infra)
+    if carrier is CONFIG_MAP:  # which only the head sees
+        for where, path in argument_files(cfg, infra).items():
+            yield _off_storage(where, path, infra, "is read where graders and environments are")
     sizes: list[tuple[str, Path, int]] = []
     for where, path in _data_files(cfg):
-        if not _is_shared(path, infra):
+        if not is_shared(path, infra):
             size = path.stat().st_size
-            if path.suffix == ".parquet" or size > MAX_TRAVELLING:
+            binary = carrier.text_only and path.suffix == ".parquet"
+            if binary or size > carrier.max_bytes:
                 yield _off_storage(where, path, infra)
-            elif not _is_text(path):
+            elif carrier.text_only and not _is_text(path):
                 yield Problem(
                     where=where, what=f"{path} is not UTF-8 text", fix="Write it as UTF-8."
                 )
             else:
                 sizes.append((where, path, size))
-    if sum(size for *_, size in sizes) > MAX_TRAVELLING:
+    if sum(size for *_, size in sizes) > carrier.max_bytes:
         for where, path, _ in sizes:
             yield _off_storage(where, path, infra)
     for source in cfg.sources:
         hub = source.data.hub
-        if hub is not None and Path(hub).is_absolute() and not _is_shared(hub, infra):
+        if hub is not None and Path(hub).is_absolute() and not is_shared(hub, infra):
             yield _off_storage(f"sources.{source.name}.data.hub", Path(hub), infra)
 
 
@@ -217,10 +256,12 @@ def _is_text(path: Path) -> bool:
     return True
 
 
-def _off_storage(where: str, path: Path, infra: InfraConfig) -> Problem:
+def _off_storage(
+    where: str, path: Path, infra: InfraConfig, why: str = "too large to travel with the recipe"
+) -> Problem:
     return Problem(
         where=where,
-        what=f"{path} is on this machine and too large to travel with the recipe",
+        what=f"{path} is on this machine and {why}",
         fix=f"Copy it to the storage and give its path below {infra.storage.mount}.",
     )
 

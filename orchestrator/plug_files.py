@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 """Folder of our own packages."""
 _OURS = frozenset(p.parent.name for p in ROOT.glob("*/__init__.py"))
-_INSTALLED = tuple(
+INSTALLED = tuple(
     Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
 
@@ -56,7 +56,7 @@ def _is_own(module: str, path: Path, package: str) -> bool:
     top = module.split(".")[0]
     if top == package:
         return True
-    return top not in _OURS and not any(path.is_relative_to(i) for i in _INSTALLED)
+    return top not in _OURS and not any(path.is_relative_to(i) for i in INSTALLED)
 
 
 def _parents(module: str) -> Iterator[str]:

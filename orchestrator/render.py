@@ -5,7 +5,6 @@ Imports no torch, vllm or ray; what is checked before anything is written is in
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,8 @@ from orchestrator.infra_check import (
     RECIPE_FILE,
     check_recipe_on,
     place_roles,
+    run_directory,
+    run_name,
     travelling_files,
 )
 from orchestrator.render_pods import (
@@ -36,6 +37,7 @@ from orchestrator.render_pods import (
 )
 
 _KUEUE = "kueue.x-k8s.io/"
+_DASHBOARD_PORT, _METRICS_PORT = 8265, 8080
 _DNS = {
     "to": [
         {
@@ -82,11 +84,6 @@ def render(cfg: RunConfig, infra: InfraConfig) -> Bundle:
     else:
         documents.append(_cluster(infra, run))
     return Bundle(run=run, documents=tuple(documents))
-
-
-def run_name(cfg: RunConfig) -> str:
-    """Return the recipe's name as Kubernetes takes names."""
-    return re.sub(r"[^a-z0-9]+", "-", cfg.name.lower()).strip("-")
 
 
 def write_bundle(bundle: Bundle, folder: Path) -> list[Path]:
@@ -184,7 +181,7 @@ def _claims(infra: InfraConfig, run: str) -> Iterator[Json]:
 def _recipe(cfg: RunConfig, infra: InfraConfig, run: str) -> Json:
     """The recipe and the small files that it names; a change makes another object."""
     files = travelling_files(cfg, infra)
-    data: Json = {RECIPE_FILE: write_document(_relocated(cfg, infra, files))}
+    data: Json = {RECIPE_FILE: write_document(relocate(cfg, infra, files, RECIPE_DIR))}
     for name, path in files.items():
         data[name] = path.read_text(encoding="utf-8")
     digest = hashlib.sha256(repr(sorted(data.items())).encode()).hexdigest()[:10]
@@ -192,11 +189,13 @@ def _recipe(cfg: RunConfig, infra: InfraConfig, run: str) -> Json:
     return {**made, "immutable": True, "data": data}
 
 
-def _relocated(cfg: RunConfig, infra: InfraConfig, files: dict[str, Path]) -> dict[str, JsonValue]:
-    """Return the recipe as pods read it: it joins their cluster, knows its groups, and finds its
-    small files beside it."""
+def relocate(
+    cfg: RunConfig, infra: InfraConfig, files: Mapping[str, Path], folder: str
+) -> dict[str, JsonValue]:
+    """Return the recipe as the cluster reads it: it joins the cluster, knows its groups, and finds
+    its small files in `folder`."""
     placed = place_roles(cfg, infra).model_copy(update={"ray_address": "auto"})
-    moved = {path: f"{RECIPE_DIR}/{name}" for name, path in files.items()}
+    moved = {path: f"{folder}/{name}" for name, path in files.items()}
     sources: list[SourceConfig] = []
     for source in placed.sources:
         given = {field: getattr(source.data, field) for field in DATA_FILES}
@@ -227,29 +226,35 @@ def _with_anchors(judge: JudgeConfig, moved: Mapping[Path, str]) -> JudgeConfig:
 
 
 def _policies(infra: InfraConfig, run: str) -> Iterator[Json]:
-    """Isolated groups reach the run's own pods, DNS and what they are allowed, and nothing else."""
+    """Only the run's own pods reach its pods, for torch's and NCCL's sockets ask for no token; the
+    head's dashboard, which does, is open to all. Isolated groups reach the run's own pods, DNS and
+    what they are allowed, and nothing else."""
     own: Json = {"podSelector": {"matchLabels": {"app.kubernetes.io/instance": run}}}
+    from_own: list[JsonValue] = [{"from": [own]}]
+    if infra.monitor:
+        from_own.append({"ports": [{"protocol": "TCP", "port": _METRICS_PORT}]})
+    yield _policy(infra, run, None, {"policyTypes": ["Ingress"], "ingress": from_own})
+    dashboard: list[JsonValue] = [{"ports": [{"protocol": "TCP", "port": _DASHBOARD_PORT}]}]
+    yield _policy(infra, run, "head", {"policyTypes": ["Ingress"], "ingress": dashboard})
     for group in infra.groups:
         if group.isolated:
             egress: list[JsonValue] = [{"to": [own]}, dict(_DNS)]
             if group.allow_egress:
                 egress.append({"to": [{"ipBlock": {"cidr": c}} for c in group.allow_egress]})
-            name = f"{run}-{group.name}"
-            policy = _object("networking.k8s.io/v1", "NetworkPolicy", infra, name, run)
-            yield {
-                **policy,
-                "spec": {
-                    "podSelector": {
-                        "matchLabels": {
-                            "app.kubernetes.io/instance": run,
-                            "braid.dev/group": group.name,
-                        }
-                    },
-                    "policyTypes": ["Ingress", "Egress"],
-                    "ingress": [{"from": [own]}],
-                    "egress": egress,
-                },
-            }
+            types: list[JsonValue] = ["Ingress", "Egress"]
+            rules: Json = {"policyTypes": types, "ingress": [{"from": [own]}], "egress": egress}
+            yield _policy(infra, run, group.name, rules)
+
+
+def _policy(infra: InfraConfig, run: str, group: str | None, rules: Json) -> Json:
+    """Return a NetworkPolicy of all pods of a run, or of one group's."""
+    labels: Json = {"app.kubernetes.io/instance": run}
+    name = run
+    if group is not None:
+        labels["braid.dev/group"] = group
+        name = f"{run}-{group}"
+    made = _object("networking.k8s.io/v1", "NetworkPolicy", infra, name, run)
+    return {**made, "spec": {"podSelector": {"matchLabels": labels}, **rules}}
 
 
 def _pod_monitor(infra: InfraConfig, run: str) -> Json:
@@ -306,7 +311,7 @@ def _cluster(infra: InfraConfig, run: str) -> Json:
 def _job(cfg: RunConfig, infra: InfraConfig, run: str, config_map: str) -> Json:
     made = _object("ray.io/v1", "RayJob", infra, run, run, _queue_labels(infra.queue, run))
     retry = infra.retry
-    run_dir = f"{infra.storage.mount}/runs/{cfg.name}"
+    run_dir = run_directory(cfg, infra)
     runtime_env = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(retry.stop_s)}}
     spec: Json = {
         "entrypoint": f"braid run {RECIPE_DIR}/recipe.yaml --run-dir {run_dir} --resume auto",

@@ -68,13 +68,13 @@ def _wrong_braid(rest: list[str]) -> str | None:
         if len(rest) < 2 or rest[1] not in command.commands:
             return f"braid {rest[0]} has no command {rest[1:2]}"
         rest, command = rest[1:], command.commands[rest[1]]
-    options = {o for p in command.params for o in p.opts if o.startswith("--")} | {"--help"}
-    arguments = [p for p in command.params if not any(o.startswith("--") for o in p.opts)]
+    options = {o for p in command.params for o in p.opts if o.startswith("-")} | {"--help"}
+    arguments = [p for p in command.params if not any(o.startswith("-") for o in p.opts)]
     flags = {o for p in command.params if getattr(p, "is_flag", False) for o in p.opts}
     given, overrides, at = [], [], 1
     while at < len(rest):
         word = rest[at]
-        if word.startswith("--"):
+        if word.startswith("-"):
             if word not in options:
                 return f"braid {rest[0]} has no option {word}"
             if word not in flags and word != "--help":
@@ -85,9 +85,10 @@ def _wrong_braid(rest: list[str]) -> str | None:
             given.append(word)
         at += 1
     many = any(p.nargs == -1 for p in arguments)
-    fits = len(given) >= len(arguments) if many else len(given) == len(arguments)
+    needed = sum(p.required for p in arguments)
+    fits = needed <= len(given) and (many or len(given) <= len(arguments))
     if "--help" not in rest and not fits:
-        return f"braid {rest[0]} takes {len(arguments)} arguments, not {given}"
+        return f"braid {rest[0]} takes {needed} arguments, not {given}"
     return _wrong_recipe(given, overrides)
 
 
@@ -133,6 +134,9 @@ def test_the_mentioned_command_has_that_name(page: str, command: str):
         "braid run configs/recipes/nowhere.yaml",
         "braid run configs/recipes/one_gpu.yaml --resumed auto",
         "braid export runs/a 3",
+        "braid status one two",
+        "braid logs -f",
+        "braid logs one -x",
         "braid import",
         "braid import nemo a.yaml",
         "braid import verl",

@@ -257,8 +257,17 @@ def test_secrets_are_references_and_stay_out_of_isolated_groups(recipe: RunConfi
         tokens = [e for e in env if e["name"] == "HF_TOKEN"]
         assert bool(tokens) is has
         assert all("value" not in e for e in tokens)
-    (policy,) = [d for d in bundle.documents if d["kind"] == "NetworkPolicy"]
-    spec: Any = policy["spec"]
+    policies: Any = [d for d in bundle.documents if d["kind"] == "NetworkPolicy"]
+    specs = {p["metadata"]["name"]: p["spec"] for p in policies}
+    own = {"podSelector": {"matchLabels": {"app.kubernetes.io/instance": "eight-gpus"}}}
+    everybody = specs.pop("eight-gpus")
+    assert everybody["podSelector"] == own["podSelector"]
+    metrics = {"ports": [{"protocol": "TCP", "port": 8080}]}
+    assert everybody["ingress"] == [{"from": [own]}, metrics]
+    head = specs.pop("eight-gpus-head")
+    assert head["podSelector"]["matchLabels"]["braid.dev/group"] == "head"
+    assert head["ingress"] == [{"ports": [{"protocol": "TCP", "port": 8265}]}]
+    (spec,) = specs.values()
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     assert spec["podSelector"]["matchLabels"]["braid.dev/group"] == "reward"
 

@@ -1,0 +1,147 @@
+"""What the listening TCP ports of processes answer to somebody who has no token."""
+
+import contextlib
+import http.client
+import os
+import re
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+_LISTEN = "0A"
+_STORE_MAGIC = 0x3C85F7CE
+_METHODS = (
+    "NodeInfoGcsService/GetClusterId",
+    "JobInfoGcsService/GetAllJobInfo",
+    "InternalKVGcsService/InternalKVKeys",
+    "NodeManagerService/GetNodeStats",
+    "ObjectManagerService/FreeObjects",
+    "CoreWorkerService/GetCoreWorkerStats",
+    "CoreWorkerService/PushTask",
+    "RuntimeEnvService/GetRuntimeEnvsInfo",
+    "ReporterService/GetTraceback",
+    "ReporterService/HealthCheck",
+    "LogService/ListLogs",
+    "HealthzService/HealthCheck",
+)
+"""Methods of Ray's services, each served on some of its ports."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Port:
+    """A listening socket and what it answered."""
+
+    host: str
+    port: int
+    command: str
+    answers: tuple[str, ...]
+    """`METHOD or PATH: status` of everything that answered."""
+
+    @property
+    def kind(self) -> str:
+        """`token`: it refuses all that was asked for want of one; `metrics`, `store` and `silent`
+        are what knows no tokens (exporters, torch's TCPStore, gloo); `open` answers to anybody."""
+        said = {a.rsplit(" ", 1)[1] for a in self.answers}
+        if said and said <= {"401", "403", "UNAUTHENTICATED"}:
+            return "token"
+        known = {frozenset[str](): "silent", frozenset({"metrics"}): "metrics"}
+        if self.answers == ("TCPStore: OK",):
+            return "store"
+        return known.get(frozenset(said), "open")
+
+
+def scan(pids: Iterable[int]) -> list[Port]:
+    """Find the listening sockets of processes and try each of them."""
+    listening = _listening()
+    found: dict[str, int] = {}
+    for pid in pids:
+        for link in _links(Path(f"/proc/{pid}/fd")):
+            match = re.fullmatch(r"socket:\[(\d+)\]", link)
+            if match and match[1] in listening:
+                found.setdefault(match[1], pid)
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(lambda i: _try(*listening[i], found[i]), found))
+
+
+def _links(folder: Path) -> Iterator[str]:
+    """Yield what a process's descriptors point to; those that close meanwhile are left out."""
+    with contextlib.suppress(OSError):
+        for descriptor in folder.iterdir():
+            with contextlib.suppress(OSError):
+                yield os.readlink(descriptor)
+
+
+def _listening() -> dict[str, tuple[str, int]]:
+    """Return host and port of the machine's listening sockets by inode."""
+    found: dict[str, tuple[str, int]] = {}
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == _LISTEN:
+                address, _, port = words[1].partition(":")
+                raw = bytes.fromhex(address)
+                swapped = b"".join(raw[i : i + 4][::-1] for i in range(0, len(raw), 4))
+                host = socket.inet_ntop(family, swapped).removeprefix("::ffff:")
+                found[words[9]] = (host, int(port, 16))
+    return found
+
+
+def _try(host: str, port: int, pid: int) -> Port:
+    to = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(host, host)
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    except OSError:
+        command = "?"
+    answers = _http(to, port) or _grpc(to, port) or _store(to, port)
+    return Port(host=host, port=port, command=command, answers=tuple(answers))
+
+
+def _http(host: str, port: int) -> list[str]:
+    answers: list[str] = []
+    for path in ("/api/jobs/", "/metrics", "/api/version", "/logs", "/health", "/v1/models"):
+        connection = http.client.HTTPConnection(host, port, timeout=2)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            exported = answer.status == 200 and answer.read(6) == b"# HELP"
+            answers.append(f"{path}: {'metrics' if exported else answer.status}")
+        except (OSError, http.client.HTTPException):
+            return answers
+        finally:
+            connection.close()
+    return answers
+
+
+def _grpc(host: str, port: int) -> list[str]:
+    answers: list[str] = []
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    with grpc.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=5)
+        except grpc.FutureTimeoutError:
+            return []
+        for method in _METHODS:
+            call = channel.unary_unary(f"/ray.rpc.{method}")
+            try:
+                call(b"", timeout=5)
+                answers.append(f"{method}: OK")
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                    answers.append(f"{method}: {error.code().name}")
+    return answers or ["no method known: UNIMPLEMENTED"]
+
+
+def _store(host: str, port: int) -> list[str]:
+    """Greet as a client of torch's TCPStore does, and ping it."""
+    nonce = b"ping"
+    try:
+        with socket.create_connection((host, port), timeout=2) as connection:
+            connection.sendall(b"\x00" + struct.pack("<I", _STORE_MAGIC) + b"\x0d" + nonce)
+            return ["TCPStore: OK"] if connection.recv(4) == nonce else []
+    except OSError:
+        return []
