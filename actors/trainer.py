@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import ray
 
-from actors.fetch import fetch_micro_batches
+from actors.fetch import fetch_micro_batches, fetch_samples
 from actors.heartbeat import Heartbeat, beat
 from actors.sync_plan import Manifest, SendReport, SyncInit
 from configs.schema import RunConfig
@@ -149,6 +149,24 @@ class TrainerActor:
                 )
             )
         return tuple(gaps)
+
+    def sample_logprobs(self, plan: RankPlan) -> Ref:
+        """Score this rank's samples; all ranks call it.
+
+        Returns:
+            A reference to (group id, rollout's index, logprobs [L]) of each sample.
+        """
+        found: list[tuple[str, int, F32]] = []
+        for minibatch in plan.minibatches:
+            plans = minibatch.grid[0]
+            batches = fetch_micro_batches(plans, timeout_s=self._cfg.health.train_s)
+            scores = self.engine.token_logprobs(batches)
+            for own, batch, values in zip(plans, batches, scores, strict=True):
+                samples = fetch_samples(own.samples, timeout_s=self._cfg.health.train_s)
+                ends = batch.cu_seqlens.tolist()
+                for sample, start, end in zip(samples, ends, ends[1:], strict=False):
+                    found.append((sample.group_id, sample.index, values[start:end]))
+        return ray.put(found)
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of a checkpoint."""

@@ -23,6 +23,7 @@ from orchestrator.producer import RolloutProducer
 from orchestrator.publisher import SyncReport, WeightPublisher
 from orchestrator.recorder import Recorder
 from orchestrator.resume import Checkpointer, Restored
+from orchestrator.rollout_record import record_rollouts
 from orchestrator.step_metrics import TrainedStep
 from rollouts.packing import plan_minibatches
 from rollouts.scopes import scale_advantages
@@ -157,6 +158,9 @@ async def _step(
     """Train one step, give the engines its weights, and tell all who follow the policy."""
     groups = scale_advantages(parts.cfg, groups)
     batch = await _score(parts, _plan(parts, step, groups))
+    with parts.clock.phase("log"):
+        path = parts.recorder.rollouts_path(step)
+        await record_rollouts(parts.cfg, parts.cluster, path, step, groups)
     with parts.clock.phase("train"):
         result = await parts.cluster.trainer.train_step(batch)
     sync = await parts.publisher.publish(step)
@@ -233,11 +237,6 @@ async def _log(
 ) -> None:
     cfg = parts.cfg
     with parts.clock.phase("log"):
-        keep = cfg.logging.rollout_groups
-        if keep:
-            path = parts.recorder.rollouts_path(step)
-            refs = [g.group_ref for g in groups[:keep]]
-            await parts.cluster.reward.record(path, step, refs)
         judges = await parts.cluster.reward.judge_metrics() if cfg.judges else {}
     for event in parts.mixer.take_events():
         parts.recorder.say(str(event))
