@@ -23,6 +23,7 @@ from orchestrator.import_cmd import import_app
 from orchestrator.interrupt import Signalled
 from orchestrator.judge_cmd import judge_app
 from orchestrator.render_cmd import render
+from orchestrator.report.commands import diff, report, watch
 
 app = typer.Typer(
     name="braid",
@@ -35,6 +36,8 @@ app = typer.Typer(
 app.add_typer(import_app, name="import")
 app.add_typer(judge_app, name="judge")
 app.command()(render)
+for command in (report, watch, diff):
+    app.command()(command)
 BAD_INPUT, FAILED = 2, 1
 
 
