@@ -67,7 +67,9 @@ def cost(cfg: RunConfig, columns: Columns, held_s: float | None) -> dict[str, An
     unit = "GPU" if any(role.devices("GPU") for role in groups) else "CPU"
     names = [s.name for s in cfg.sources]
     hours = np.nan_to_num(columns.values("time/step")) / 3600
-    shares = {basis: _shares(columns, names, basis) for basis in (_BY_TOKENS, _BY_LOSS, _BY_GRADING)}
+    shares = {
+        basis: _shares(columns, names, basis) for basis in (_BY_TOKENS, _BY_LOSS, _BY_GRADING)
+    }
     rows: list[dict[str, Any]] = []
     for role in groups:
         spent = hours * role.devices(unit)
@@ -102,7 +104,9 @@ def _shares(columns: Columns, names: Sequence[str], basis: str) -> Mapping[str, 
     """Return each source's share of each step; 0 where nothing says whose it was."""
     amounts = {n: np.nan_to_num(_amount(columns, n, basis)) for n in names}
     whole = sum(amounts.values(), np.zeros(len(columns.steps)))
-    return {n: np.divide(a, whole, out=np.zeros_like(a), where=whole > 0) for n, a in amounts.items()}
+    return {
+        n: np.divide(a, whole, out=np.zeros_like(a), where=whole > 0) for n, a in amounts.items()
+    }
 
 
 def _amount(columns: Columns, name: str, basis: str) -> np.ndarray:  # type: ignore[type-arg]

@@ -76,7 +76,9 @@ def _held_out(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Change]:
         yield found
 
 
-def render_diff(a: Mapping[str, Any], b: Mapping[str, Any], found: Mapping[str, Any]) -> RenderableType:
+def render_diff(
+    a: Mapping[str, Any], b: Mapping[str, Any], found: Mapping[str, Any]
+) -> RenderableType:
     """Return the differences for a terminal."""
     shown: list[RenderableType] = [Text(f"A  {_line(a)}"), Text(f"B  {_line(b)}")]
     if found["held_out"]:

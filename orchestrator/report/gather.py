@@ -53,7 +53,9 @@ class RunReader:
             fix = "Give the folder that `braid run` wrote: --run-dir, or runs/NAME."
             raise ConfigError(Problem(where=str(path), what=what, fix=fix))
         self.path = path.resolve()
-        self._tails = {n: Tail(self.path / n) for n in ("metrics.jsonl", "eval.jsonl", "alarms.jsonl")}
+        self._tails = {
+            n: Tail(self.path / n) for n in ("metrics.jsonl", "eval.jsonl", "alarms.jsonl")
+        }
         self._columns = Columns()
         self._rows: dict[str, list[dict[str, Any]]] = {"eval.jsonl": [], "alarms.jsonl": []}
         self._samples = SampleReader(self.path / "rollouts")

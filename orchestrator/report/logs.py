@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 _LINE = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ ([A-Z]+) ([\w.]+): (.*)")
-_AGREEMENT = re.compile(r"agreement at version (\d+): median (\S+), largest (\S+) over (\d+) tokens")
+_AGREEMENT = re.compile(
+    r"agreement at version (\d+): median (\S+), largest (\S+) over (\d+) tokens"
+)
 _SYNC = re.compile(r"weight sync: (generation \d+, .*)")
 _KEPT = 60
 """Entries of a kind that are kept at either end."""
@@ -63,7 +65,12 @@ def read_log(path: Path) -> dict[str, Any]:
         "num_loud": len(loud),
         "repairs": dict(repairs.most_common()),
         "checks": [
-            {"version": int(c[1]), "median": float(c[2]), "largest": float(c[3]), "tokens": int(c[4])}
+            {
+                "version": int(c[1]),
+                "median": float(c[2]),
+                "largest": float(c[3]),
+                "tokens": int(c[4]),
+            }
             for c in checks[-400:]
         ],
         "syncs": syncs[-20:],

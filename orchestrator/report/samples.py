@@ -13,10 +13,9 @@ BYTES = 1_100_000
 """Of all rollouts on a page."""
 _STEPS = 40
 """Steps of which rollouts are shown, at most: the first, the last, and those spread between."""
-_OF_A_GROUP = 4
-"""Rollouts that a group keeps where not all have room: the best, the worst, and the first ones."""
-_TOKENS, _CHARACTERS = 600, 6000
-"""What a rollout keeps of its tokens and of each text."""
+_LEVELS = ((10_000, 600, 6000), (4, 600, 6000), (2, 300, 3000), (2, 120, 1000), (1, 60, 400))
+"""What is kept where less would not fit: rollouts of a group (the best, the worst, then the first),
+tokens of each, and characters of each text. The first level at which a group of each source fits."""
 _FILE = re.compile(r"^step_(\d+)\.jsonl$")
 Row = dict[str, Any]
 
@@ -75,80 +74,94 @@ def spread(steps: Sequence[int], count: int) -> list[int]:
 
 
 def _fit(rows: Sequence[Row], room: int) -> list[Row]:
-    """Keep whole groups, of each source in turn, while there is room."""
+    """Keep whole groups, of each source in turn, as long as there is room."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(str(row.get("group_id")), []).append(_cut(row))
+        groups.setdefault(str(row.get("group_id")), []).append(row)
     by_source: dict[str, list[list[Row]]] = {}
     for group in groups.values():
         by_source.setdefault(str(group[0].get("source")), []).append(group)
     in_turn = [g for turn in zip_longest(*by_source.values()) for g in turn if g is not None]
-    if sum(map(_size, in_turn)) > room:
-        in_turn = [_fewer(group) for group in in_turn]
     found: list[Row] = []
-    for group in in_turn:
-        size = _size(group)
-        if size > room and found:
-            continue
-        room -= size
-        found.extend(group)
+    for level in _LEVELS:
+        found, left = [], room
+        for place, group in enumerate(in_turn):
+            cut = _cut_group(group, *level)
+            size = _size(cut)
+            if size > left:
+                break
+            left -= size
+            found.extend(cut)
+        else:
+            place = len(in_turn)
+        if place >= len(by_source):
+            break
     return found
 
 
-def _fewer(group: list[Row]) -> list[Row]:
-    if len(group) <= _OF_A_GROUP:
-        return group
-
-    def reward(row: Row) -> float:
-        value = row.get("reward")
-        return float(value) if isinstance(value, int | float) else 0.0
-
-    ends = {id(max(group, key=reward)), id(min(group, key=reward))}
-    rest = {id(row) for row in [r for r in group if id(r) not in ends][: _OF_A_GROUP - len(ends)]}
-    return [row | {"of_group": len(group)} for row in group if id(row) in ends | rest]
+def _cut_group(group: list[Row], count: int, tokens: int, characters: int) -> list[Row]:
+    if len(group) > count:
+        ranked = sorted(group, key=_reward)
+        first = [*ranked[-1:], *(ranked[:1] if count > 1 else [])]
+        rest = [r for r in group if not any(r is f for f in first)][: count - len(first)]
+        kept = {id(row) for row in [*first, *rest]}
+        group = [row | {"of_group": len(group)} for row in group if id(row) in kept]
+    return [_cut(row, tokens, characters) for row in group]
 
 
-def _cut(row: Row) -> Row:
+def _reward(row: Row) -> float:
+    value = row.get("reward")
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _cut(row: Row, num_tokens: int, characters: int) -> Row:
     """Shorten what is very long, and say so."""
-    cut = {key: _cut_text(value) for key, value in row.items()}
+    cut = {k: _cut_text(v, characters) for k, v in row.items() if k != "tokens"}
     tokens = row.get("tokens")
-    if isinstance(tokens, dict):
-        cut["tokens"] = _cut_tokens(tokens) if _is_sound(tokens) else None
+    sound = isinstance(tokens, dict) and _is_sound(tokens)
+    cut["tokens"] = _cut_tokens(tokens, num_tokens, characters) if sound else None
     return cut
 
 
 def _is_sound(tokens: Row) -> bool:
     """Return whether it is what `rollouts.record` writes."""
-    runs = tokens.get("sampled")
-    return isinstance(tokens.get("text"), list) and isinstance(runs, list) and all(
+    texts, runs = tokens.get("text"), tokens.get("sampled")
+    left_out = tokens.get("left_out", [0, 0])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return False
+    return isinstance(runs, list) and all(
         isinstance(run, list) and len(run) == 2 and all(isinstance(at, int) for at in run)
-        for run in runs
+        for run in (*runs, left_out)
     )
 
 
-def _cut_tokens(tokens: Row) -> Row:
+def _cut_tokens(tokens: Row, count: int, characters: int) -> Row:
     """Keep the first tokens, and the numbers of those that were sampled among them."""
-    size = len(tokens["text"])
-    if size <= _TOKENS:
-        return tokens
-    runs = [[a, min(b, _TOKENS)] for a, b in tokens["sampled"] if a < _TOKENS]
+    texts = [text if len(text) <= characters else text[:characters] for text in tokens["text"]]
+    size = len(texts)
+    if size <= count:
+        return {**tokens, "text": texts}
+    runs = [[a, min(b, count)] for a, b in tokens["sampled"] if a < count]
     sampled = sum(b - a for a, b in runs)
-    cut = {k: v[:sampled] if isinstance(v, list) else v for k, v in tokens.items()}
-    at, count = tokens.get("left_out") or (size, 0)
-    left_out = [_TOKENS, size - _TOKENS + count] if at >= _TOKENS else [at, count]
-    more = {"after": size - _TOKENS} if at < _TOKENS else {}
-    return {**cut, "text": tokens["text"][:_TOKENS], "sampled": runs, "left_out": left_out, **more}
+    numbers = ("advantage", "logprob", "trainer_logprob")
+    cut = {k: v[:sampled] if k in numbers and isinstance(v, list) else v for k, v in tokens.items()}
+    after = size - count
+    if (known := tokens.get("left_out")) and known[0] >= count:
+        after += cut.pop("left_out")[1]
+    return {**cut, "text": texts[:count], "sampled": runs, "after": after}
 
 
-def _cut_text(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > _CHARACTERS:
-        return f"{value[:_CHARACTERS]} [... {len(value) - _CHARACTERS} characters more]"
-    if isinstance(value, list) and len(value) < 200:
-        return [_cut_text(each) for each in value]
-    if isinstance(value, dict) and "text" not in value:
-        return {key: _cut_text(each) for key, each in value.items()}
+def _cut_text(value: Any, characters: int) -> Any:
+    if isinstance(value, str) and len(value) > characters:
+        return f"{value[:characters]} [... {len(value) - characters} characters more]"
+    if isinstance(value, list):
+        return [_cut_text(each, characters) for each in value[:200]]
+    if isinstance(value, dict):
+        return {key: _cut_text(each, characters) for key, each in value.items()}
     return value
 
 
 def _size(rows: Sequence[Row]) -> int:
-    return len(json.dumps(rows, ensure_ascii=False, separators=(",", ":")))
+    """Return about how many bytes they take on the page."""
+    text = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+    return len(text.encode(errors="replace")) + 5 * text.count("<")  # which is written \u003c

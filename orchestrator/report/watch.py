@@ -59,7 +59,9 @@ class LivePage:
                 took = time.monotonic() - began
                 self._next = time.monotonic() + max(0.5 * self._every_s, _PATIENCE * took)
                 self._tag = _tag_of(run)
-                self._seen = page_data(run, live=True) | {"every_s": max(self._every_s, _PATIENCE * took)}
+                self._seen = page_data(run, live=True) | {
+                    "every_s": max(self._every_s, _PATIENCE * took)
+                }
         return self._tag, self._seen
 
 
@@ -71,7 +73,9 @@ def page_data(run: Mapping[str, Any], *, live: bool = False) -> dict[str, Any]:
 def _tag_of(run: Mapping[str, Any]) -> str:
     """Return a tag that is the same for as long as nothing but the clock has changed."""
     still = {key: value for key, value in run.items() if key != "made"}
-    return f'"{hashlib.sha256(to_json(still).encode("utf-8", "backslashreplace")).hexdigest()[:32]}"'
+    return (
+        f'"{hashlib.sha256(to_json(still).encode("utf-8", "backslashreplace")).hexdigest()[:32]}"'
+    )
 
 
 def make_app(page: LivePage, token: str) -> "Starlette":
@@ -81,7 +85,7 @@ def make_app(page: LivePage, token: str) -> "Starlette":
     from starlette.routing import Route
 
     def is_ours(request: "Request") -> bool:
-        host = request.headers.get("host", "").rpartition(":")[0]
+        host = request.headers.get("host", "").partition(":")[0]
         given = request.path_params["token"].encode()
         return hmac.compare_digest(given, token.encode()) and host in (HOST, "localhost")
 
@@ -110,7 +114,9 @@ def make_app(page: LivePage, token: str) -> "Starlette":
         return Response(status_code=404)
 
     routes = [Route("/{token}/", show), Route("/{token}/data.json", tell)]
-    return Starlette(routes=routes, exception_handlers={404: nothing, 405: nothing})
+    app = Starlette(routes=routes, exception_handlers={404: nothing, 405: nothing})
+    app.router.redirect_slashes = False  # a redirect would tell which paths there are
+    return app
 
 
 def listen(port: int) -> socket.socket:
@@ -123,6 +129,7 @@ def listen(port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((HOST, port))
+        found.listen(64)
     except OSError as error:
         found.close()
         what = f"cannot be listened on: {error.strerror}"
@@ -136,7 +143,11 @@ def serve(page: LivePage, taken: socket.socket, token: str) -> None:
     import uvicorn
 
     config = uvicorn.Config(
-        make_app(page, token), log_level="error", access_log=False, server_header=False, lifespan="off"
+        make_app(page, token),
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
     )
     with taken:
         uvicorn.Server(config).run(sockets=[taken])

@@ -58,7 +58,7 @@ function chart(spec) {
     if (rows.open) { state.openTables.add(spec.id); if (rows.children.length < 2) rows.append(valueTable(spec)); } else state.openTables.delete(spec.id);
   });
   const figure = h("figure", { class: "panel", "data-chart": spec.id },
-    h("figcaption", {}, h("h3", {}, spec.title), spec.note && h("span", { class: "soft" }, spec.note)),
+    h("figcaption", {}, h("h3", {}, spec.title), h("span", { class: "soft" }, spec.note || "")),
     plot, spec.series.length > 1 || spec.legend ? h("div", { class: "legend" }, buttons) : null, rows);
   plot.addEventListener("pointermove", (event) => point(me, event));
   plot.addEventListener("pointerleave", () => charts.forEach((c) => cross(c, null)));
@@ -164,8 +164,9 @@ function axes(svg, spec, at) {
     svg.append(s("line", { class: "gridline", x1: at.box.left, x2: at.width - at.box.right, y1: at.sy(y), y2: at.sy(y) }),
       s("text", { x: at.box.left - 7, y: at.sy(y) + 4, "text-anchor": "end" }, spec.log ? y.toExponential(0).replace("e+", "e") : format(y, 0)));
   }
-  const xs = ticks(at.a, at.b, Math.min(8, at.width / 70)).filter((x) => Number.isInteger(x) && x >= at.a && x <= at.b);
+  const xs = ticks(at.a, at.b, Math.min(8, at.width / 70)).filter((x) => Number.isInteger(x) && x >= at.a && x <= at.b && at.sx(x) > at.box.left + 14);
   for (const x of xs) svg.append(s("text", { x: at.sx(x), y: at.height - 6, "text-anchor": "middle" }, fmt.int(x)));
+  svg.append(s("text", { x: at.box.left - 7, y: at.height - 6, "text-anchor": "end" }, "step"));
   svg.append(s("line", { class: "axis", x1: at.box.left, x2: at.width - at.box.right, y1: at.height - at.box.bottom, y2: at.height - at.box.bottom }));
 }
 

@@ -1,4 +1,4 @@
-// Two runs side by side: A in solid lines, B in dashed ones, a source in the same colour in both.
+// Two runs side by side: A in solid lines, B in dashed ones.
 const COMPARED = [
   ["all/reward/mean", "Reward", "mean of valid rollouts", {}], ["all/pass@1", "Pass rate", "of training rollouts", RATE],
   ["all/length/mean", "Length", "completion tokens, mean", {}], ["all/zero_variance", "Without contrast", "groups in which no token has an advantage", RATE],
@@ -23,10 +23,14 @@ function both(data, spec, pick) {
 
 function diffCurves(data) {
   const sources = allSources(data);
-  const per = COMPARED.map(([key, title, note, more]) => both(data, { id: key, title, note, ...more }, (side, run) => sources.map((name, i) => line(run, `source/${name}/${key}`, `${side} ${name}`, i % 8, { dash: side === "B" ? DASHES[1] : "" }))));
-  const whole = COMPARED_ALL.map(([key, title]) => both(data, { id: key, title }, (side, run) => [line(run, key, side, side === "A" ? 0 : 1, { dash: side === "B" ? DASHES[1] : "" })]));
-  return chartGrid([...per, ...whole]);
+  const [key, title, note, more] = COMPARED.find(([k]) => k === state.compared) || COMPARED[0];
+  const per = sources.map((name) => both(data, { id: `${key} ${name}`, title: `${title}: ${name}`, note, ...more }, (side, run) => [ab(run, `source/${name}/${key}`, side)]));
+  const whole = COMPARED_ALL.map(([metric, label]) => both(data, { id: metric, title: label }, (side, run) => [ab(run, metric, side)]));
+  const choose = (k) => { state.compared = k; render(data); document.querySelector(`[data-compared="${k}"]`).focus(); };
+  return [h("div", { class: "row", role: "group", "aria-label": "What is compared by source" }, COMPARED.map(([k, label]) => h("button", { class: "btn", type: "button", "data-compared": k, "aria-pressed": String(k === key), onclick: () => choose(k) }, label))),
+    ...chartGrid(per), h("h3", {}, "Of the whole run"), ...chartGrid(whole)];
 }
+const ab = (run, metric, side) => line(run, metric, side, side === "A" ? 0 : 1, { dash: side === "B" ? DASHES[1] : "" });
 
 function diffHeldOut(data) {
   const sources = allSources(data), rows = data.found.held_out;
@@ -62,7 +66,7 @@ function diffSections(data) {
   const commits = found.commits.map((c) => (c ? c.slice(0, 9) : "not known"));
   return [
     ["held-out", "Held out", "A in solid lines, B in dashed ones; a source has the same colour in both.", diffHeldOut],
-    ["curves", "Curves", "Over each run's own steps.", diffCurves],
+    ["curves", "Curves", "Over each run's own steps: A solid, B dashed.", diffCurves],
     ["config", "Recipe", `${fmt.int(found.config.length)} fields differ; what they share is left out.`, () => [panel(changeTable(found.config, "The resolved recipes are the same."))]],
     ["hashes", "Data, code and model", "By the hashes of each run's latest attempt.", () => [panel(changeTable(found.hashes, "All hashes are the same.")), h("p", { class: "small soft" }, commits[0] === commits[1] ? `Both at commit ${commits[0]}.` : `Commits: A ${commits[0]}, B ${commits[1]}.`)]],
     ["versions", "Versions", null, () => [panel(changeTable(found.versions, "The same versions."))]],

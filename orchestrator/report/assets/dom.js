@@ -25,14 +25,15 @@ const asText = (v) => (typeof v === "string" ? v : v === null || v === undefined
 const fmt = {
   num(v) {
     if (!isNumber(v)) return "–";
+    if (v < 0) return `−${fmt.num(-v)}`;
+    const size = v;
     if (v === 0) return "0";
-    const size = Math.abs(v);
     if (Number.isInteger(v) && size < 1e7) return v.toLocaleString("en-US");
-    if (size >= 1e5 || size < 1e-3) return v.toExponential(2).replace("e+", "e");
+    if (size >= 1e5 || size < 1e-3) return Number(v.toPrecision(3)).toExponential().replace("e+", "e");
     return String(Number(v.toPrecision(size >= 100 ? 4 : 3)));
   },
   pct: (v, digits = 1) => (isNumber(v) ? `${(100 * v).toFixed(digits)}%` : "–"),
-  signed: (v, digits = 1) => (isNumber(v) ? `${v >= 0 ? "+" : "−"}${(100 * Math.abs(v)).toFixed(digits)}` : "–"),
+  signed: (v, digits = 1) => (isNumber(v) ? `${Math.abs(v) * 100 < 0.5 * 10 ** -digits ? "" : v > 0 ? "+" : "−"}${(100 * Math.abs(v)).toFixed(digits)}` : "–"),
   int: (v) => (isNumber(v) ? Math.round(v).toLocaleString("en-US") : "–"),
   bytes(v) {
     if (!isNumber(v)) return "–";
@@ -76,4 +77,4 @@ const meter = (share, i) => {
 };
 
 // What a person chose. It outlives a redraw, and a live page is redrawn often.
-const state = { smoothing: 0, hidden: new Map(), sample: null, mode: "advantage", filters: {}, find: "", openTables: new Set() };
+const state = { smoothing: null, hidden: new Map(), sample: null, mode: "advantage", filters: {}, find: "", openTables: new Set(), compared: null };

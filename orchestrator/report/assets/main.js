@@ -61,7 +61,14 @@ function tools(data) {
     h("div", { class: "row" }, h("button", { class: "btn", type: "button", "data-theme-button": "", onclick: flip }, "Dark"), h("button", { class: "btn", type: "button", "aria-label": "Keys", onclick: help }, "?")));
 }
 
+// Long runs begin smoothed, the raw values drawn behind: rates of few rollouts jump.
+function smoothingFor(data) {
+  const points = Math.max(...(data.kind === "diff" ? [data.a, data.b] : [data.run]).map((run) => run.metrics.steps.length));
+  return points <= 60 ? 0 : points <= 150 ? 0.6 : 0.85;
+}
+
 function render(data) {
+  state.smoothing ??= smoothingFor(data);
   const app = document.getElementById("app");
   const sections = data.kind === "diff" ? diffSections(data) : SECTIONS.map(([id, title, note, make]) => [id, title, note, (d) => make(d.run)]);
   const nav = h("nav", { "aria-label": "Sections" }, sections.map(([id, title]) => h("a", { href: `#${id}` }, title, id === "alarms" && standingAlarms(data.run).length ? h("b", {}, String(standingAlarms(data.run).length)) : null)));

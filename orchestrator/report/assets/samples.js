@@ -24,7 +24,7 @@ function matches(row) {
 }
 
 function samples(run) {
-  const rows = run.samples.rows;
+  const rows = [...run.samples.rows].sort((a, b) => b.step - a.step);  // newest first, else as recorded
   if (!rows.length) return [empty("No rollouts were recorded.")];
   const list = h("div", { class: "list", role: "listbox", "aria-label": "Rollouts", tabindex: 0 });
   const detail = h("div", { class: "detail", tabindex: 0, "aria-label": "The chosen rollout" });
@@ -106,7 +106,7 @@ function rollout(run, row, again) {
     row.error ? h("p", { class: "pill bad" }, asText(row.error)) : null,
     parts.length ? table(["reward part", "value", ""], parts.map(([n, v]) => [n, isNumber(v) ? fmt.num(v) : asText(v), meter(v, 0)])) : null,
     conversation(row),
-    row.tokens ? tokens(row, again) : h("p", { class: "small soft" }, "No tokens were recorded of this rollout."),
+    row.tokens ? tokens(run, row, again) : h("p", { class: "small soft" }, "No tokens were recorded of this rollout."),
     notes ? h("details", {}, h("summary", {}, "What graders noted"), h("pre", { class: "box" }, JSON.stringify(notes, null, 2))) : null,
     asList(row.spans).length ? h("details", {}, h("summary", {}, "Scored stretches"), table(["part", "turn", "from", "to", "score"], row.spans.map((sp) => asList(sp).map(asText)))) : null,
   ].filter(Boolean);
@@ -128,21 +128,36 @@ function cycle(rows) {
   if (modes.length) state.mode = modes[(modes.indexOf(state.mode) + 1) % modes.length];
 }
 
-function tokens(row, again) {
+// What the darkest colour stands for: 99 of 100 of the page's numbers lie within it.
+const scales = new WeakMap();
+function scaleOf(run, mode) {
+  if (!scales.has(run)) {
+    const seen = { advantage: [], mismatch: [] };
+    for (const { tokens: t } of run.samples.rows) {
+      if (!t) continue;
+      seen.advantage.push(...(Array.isArray(t.advantage) ? t.advantage : [t.advantage]).filter(isNumber).map(Math.abs));
+      asList(t.trainer_logprob).forEach((v, i) => { if (isNumber(v) && isNumber(asList(t.logprob)[i])) seen.mismatch.push(Math.abs(v - t.logprob[i])); });
+    }
+    const high = (values) => values.sort((a, b) => a - b)[Math.floor(0.99 * (values.length - 1))] || 1e-9;
+    scales.set(run, { advantage: high(seen.advantage), mismatch: high(seen.mismatch) });
+  }
+  return scales.get(run)[mode];
+}
+
+function tokens(run, row, again) {
   const t = row.tokens, modes = available(t);
   const mode = modes.includes(state.mode) ? state.mode : modes[0];
   const at = new Map();  // place of a token -> place among the sampled ones
   let n = 0;
   for (const [from, to] of t.sampled) for (let i = from; i < to; i++) at.set(i, n++);
   const value = (i, key) => { const v = t[key]; return Array.isArray(v) ? v[at.get(i)] : v; };
-  const numbers = (key) => [...at.keys()].map((i) => value(i, key)).filter(isNumber);
   const gapOf = (i) => { const a = value(i, "trainer_logprob"), b = value(i, "logprob"); return isNumber(a) && isNumber(b) ? a - b : null; };
-  const most = mode === "advantage" ? Math.max(1e-9, ...numbers("advantage").map(Math.abs)) : mode === "mismatch" ? Math.max(1e-9, ...[...at.keys()].map((i) => Math.abs(gapOf(i) ?? 0))) : 5;
+  const most = mode === "logprob" ? 5 : scaleOf(run, mode);
   const spans = t.text.map((text, i) => token(asText(text), i, { t, at, mode, most, value, gapOf }));
   const left = asList(t.left_out);
   if (left.length === 2) spans.splice(left[0], 0, h("span", { class: "gapmark" }, `… ${fmt.int(left[1])} tokens not recorded …`));
-  if (t.after) spans.push(h("span", { class: "gapmark" }, `… ${fmt.int(t.after)} more in rollouts/ …`));
-  const range = mode === "advantage" ? ["−" + fmt.num(most), fmt.num(most)] : mode === "mismatch" ? ["0", fmt.num(most)] : ["p = 1", "p < 0.01"];
+  if (t.after) spans.push(h("span", { class: "gapmark" }, `… ${fmt.int(t.after)} tokens more …`));
+  const range = mode === "advantage" ? [fmt.num(-most), fmt.num(most)] : mode === "mismatch" ? ["0", `${fmt.num(most)} or more`] : ["p = 1", "p < 0.01"];
   const why = Array.isArray(t.trainer_logprob) ? null : "The trainer's logprobs were not recorded, so mismatch cannot be shown by token: set logging.trainer_logprobs.";
   return h("div", { class: "talk" },
     h("div", { class: "row" }, h("h3", {}, "Tokens"), modes.map((m) => h("button", { type: "button", class: "btn", "data-mode": m, "aria-pressed": String(m === mode), onclick: () => { state.mode = m; again(); } }, MODES[m][0]))),

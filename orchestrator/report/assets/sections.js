@@ -20,10 +20,13 @@ const resumes = (run) => run.attempts.slice(1).filter((a) => isNumber(a.from_ste
 // A chart of metrics over the run's steps, or null where none of them was recorded.
 function metricChart(run, spec) {
   const series = spec.series.filter((l) => l && l.y.some(isNumber));
-  if (!series.length) return null;
+  if (!series.length || isQuiet(spec, series)) return null;
   const bucket = run.metrics.every > 1 ? `each point the mean of ${run.metrics.every} steps, band least to greatest` : null;
   return chart({ stride: run.metrics.stride, marks: resumes(run), ...spec, series, note: [spec.note, bucket].filter(Boolean).join("; ") || null });
 }
+
+// Whether every value is the one (0 unless told) that needs no chart; it is told in words.
+const isQuiet = (spec, series) => spec.quiet !== undefined && series.length > 0 && series.every((l) => l.y.every((v) => !isNumber(v) || v === spec.quiet));
 
 function chartGrid(charts, missing) {
   const there = charts.filter(Boolean);
@@ -32,8 +35,12 @@ function chartGrid(charts, missing) {
 }
 
 function several(run, specs) {
-  const charts = specs.map((spec) => [spec, metricChart(run, spec)]);
-  return chartGrid(charts.map(([, c]) => c), charts.filter(([spec, c]) => !c && !spec.optional).map(([spec]) => spec.title.toLowerCase()));
+  const known = (spec) => spec.series.filter((l) => l && l.y.some(isNumber));
+  const quiet = specs.filter((spec) => isQuiet(spec, known(spec)));
+  const missing = specs.filter((spec) => !known(spec).length && !spec.optional);
+  const told = quiet.map((spec) => `${spec.title} (${spec.note}) ${(spec.format || fmt.num)(spec.quiet, 0)}`);
+  return [...chartGrid(specs.map((spec) => metricChart(run, spec)), missing.map((spec) => spec.title)),
+    told.length ? h("p", { class: "small soft" }, `The same in every step, so not drawn: ${told.join("; ")}.`) : null];
 }
 
 const RATE = { format: fmt.pct, domain: [0, 1] };
@@ -50,9 +57,9 @@ function learning(run) {
     per("all/reward/mean", "Reward", "mean of valid rollouts"),
     per("all/pass@1", "Pass rate", "of training rollouts", RATE),
     per("all/length/mean", "Length", "completion tokens, mean"),
-    per("all/truncated", "Cut off", "rollouts that the token limit ended", RATE),
-    per("all/zero_variance", "Without contrast", "groups in which no token has an advantage", RATE),
-    per("all/invalid", "Invalid", "rollouts without a reward", RATE),
+    per("all/truncated", "Cut off", "rollouts that the token limit ended", { ...RATE, quiet: 0 }),
+    per("all/zero_variance", "Without contrast", "groups in which no token has an advantage", { ...RATE, quiet: 0 }),
+    per("all/invalid", "Invalid", "rollouts without a reward", { ...RATE, quiet: 0 }),
     ...(parts.size > 1 ? [...parts.keys()].sort().map((part) => per(`all/reward_part/${part}`, `Reward part: ${part}`, "mean, before gates and weight", { optional: true })) : []),
     per("all/gold/mean", "Gold score", "a stricter grader, on a slice of rollouts", { optional: true }),
     per("difficulty/live", "Live items", "that the difficulty window lets come", { optional: true }),
@@ -60,7 +67,7 @@ function learning(run) {
     policy("kl_ref", "KL to the reference", "nats a token"),
     policy("loss", "Loss", null),
     policy("grad_norm", "Gradient norm", "before clipping"),
-    { id: "clip", title: "Clipped tokens", note: "share of loss tokens", format: (v, d) => fmt.pct(v, d === 0 ? 1 : 2), series: [line(run, "train/clip/low", "below", 0), line(run, "train/clip/high", "above", 1, { dash: DASHES[1] })] },
+    { id: "clip", title: "Clipped tokens", note: "share of loss tokens", quiet: 0, format: (v, d) => fmt.pct(v, d === 0 ? 1 : 2), series: [line(run, "train/clip/low", "below", 0), line(run, "train/clip/high", "above", 1, { dash: DASHES[1] })] },
     policy("lr", "Learning rate", null),
     policy("value_loss", "Value loss", "of the critic", { optional: true }),
   ]);
@@ -101,7 +108,7 @@ function spikinessTable(run) {
   if (!run.standings.length) return null;
   const report = run.spikiness || {}, bound = run.max_regression;
   return panel(h("h3", {}, "Spikiness: worst regression first"),
-    h("p", { class: "small soft" }, `Worst fall below an own best ${fmt.signed(report["eval/spikiness"]).replace("+", "")} points; changes since the start lie ${fmt.signed(report["eval/spread"]).replace("+", "")} points apart. `,
+    h("p", { class: "small soft" }, `The worst fall of a source below its own best is ${fmt.num(100 * report["eval/spikiness"])} points; the sources' changes since the first evaluation lie ${fmt.num(100 * report["eval/spread"])} points apart. `,
       isNumber(bound) ? `A fall of more than ${fmt.num(100 * bound)} points beyond its standard error is a regression.` : "No bound is set (eval.max_regression)."),
     table(["source", "latest", "best", "at step", "below best", "standard error", "since first", "items × samples", "training − held-out", ""],
       run.standings.map((st) => [h("span", {}, swatch(run.sources.indexOf(st.source)), st.source), fmt.pct(st.now.rate), fmt.pct(st.best.rate), fmt.int(st.best.step),
@@ -131,11 +138,11 @@ function mix(run) {
   const due = run.sources.map((n, i) => line(run, `source/${n}/total/share/target`, `${n}, due`, i % 8, { dash: "2 3" }));
   const had = run.sources.map((n, i) => line(run, `source/${n}/total/share/${unit}`, n, i % 8));
   const reasons = Object.keys(run.metrics.series).filter((n) => n.startsWith("ledger/rejected/") && (column(run, n) || []).some((v) => v > 0));
-  found.push(chartGrid([
-    metricChart(run, { id: "shares", title: "Share so far", note: `of ${unit.replace("_", " ")}; dotted what was due`, series: [...had, ...due], format: fmt.pct, steady: true }),
-    metricChart(run, { id: "survival", title: "Survival", note: "groups trained on, of those graded for the step", series: bySource(run, "survival"), ...RATE }),
-    metricChart(run, { id: "ledger", title: "Groups so far", series: [line(run, "ledger/dispatched", "dispatched", 0), line(run, "ledger/trained", "trained", 2, { dash: DASHES[1] }), line(run, "ledger/in_flight", "in flight", 1, { dash: DASHES[2] })], steady: true }),
-    reasons.length ? metricChart(run, { id: "rejected", title: "Groups rejected so far", series: reasons.map((n, i) => line(run, n, n.split("/").pop().replace("_", " "), i)), steady: true }) : null,
+  found.push(...several(run, [
+    { id: "shares", title: "Share so far", note: `of ${unit.replace("_", " ")}; dotted what was due`, series: [...had, ...due], format: fmt.pct, steady: true },
+    { id: "survival", title: "Survival", note: "groups trained on, of those graded for the step", series: bySource(run, "survival"), ...RATE, quiet: 1 },
+    { id: "ledger", title: "Groups so far", series: [line(run, "ledger/dispatched", "dispatched", 0), line(run, "ledger/trained", "trained", 2, { dash: DASHES[1] }), line(run, "ledger/in_flight", "in flight", 1, { dash: DASHES[2] })], steady: true },
+    { id: "rejected", title: "Groups rejected so far", series: reasons.map((n, i) => line(run, n, n.split("/").pop().replace("_", " "), i)), steady: true, optional: true },
   ]));
   if (run.mix_edits.length) found.push(panel(h("h3", {}, "Edits while it ran"), h("pre", { class: "box" }, run.mix_edits.map((e) => JSON.stringify(e)).join("\n"))));
   return found;
@@ -187,10 +194,10 @@ function policySync(run) {
       metricChart(run, { id: "gap", title: "Agreement after a weight sync", note: "logprob gap, engine − trainer, same weights; a ring is 0", series: gaps, log: true,
         refs: [{ y: sync.max_logprob_gap_median, label: "bound of the median" }, { y: sync.max_logprob_gap_max, label: "bound of the largest" }] }),
       syncTimes.length ? chart({ id: "sync-time", title: "Time of a weight sync", series: syncTimes, stacked: true, bars: true, stride: run.metrics.stride, format: fmt.time, legend: true }) : null,
-    ]),
-    panel(h("h3", {}, "Weight syncs"),
+      panel(h("h3", {}, "Weight syncs"),
       h("p", { class: "small" }, `${fmt.int(count)} syncs in the trained steps, of ${fmt.bytes(last(bytes))} each. Checksums of drawn tensors are compared at every one; a sync that does not agree ends the run. `,
         versions.length ? `Logprob agreement was checked ${fmt.int(versions.length)} times in the log, all attempts counted; the largest gap was ${fmt.num(Math.max(...versions.map((v) => v.largest)))}.` : "No logprob agreement check was found in the log."),
       asList((run.log || {}).syncs).length ? h("p", { class: "small soft mono" }, run.log.syncs[run.log.syncs.length - 1]) : null,
-      versions.length ? h("details", {}, h("summary", {}, "Every check"), table(["version", "median gap", "largest gap", "tokens"], versions.map((v) => [fmt.int(v.version), fmt.num(v.median), fmt.num(v.largest), fmt.int(v.tokens)]), { tall: true })) : null)];
+      versions.length ? h("details", {}, h("summary", {}, "Every check"), table(["version", "median gap", "largest gap", "tokens"], versions.map((v) => [fmt.int(v.version), fmt.num(v.median), fmt.num(v.largest), fmt.int(v.tokens)]), { tall: true })) : null),
+    ])];
 }
