@@ -38,7 +38,7 @@ def diff(
     b: Annotated[Path, typer.Argument(metavar="B", help="Run directory.")],
     out: Out = None,
 ) -> None:
-    """Tell what two runs differ in, and how they fared; with -o as a page with both runs' curves."""
+    """Tell what two runs differ in, and how they fared; with -o as a page with both curves."""
     from orchestrator.report.diff import compare, render_diff
     from orchestrator.report.gather import RunReader
     from orchestrator.report.page import render

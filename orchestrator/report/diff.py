@@ -26,7 +26,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 def changes(a: Any, b: Any, *, split: bool = True) -> list[Change]:
     """Return where two trees differ: `path`, `a`, `b`; what one of them lacks is None.
 
-    Items of a list that have a `name`, as sources have, are matched by it, and other lists by place.
+    Items of a list that have a `name`, as sources do, are matched by it, other lists by place.
     """
     left, right = dict(_leaves(a, split)), dict(_leaves(b, split))
     return [

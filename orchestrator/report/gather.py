@@ -1,7 +1,7 @@
 """A run directory, whole or not, as one JSON object for the page; and what it lacks, in words.
 
-Nothing here trusts the files: a run may be going on, have been killed in the middle of a line, be of
-another version of Braid, or have been made by hand. What cannot be read is left out and said.
+Nothing here trusts the files: a run may be going on, have been killed in the middle of a line, be
+of another version of Braid, or have been made by hand. What cannot be read is left out and said.
 """
 
 import re

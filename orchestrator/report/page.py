@@ -21,7 +21,7 @@ _SCRIPTS = (
 
 
 def render(data: Mapping[str, Any]) -> bytes:
-    """Return the page of a run or of two; `data` has its `kind`, `title`, and whether it is `live`."""
+    """Return the page of a run or of two; `data` has `kind`, `title`, and whether it is `live`."""
     script = "(() => {\n'use strict';\n" + "\n".join(map(_asset, _SCRIPTS)) + "\n})();"
     style = _asset("style.css")
     page = Template(_asset("page.html")).substitute(
@@ -35,7 +35,7 @@ def render(data: Mapping[str, Any]) -> bytes:
 
 
 def embed(data: Mapping[str, Any]) -> str:
-    """Return JSON that can stand in a script element: no `<`, and no line separators of Unicode's."""
+    """Return JSON that can stand in a script element: no `<`, no line separators of Unicode's."""
     text = to_json(data)
     for character in "<\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

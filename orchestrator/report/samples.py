@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ BYTES = 1_100_000
 _STEPS = 40
 """Steps of which rollouts are shown, at most: the first, the last, and those spread between."""
 _LEVELS = ((10_000, 600, 6000), (4, 600, 6000), (2, 300, 3000), (2, 120, 1000), (1, 60, 400))
-"""What is kept where less would not fit: rollouts of a group (the best, the worst, then the first),
-tokens of each, and characters of each text. The first level at which a group of each source fits."""
+"""What is kept: rollouts of a group (the best, the worst, then the first), tokens of each, and
+characters of each text. The first level is taken at which a group of each source fits."""
 _FILE = re.compile(r"^step_(\d+)\.jsonl$")
 Row = dict[str, Any]
 
@@ -82,21 +82,17 @@ def _fit(rows: Sequence[Row], room: int) -> list[Row]:
     for group in groups.values():
         by_source.setdefault(str(group[0].get("source")), []).append(group)
     in_turn = [g for turn in zip_longest(*by_source.values()) for g in turn if g is not None]
-    found: list[Row] = []
     for level in _LEVELS:
-        found, left = [], room
-        for place, group in enumerate(in_turn):
-            cut = _cut_group(group, *level)
-            size = _size(cut)
-            if size > left:
-                break
-            left -= size
-            found.extend(cut)
-        else:
-            place = len(in_turn)
-        if place >= len(by_source):
-            break
-    return found
+        kept = _as_many_as_fit([_cut_group(group, *level) for group in in_turn], room)
+        if len(kept) >= len(by_source) or level is _LEVELS[-1]:
+            return [row for group in kept for row in group]
+    return []
+
+
+def _as_many_as_fit(groups: Sequence[list[Row]], room: int) -> list[list[Row]]:
+    """Return the first groups, as long as there is room."""
+    sizes = accumulate(_size(group) for group in groups)
+    return [group for group, size in zip(groups, sizes, strict=True) if size <= room]
 
 
 def _cut_group(group: list[Row], count: int, tokens: int, characters: int) -> list[Row]:
@@ -118,8 +114,9 @@ def _cut(row: Row, num_tokens: int, characters: int) -> Row:
     """Shorten what is very long, and say so."""
     cut = {k: _cut_text(v, characters) for k, v in row.items() if k != "tokens"}
     tokens = row.get("tokens")
-    sound = isinstance(tokens, dict) and _is_sound(tokens)
-    cut["tokens"] = _cut_tokens(tokens, num_tokens, characters) if sound else None
+    cut["tokens"] = None
+    if isinstance(tokens, dict) and _is_sound(tokens):
+        cut["tokens"] = _cut_tokens(tokens, num_tokens, characters)
     return cut
 
 

@@ -1,7 +1,7 @@
-"""Serve a run's page while the run goes on: on this machine alone, under a path that nobody guesses.
+"""Serve a run's page while it goes on: on this machine alone, under a path that nobody guesses.
 
-There is no login: who knows the path may read. So it is 256 random bits, is never sent on (no referrer),
-and every other path, method and Host gets the same empty 404. The run directory is only read.
+There is no login: who knows the path may read. So it is 256 random bits, is never sent on (no
+referrer), and every other path, method and Host gets the same empty 404. The run is only read.
 """
 
 import asyncio

@@ -338,6 +338,14 @@ class Browser:
         """Run a script in the page."""
         return self.driver.execute_script(script, *arguments)
 
+    def count(self, selector: str) -> int:
+        """Return how many elements there are."""
+        return self.js("return document.querySelectorAll(arguments[0]).length", selector)
+
+    def text(self, selector: str) -> str:
+        """Return an element's text."""
+        return self.js("return document.querySelector(arguments[0]).textContent", selector)
+
     def wait(self, script: str, *arguments: object, seconds: float = 20) -> None:
         """Wait until a script returns something true."""
         from selenium.webdriver.support.wait import WebDriverWait

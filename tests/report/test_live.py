@@ -69,7 +69,7 @@ def test_it_is_seen_by_who_knows_the_path_alone(served: Served):
     for other in (
         *("/", "/data.json", f"/{served.token}", f"/{served.token}x/", f"/{new_token()}/"),
         *(f"/{new_token()}/data.json", f"{path}../run.json", f"{path}run.json", "/static/x"),
-        *("/%2e%2e/etc/passwd", f"/{served.token[:-1]}/", "/é/".encode().decode("latin-1")),
+        *("/%2e%2e/etc/passwd", f"/{served.token[:-1]}/", "/%C3%A9/"),
     ):
         assert served.ask(other)[:2] == (404, b""), other
     assert served.ask(path, Host="evil.example:80")[:2] == (404, b"")

@@ -1,4 +1,4 @@
-"""The page in a real browser: it draws, asks nothing of any network, obeys keys, and runs no text."""
+"""The page in a real browser: it draws, asks nothing of any network, obeys keys, runs no text."""
 
 import json
 from collections.abc import Callable
@@ -15,8 +15,10 @@ HOSTILE = (
     "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=2>"
     "<svg onload=window.hacked=3></svg><!--<script>${window.hacked=4}`$title $$data"
     "<a href=javascript:window.hacked=5>x</a><style>*{display:none}</style>"
-    "<iframe srcdoc='<script>parent.hacked=6</script>'></iframe>&lt;b&gt;\u2028\u2029\u202e\x00\ud83d"
+    "<iframe srcdoc='<script>parent.hacked=6</script>'></iframe>&lt;b&gt;"
+    "\u2028\u2029\u202e\x00\ud83d"
 )
+REWARD = '[data-chart="all/reward/mean"]'
 CHOSEN = "return document.querySelector('.list [aria-selected=true]').dataset.key"
 
 
@@ -120,9 +122,9 @@ def test_filters_by_source_step_and_reward(browser: Any, page: Any):
 
 def test_tokens_are_coloured_and_masked_ones_dimmed(browser: Any, page: Any):
     browser.open(page(steps=2))
-    dim = "return document.querySelectorAll('.tokens .masked').length"
-    assert browser.js(dim) == 4
-    paints = "return [...document.querySelectorAll('.tok:not(.masked)')].map(t => t.style.backgroundColor)"
+    assert browser.count(".tokens .masked") == 4
+    sampled = "document.querySelectorAll('.tok:not(.masked)')"
+    paints = f"return [...{sampled}].map(t => t.style.backgroundColor)"
     by_mode: dict[str, list[str]] = {}
     for _ in range(3):
         mode = browser.js(
@@ -170,42 +172,40 @@ def luminance(colour: str) -> float:
 def test_every_control_has_a_name_and_every_chart_its_table(browser: Any, page: Any):
     browser.open(page(steps=5))
     unnamed = browser.js(
-        "return [...document.querySelectorAll('button, input, select, a, [tabindex=\"0\"]')].filter(e =>"
-        " !(e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length)).map(e => e.outerHTML)"
+        "return [...document.querySelectorAll(arguments[0])].filter(e => !(e.textContent.trim() ||"
+        " e.getAttribute('aria-label') || e.labels?.length)).map(e => e.outerHTML)",
+        'button, input, select, a, [tabindex="0"]',
     )
     assert unnamed == []
-    charts = browser.js("return document.querySelectorAll('[data-chart]').length")
+    charts = browser.count("[data-chart]")
     assert charts > 15
     browser.js("document.querySelectorAll('[data-chart] details').forEach(d => { d.open = true })")
     browser.wait(
         "return document.querySelectorAll('[data-chart] details table').length === arguments[0]",
         charts,
     )
-    drawn = "return document.querySelectorAll('[data-chart] .plot svg').length"
-    assert browser.js(drawn) == charts
-    assert browser.js("return document.querySelectorAll('h1').length") == 1
+    assert browser.count("[data-chart] .plot svg") == charts and browser.count("h1") == 1
 
 
 def test_a_chart_tells_its_values_by_keys_and_hides_lines(browser: Any, page: Any):
     browser.open(page(steps=5))
-    browser.js("document.querySelector('[data-chart=\"all/reward/mean\"] .plot').focus()")
+    browser.js("document.querySelector(arguments[0]).focus()", f"{REWARD} .plot")
     browser.press("\ue012")
-    tip = "return document.querySelector('[data-chart=\"all/reward/mean\"] .tip').textContent"
-    assert browser.js(tip).startswith("step 5") and "sums" in browser.js(tip)
-    browser.js("document.querySelector('[data-chart=\"all/reward/mean\"] .legend button').click()")
-    lines = "return document.querySelectorAll('[data-chart=\"all/reward/mean\"] path.ln').length"
-    before = browser.js(lines)
+    tip = browser.text(f"{REWARD} .tip")
+    assert tip.startswith("step 5") and "sums" in tip and "spelling" in tip
+    browser.js("document.querySelector(arguments[0]).click()", f"{REWARD} .legend button")
+    assert browser.count(f"{REWARD} .plot path.ln") == 1
     browser.js(
-        "const el = document.getElementById('smoothing'); el.value = 0.9; el.dispatchEvent(new Event('input'))"
+        "const el = document.getElementById('smoothing'); el.value = 0.9;"
+        "el.dispatchEvent(new Event('input'))"
     )
-    assert browser.js(lines) == before + 1  # the raw values stay, behind
+    assert browser.count(f"{REWARD} .plot path.ln") == 2  # the raw values stay, behind
 
 
 def test_missing_steps_are_gaps(browser: Any, page: Any):
     browser.open(page(steps=20, missing_steps=(7, 8, 9)))
-    path = browser.js(
-        "return document.querySelector('[data-chart=\"all/reward/mean\"] path.ln').getAttribute('d')"
-    )
+    line = f"{REWARD} .plot path.ln"
+    path = browser.js("return document.querySelector(arguments[0]).getAttribute('d')", line)
     assert path.count("M") == 2
 
 
@@ -219,28 +219,60 @@ def test_the_page_of_200_steps_stays_small(browser: Any, page: Any):
     assert is_clean(browser, address)
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda run: [(run / n).unlink() for n in ("metrics.jsonl", "eval.jsonl", "ledger.jsonl")],
-        lambda run: [p.unlink() for p in run.iterdir() if p.is_file() and p.name != "config.yaml"],
-        lambda run: (run / "config.yaml").unlink(),
-        lambda run: (run / "config.yaml").write_text("sources: 3\nname: [1"),
-        lambda run: (run / "config.yaml").write_text("sources: [3, {name: 2}]\nweight_sync: 4"),
-        lambda run: (run / "run.json").write_text('{"id": 3'),
-        lambda run: [p.write_bytes(p.read_bytes()[:-40]) for p in run.glob("*.jsonl")],
-        lambda run: [p.write_bytes(b"\x00\xff{]\n[1]\n3\n" + p.read_bytes()) for p in run.glob("*.jsonl")],
-        lambda run: [p.write_text("") for p in run.iterdir() if p.is_file() and p.name != "run.json"],
-        lambda run: [p.write_text('{"step": 1}\n{"step": "x"}\n{"tokens": 4, "step": 2}\n') for p in run.rglob("*.jsonl")],
-        lambda run: [p.write_text('{"step": 1, "tokens": {"text": ["a"], "sampled": [[0, 1]]}, "reward_parts": [], "prompt": 3}\n{') for p in run.glob("rollouts/*.jsonl")],
-    ],
-    ids=["no records", "recipe alone", "no recipe", "torn recipe", "odd recipe", "torn record", "torn ends", "damaged lines", "empty files", "odd rows", "odd rollouts"],
-)  # fmt: skip
+ODD_ROWS = '{"step": 1}\n{"step": "x"}\n{"tokens": 4, "step": 2}\n'
+ODD_ROLLOUT = {"step": 1, "tokens": {"text": ["a"], "sampled": [[0, 1]]}, "prompt": 3}
+
+
+def spoil(run: Path, how: str) -> None:
+    """Make a run directory one that a crash, another version or a person left."""
+    records, rollouts = list(run.glob("*.jsonl")), list(run.glob("rollouts/*.jsonl"))
+    files = [p for p in run.iterdir() if p.is_file()]
+    match how:
+        case "no records":
+            for path in records:
+                path.unlink()
+        case "recipe alone":
+            for path in files:
+                path.unlink() if path.name != "config.yaml" else None
+        case "no recipe":
+            (run / "config.yaml").unlink()
+        case "torn recipe":
+            (run / "config.yaml").write_text("sources: 3\nname: [1")
+        case "odd recipe":
+            (run / "config.yaml").write_text("sources: [3, {name: 2}]\nweight_sync: 4")
+        case "torn record":
+            (run / "run.json").write_text('{"id": 3')
+        case "torn ends":
+            for path in records:
+                path.write_bytes(path.read_bytes()[:-40])
+        case "damaged lines":
+            for path in records:
+                path.write_bytes(b"\x00\xff{]\n[1]\n3\n" + path.read_bytes())
+        case "empty files":
+            for path in files:
+                path.write_text("") if path.name != "run.json" else None
+        case "odd rows":
+            for path in (*records, *rollouts):
+                path.write_text(ODD_ROWS)
+        case "odd rollouts":
+            for path in rollouts:
+                path.write_text(json.dumps({**ODD_ROLLOUT, "reward_parts": []}) + "\n{")
+        case _:
+            raise AssertionError(how)
+
+
+SPOILT = (
+    *("no records", "recipe alone", "no recipe", "torn recipe", "odd recipe", "torn record"),
+    *("torn ends", "damaged lines", "empty files", "odd rows", "odd rollouts"),
+)
+
+
+@pytest.mark.parametrize("how", SPOILT)
 def test_a_partial_run_is_shown_with_what_it_lacks(
-    browser: Any, make: Callable[..., Path], page_of: Any, tmp_path: Path, spoil: Any
+    browser: Any, make: Callable[..., Path], page_of: Any, tmp_path: Path, how: str
 ):
     run = make(tmp_path / "run", steps=8, attempts=2)
-    spoil(run)
+    spoil(run, how)
     address = page_of(run)
     browser.open(address)
     assert is_clean(browser, address)
