@@ -43,7 +43,7 @@ def stretches(rollout: Rollout, room: int) -> tuple[int, int, tuple[I32, ...]]:
     parts = [ids for t in rollout.turns for ids in (t.prompt_ids, t.completion.token_ids)]
     length = sum(map(len, parts))
     head = length if length <= room else room // 2
-    tail = max(head, length - (room - head))
+    tail = length if length <= room else length - (room - head)
     kept: list[I32] = []
     start = 0
     for ids in parts:
