@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-NUMBERS = 170_000
-"""Numbers that a page holds of a run's metrics: about 1.2 MB of text."""
+NUMBERS = 130_000
+"""Numbers that a page holds of a run's metrics: about 1 MB of text."""
 _DIGITS = 5
 
 

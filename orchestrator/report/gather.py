@@ -25,12 +25,12 @@ from orchestrator.report.columns import Columns
 from orchestrator.report.cost import cost
 from orchestrator.report.lines import Tail
 from orchestrator.report.logs import read_log
-from orchestrator.report.samples import SampleReader
+from orchestrator.report.samples import SampleReader, spread
 from orchestrator.run_dir import MIX_EDITS, RunRecord, read_record
 from orchestrator.spikiness import SETTINGS, Standing, spikiness, standings
 
 T = TypeVar("T")
-_EVAL_ROWS, _ALARM_ROWS, _FAILED_GROUPS = 3000, 400, 50
+_EVAL_ROWS, _ALARM_ROWS, _FAILED_GROUPS = 1500, 400, 50
 _EVAL_KEYS = (
     *("step", "source", "n", "invalid", "pass_rate", "pass_rate_stderr"),
     *("pass_rate_low", "pass_rate_high", "reward_mean", "reward_stderr", "train_reward", "gap"),
@@ -84,7 +84,7 @@ class RunReader:
             "config": plain,
             "config_text": self._text("config.yaml"),
             "metrics": self._columns.to_json(),
-            "eval": [{k: r.get(k) for k in _EVAL_KEYS if k in r} for r in evals[-_EVAL_ROWS:]],
+            "eval": self._thinned(evals),
             "ledger": self._ledger(),
             "failed_groups": self._failed_groups(),
             "alarms": self._rows["alarms.jsonl"][-_ALARM_ROWS:],
@@ -157,6 +157,16 @@ class RunReader:
             "spikiness": spikiness(last, found, bound) if found else None,
             "max_regression": bound,
         }
+
+    def _thinned(self, evals: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the evaluations; of very many the first, the last, and those spread between."""
+        kept = [{k: r[k] for k in _EVAL_KEYS if k in r} for r in evals]
+        if len(kept) > _EVAL_ROWS:
+            steps = list(dict.fromkeys(r["step"] for r in kept))
+            chosen = set(spread(steps, max(2, _EVAL_ROWS * len(steps) // len(kept))))
+            kept = [r for r in kept if r["step"] in chosen]
+            self._notes.append(f"of {len(steps)} evaluations {len(chosen)} are drawn")
+        return kept
 
     def _attempts(self, record: RunRecord | None) -> list[dict[str, Any]]:
         """Return the starts of the run, and how long each went as the ledger and the log tell."""

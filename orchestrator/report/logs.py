@@ -12,7 +12,7 @@ _AGREEMENT = re.compile(
     r"agreement at version (\d+): median (\S+), largest (\S+) over (\d+) tokens"
 )
 _SYNC = re.compile(r"weight sync: (generation \d+, .*)")
-_KEPT = 60
+_KEPT = 40
 """Entries of a kind that are kept at either end."""
 _CHARACTERS = 1500
 """Of an entry with its traceback."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.report.lines import Tail
 
-BYTES = 1_100_000
+BYTES = 900_000
 """Of all rollouts on a page."""
 _STEPS = 40
 """Steps of which rollouts are shown, at most: the first, the last, and those spread between."""

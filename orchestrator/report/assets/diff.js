@@ -11,7 +11,10 @@ const allSources = (data) => [...new Set([...data.a.sources, ...data.b.sources])
 function diffHead(data) {
   return h("header", { class: "top" }, h("h1", {}, `${data.a.name} and ${data.b.name}`),
     runsOf(data).map(([side, run]) => h("div", { class: "facts" }, h("b", {}, side), h("span", { class: "pill" }, run.status.text), fact("steps", `${fmt.int(run.step)} of ${fmt.int(run.num_steps)}`), run.id && fact("run", run.id), fact("folder", run.path))),
-    runsOf(data).map(([side, run]) => run.notes.length ? h("ul", { class: "notes", "aria-label": `What is missing of ${side}` }, run.notes.map((n) => h("li", {}, `${side}: ${n}`))) : null));
+    (() => {
+      const notes = runsOf(data).flatMap(([side, run]) => run.notes.filter((n) => !n.includes("rollouts")).map((n) => `${side}: ${n}`));
+      return notes.length ? h("ul", { class: "notes", "aria-label": "What is missing" }, notes.map((n) => h("li", {}, n))) : null;
+    })());
 }
 
 // The charts of both runs' lines; a chart's stride is the wider one, so that no gap is drawn over.
@@ -42,8 +45,8 @@ function diffHeldOut(data) {
       return own.length ? { name: `${side} ${name}`, x: own.map((r) => r.step), y: own.map((r) => (isNumber(r.pass_rate) ? r.pass_rate : null)), low: own.map((r) => r.pass_rate_low), high: own.map((r) => r.pass_rate_high), color: i % 8, dash: side === "B" ? DASHES[1] : "", points: true } : null;
     })),
     panel(h("h3", {}, "Latest"), table(["source", "A", "B", "B − A, points", "standard error"], rows.map((r) => [h("span", {}, swatch(sources.indexOf(r.source)), r.source), rate(r.a), rate(r.b),
-      isNumber(r.difference) ? { text: fmt.signed(r.difference), class: r.difference < 0 ? "bad" : "good" } : r.a && r.b ? "measured otherwise" : "–", isNumber(r.stderr) ? fmt.num(100 * r.stderr) : "–"]),
-    { caption: "A difference is given only where items, samples, temperature, token limit and threshold are the same." })))];
+      isNumber(r.difference) ? changeCell(r.difference, r.stderr) : r.a && r.b ? "measured otherwise" : "–", isNumber(r.stderr) ? fmt.num(100 * r.stderr) : "–"]),
+    { caption: "A difference is given only where items, samples, temperature, token limit and threshold are the same; coloured beyond two standard errors." })))];
 }
 
 function changeTable(rows, none) {

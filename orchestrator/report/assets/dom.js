@@ -67,6 +67,8 @@ function table(columns, rows, options = {}) {
       h("tbody", {}, rows.map((row) => h("tr", {}, row.map((c, i) => cell("td", c, i)))))));
 }
 
+// A change is coloured where it is beyond two standard errors; else it may be chance, and is not.
+const changeCell = (change, ...errors) => ({ text: fmt.signed(change), class: errors.every(isNumber) && Math.abs(change) > 2 * Math.hypot(...errors) ? (change < 0 ? "bad" : "good") : null });
 const empty = (...text) => h("p", { class: "empty" }, ...text);
 const swatch = (i) => h("span", { class: `swatch s${i % 9}`, "aria-hidden": "true" });
 const panel = (...children) => h("div", { class: "panel" }, ...children);

@@ -99,8 +99,8 @@ function beforeAfter(run) {
   return h("div", { class: "panel" }, h("h3", {}, "Before and after"),
     rows.length ? table(["source", "first", "latest", "change", ""],
       rows.map((st) => [h("span", {}, swatch(run.sources.indexOf(st.source)), st.source), cell(st.start), cell(st.now),
-        { text: fmt.signed(st.since_start), class: st.since_start < 0 ? "bad" : "good" }, bar(st)]),
-      { caption: "Pass rates in percent, change in points; ring first, disc latest, shade its 95% interval." })
+        changeCell(st.since_start, st.start.stderr, st.now.stderr), bar(st)]),
+      { caption: "Pass rates in percent, change in points; ring first, disc latest, shade its 95% interval; coloured beyond two standard errors." })
       : empty("No evaluation had a valid rollout."));
 }
 
