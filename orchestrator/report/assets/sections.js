@@ -12,7 +12,9 @@ function line(run, metric, name, color, more = {}) {
   const band = (side) => { const found = (run.metrics[side] || {})[metric]; return Array.isArray(found) ? found : null; };
   return { name, x: run.metrics.steps, y, low: band("low"), high: band("high"), color, ...more };
 }
-const dashOf = (i) => DASHES[Math.floor(i / 8) % DASHES.length] || (i >= 4 ? DASHES[1] : "");
+// Four colours that anyone can tell apart, four more in dashes, and so on: no pair of the first 16
+// sources shares both.
+const dashOf = (i) => DASHES[Math.floor(i / 4) % DASHES.length];
 const bySource = (run, key) => run.sources.map((name, i) => line(run, `source/${name}/${key}`, name, i % 8, { dash: dashOf(i) })).filter(Boolean);
 const last = (ys) => { const i = ys ? ys.findLastIndex(isNumber) : -1; return i < 0 ? null : ys[i]; };
 const resumes = (run) => run.attempts.slice(1).filter((a) => isNumber(a.from_step)).map((a) => ({ x: a.from_step + 0.5, label: `attempt ${a.attempt} goes on after step ${a.from_step}`, calm: true }));
