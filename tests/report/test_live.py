@@ -98,12 +98,22 @@ def test_the_page_follows_the_run(browser: Any, served: Served, tmp_path: Path):
     browser.open(served.address)
     tile = "return document.querySelector('.tiles').innerText.includes(arguments[0])"
     assert browser.js(tile, "6 of 9")
-    browser.js("document.querySelector('.list').children[5].click(); window.kept = 1")
+    browser.js(
+        "document.querySelector('.list').children[5].click(); window.kept = 1;"
+        "document.querySelector('#faults details').open = true;"
+        "document.querySelector('#faults').scrollIntoView({behavior: 'instant'});"
+    )
+    browser.js("document.querySelector('#faults summary').focus({preventScroll: true})")
+    kept = "return [scrollY, document.activeElement.outerHTML.slice(0, 90)]"
+    place = browser.js(kept)
+    assert place[0] > 1000 and place[1].startswith("<summary>")
     chosen = "return document.querySelector('.list [aria-selected=true]').dataset.key"
     before = browser.js(chosen)
     with (tmp_path / "run/metrics.jsonl").open("a") as file:
         file.write(json.dumps(row(Made(), 7, random.Random(1))) + "\n" + '{"step": 8, "torn')
     browser.wait(tile, "7 of 9", seconds=40)
+    assert browser.js(kept) == place
+    assert browser.js("return document.querySelector('#faults details').open")
     assert browser.js(chosen) == before and browser.js("return window.kept") == 1
     assert browser.complaints() == []
     assert all(url.startswith(served.address) for url in browser.requests())

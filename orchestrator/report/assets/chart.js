@@ -53,9 +53,9 @@ function chart(spec) {
     onclick: () => toggle(me, line.name), ondblclick: () => alone(me, line.name),
   }, keySwatch(line), line.name));
   me.buttons = buttons;
-  const rows = h("details", { open: state.openTables.has(spec.id) }, h("summary", {}, "Values as a table"));
+  const rows = h("details", {}, h("summary", {}, "Values as a table"));
   rows.addEventListener("toggle", () => {
-    if (rows.open) { state.openTables.add(spec.id); if (rows.children.length < 2) rows.append(valueTable(spec)); } else state.openTables.delete(spec.id);
+    if (rows.open && rows.children.length < 2) rows.append(valueTable(spec));
   });
   const figure = h("figure", { class: "panel", "data-chart": spec.id },
     h("figcaption", {}, h("h3", {}, spec.title), h("span", { class: "soft" }, spec.note || "")),

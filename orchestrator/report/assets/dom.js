@@ -79,4 +79,4 @@ const meter = (share, i) => {
 };
 
 // What a person chose. It outlives a redraw, and a live page is redrawn often.
-const state = { smoothing: null, hidden: new Map(), sample: null, mode: "advantage", filters: {}, find: "", openTables: new Set(), compared: null };
+const state = { smoothing: null, hidden: new Map(), sample: null, mode: "advantage", filters: {}, find: "", compared: null };

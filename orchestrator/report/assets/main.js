@@ -74,15 +74,32 @@ function render(data) {
   const nav = h("nav", { "aria-label": "Sections" }, sections.map(([id, title]) => h("a", { href: `#${id}` }, title, id === "alarms" && standingAlarms(data.run).length ? h("b", {}, String(standingAlarms(data.run).length)) : null)));
   const body = sections.map(([id, title, note, make]) => section(id, title, note, guarded(id, make, data)));
   charts.forEach((c) => { if (!body.some((el) => el.contains(c.plot))) { c.observer.disconnect(); charts.delete(c); } });
-  const scroll = scrollY;
+  const restore = remember(app);
   app.replaceChildren(h("a", { class: "skip", href: "#overview" }, "To the content"), h("div", { class: "shell" },
     h("aside", { class: "side" }, h("div", { class: "brand" }, MARK(), "Braid"), nav, tools(data)),
     h("main", {}, data.kind === "diff" ? diffHead(data) : pageHead(data), ...body,
       h("footer", {}, h("span", {}, "Steps that were not recorded are gaps; smoothing draws the raw values too. Vertical dotted lines mark where a resumed attempt went on."), h("span", {}, "This page holds all its data and asks nothing of any network", data.live ? ", but for its own server on this machine." : ".")))));
   theme();
   redrawAll();
-  scrollTo(0, scroll);
+  restore();
   follow(nav, body);
+}
+
+// Returns what puts scroll, focus and opened details back where they are now.
+function remember(app) {
+  const top = scrollY, inner = [".list", ".detail"].map((q) => [q, document.querySelector(q)?.scrollTop]);
+  const nameOf = (d) => `${d.closest("section")?.id}/${d.closest("[data-chart]")?.dataset.chart}/${d.firstElementChild.textContent}`;
+  const opened = new Set([...app.querySelectorAll("details[open]")].map(nameOf));
+  const path = [];
+  for (let el = document.activeElement; el && el !== app && app.contains(el); el = el.parentElement) path.unshift([...el.parentElement.children].indexOf(el));
+  const tag = document.activeElement?.tagName;
+  return () => {
+    for (const d of app.querySelectorAll("details")) if (opened.has(nameOf(d))) d.open = true;
+    for (const [q, at] of inner) if (at) document.querySelector(q).scrollTop = at;
+    scrollTo({ top, behavior: "instant" });
+    const el = path.length ? path.reduce((node, i) => node?.children[i], app) : null;
+    if (el?.tagName === tag) el.focus({ preventScroll: true });
+  };
 }
 
 function follow(nav, body) {
@@ -125,10 +142,7 @@ async function watch(data) {
       const fresh = await answer.json();
       while (document.activeElement?.matches("input, select") || document.querySelector("dialog[open]") || document.querySelector(".plot:hover")) await new Promise((resolve) => setTimeout(resolve, 500));
       tag = answer.headers.get("ETag");
-      const list = document.querySelector(".list")?.scrollTop, detail = document.querySelector(".detail")?.scrollTop;
       render({ ...fresh, live: true });
-      if (list) document.querySelector(".list").scrollTop = list;
-      if (detail) document.querySelector(".detail").scrollTop = detail;
       tell("up to date");
     } catch (error) { failures = Math.min(5, failures + 1); tell(`no answer from the server (${error.message}); what stands here is the last that was heard`); }
   }
