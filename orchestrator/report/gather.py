@@ -5,6 +5,7 @@ of another version of Braid, or have been made by hand. What cannot be read is l
 """
 
 import re
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -249,7 +250,7 @@ class RunReader:
             return {"state": "stopped", "text": end["text"]}
         if total and step >= total:
             return {"state": "complete", "text": "complete"}
-        if locked is None:
+        if locked is None or _ran_elsewhere(self.path):
             return {"state": "unknown", "text": "whether it goes on cannot be told on this machine"}
         if step == 0:
             return {"state": "ended", "text": "ended, or was killed, before its first step"}
@@ -294,6 +295,13 @@ def is_locked(path: Path) -> bool | None:
     return any(
         "FLOCK" in line and f":{inode} " in line and "->" not in line for line in table.splitlines()
     )
+
+
+def _ran_elsewhere(path: Path) -> bool:
+    """Return whether another machine than this one held the run last, whose locks are not seen."""
+    lock = path / "run.lock"
+    holder = lock.read_text(errors="replace") if lock.is_file() else ""
+    return " on " in holder and holder.rpartition(" on ")[2].strip() != socket.gethostname()
 
 
 def _standing(s: Standing, bound: float | None) -> dict[str, Any]:

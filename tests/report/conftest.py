@@ -7,6 +7,7 @@ import json
 import math
 import random
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,7 @@ def make_run(path: Path, made: Made | None = None, **how: Any) -> Path:
     for step in _steps(made):
         _write(path / f"rollouts/step_{step}.jsonl", _rollouts(made, step, rng))
     (path / "log.txt").write_text(_log(made), encoding="utf-8", errors="backslashreplace")
-    (path / "run.lock").write_text("pid 1 on nowhere\n")
+    (path / "run.lock").write_text(f"pid 1 on {socket.gethostname()}\n")
     return path
 
 

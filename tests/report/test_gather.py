@@ -144,6 +144,8 @@ def test_a_lock_that_is_held_is_seen_and_not_touched(make: Callable[..., Path], 
         assert is_locked(run) is True
         assert RunReader(run).read()["status"]["state"] == "running"
     assert is_locked(run) is False
+    (run / "run.lock").write_text("pid 1 on another-node\n")
+    assert RunReader(run).read()["status"]["state"] == "unknown"
 
 
 def test_samples_keep_to_their_bytes_and_tell_of_all_sources(
