@@ -15,8 +15,8 @@ from string import Template
 from typing import Any
 
 _SCRIPTS = (
-    *("dom.js", "chart.js", "sections.js", "sections2.js"),
-    *("samples.js", "diff.js", "main.js"),
+    *("dom.js", "chart.js", "series.js", "learning.js", "mix.js", "engines.js", "faults.js"),
+    *("recipe.js", "samples.js", "diff.js", "main.js"),
 )
 
 

@@ -33,7 +33,10 @@ const fmt = {
     return String(Number(v.toPrecision(size >= 100 ? 4 : 3)));
   },
   pct: (v, digits = 1) => (isNumber(v) ? `${(100 * v).toFixed(digits)}%` : "–"),
-  signed: (v, digits = 1) => (isNumber(v) ? `${Math.abs(v) * 100 < 0.5 * 10 ** -digits ? "" : v > 0 ? "+" : "−"}${(100 * Math.abs(v)).toFixed(digits)}` : "–"),
+  signed: (v, digits = 1) =>
+    isNumber(v)
+      ? `${Math.abs(v) * 100 < 0.5 * 10 ** -digits ? "" : v > 0 ? "+" : "−"}${(100 * Math.abs(v)).toFixed(digits)}`
+      : "–",
   int: (v) => (isNumber(v) ? Math.round(v).toLocaleString("en-US") : "–"),
   bytes(v) {
     if (!isNumber(v)) return "–";
@@ -47,9 +50,12 @@ const fmt = {
     if (v < 1) return `${Math.round(v * 1000)} ms`;
     if (v < 100) return `${Number(v.toPrecision(3))} s`;
     const minutes = Math.floor(v / 60);
-    return minutes < 60 ? `${minutes} min ${Math.round(v % 60)} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+    return minutes < 60
+      ? `${minutes} min ${Math.round(v % 60)} s`
+      : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
   },
-  hours: (v) => (isNumber(v) ? (v !== 0 && v < 0.001 ? v.toExponential(1) : v < 1 ? v.toFixed(4) : v.toFixed(2)) : "–"),
+  hours: (v) =>
+    isNumber(v) ? (v !== 0 && v < 0.001 ? v.toExponential(1) : v < 1 ? v.toFixed(4) : v.toFixed(2)) : "–",
   when: (v) => asText(v).slice(0, 19).replace("T", " "),
 };
 
@@ -60,15 +66,47 @@ function table(columns, rows, options = {}) {
     const names = [plain.class, asList(options.text).includes(i) ? "text" : null].filter(Boolean).join(" ");
     return h(tag, { class: names || null, scope: tag === "th" ? "col" : null }, plain.text ?? "–");
   };
-  return h("div", { class: options.tall ? "scroll tall" : "scroll", tabindex: options.tall ? 0 : null },
-    h("table", {},
+  return h(
+    "div",
+    { class: options.tall ? "scroll tall" : "scroll", tabindex: options.tall ? 0 : null },
+    h(
+      "table",
+      {},
       options.caption && h("caption", {}, options.caption),
-      h("thead", {}, h("tr", {}, columns.map((c, i) => cell("th", c, i)))),
-      h("tbody", {}, rows.map((row) => h("tr", {}, row.map((c, i) => cell("td", c, i)))))));
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          columns.map((c, i) => cell("th", c, i)),
+        ),
+      ),
+      h(
+        "tbody",
+        {},
+        rows.map((row) =>
+          h(
+            "tr",
+            {},
+            row.map((c, i) => cell("td", c, i)),
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 // A change is coloured where it is beyond two standard errors; else it may be chance, and is not.
-const changeCell = (change, ...errors) => ({ text: fmt.signed(change), class: errors.every(isNumber) && Math.abs(change) > 2 * Math.hypot(...errors) ? (change < 0 ? "bad" : "good") : null });
+const changeCell = (change, ...errors) => ({
+  text: fmt.signed(change),
+  class:
+    errors.every(isNumber) && Math.abs(change) > 2 * Math.hypot(...errors)
+      ? change < 0
+        ? "bad"
+        : "good"
+      : null,
+});
 const empty = (...text) => h("p", { class: "empty" }, ...text);
 const swatch = (i) => h("span", { class: `swatch s${i % 9}`, "aria-hidden": "true" });
 const panel = (...children) => h("div", { class: "panel" }, ...children);
@@ -79,4 +117,12 @@ const meter = (share, i) => {
 };
 
 // What a person chose. It outlives a redraw, and a live page is redrawn often.
-const state = { smoothing: null, hidden: new Map(), sample: null, mode: "advantage", filters: {}, find: "", compared: null };
+const state = {
+  smoothing: null,
+  hidden: new Map(),
+  sample: null,
+  mode: "advantage",
+  filters: {},
+  find: "",
+  compared: null,
+};
