@@ -218,11 +218,13 @@ def _step_events(made: Made, step: int, number: int) -> Iterator[Event]:
 
 def _rollouts(made: Made, step: int, rng: random.Random) -> list[dict[str, Any]]:
     prompt = made.tokens // 3
+    sampled = made.tokens - prompt
+    logprobs = [round(-rng.random() * 3, 5) for _ in range(sampled)]
+    advantages = [round(rng.uniform(-2, 2), 4) for _ in range(sampled)]
+    trainer = [round(v + 0.01 * rng.random(), 5) for v in logprobs]
     rows: list[dict[str, Any]] = []
     for source in made.sources:
         for index in range(4):
-            sampled = made.tokens - prompt
-            logprobs = [round(-rng.random() * 3, 5) for _ in range(sampled)]
             rows.append(
                 {
                     "step": step,
@@ -246,9 +248,9 @@ def _rollouts(made: Made, step: int, rng: random.Random) -> list[dict[str, Any]]
                     "tokens": {
                         "text": [made.text, *("tok " for _ in range(made.tokens - 1))],
                         "sampled": [[prompt, made.tokens]],
-                        "advantage": [rng.uniform(-2, 2) for _ in range(sampled)],
+                        "advantage": advantages,
                         "logprob": logprobs,
-                        "trainer_logprob": [v + 0.01 * rng.random() for v in logprobs],
+                        "trainer_logprob": trainer,
                     },
                 }
             )

@@ -151,18 +151,18 @@ def test_a_lock_that_is_held_is_seen_and_not_touched(make: Callable[..., Path], 
 def test_samples_keep_to_their_bytes_and_tell_of_all_sources(
     make: Callable[..., Path], tmp_path: Path
 ):
-    run = make(tmp_path / "run", steps=50, tokens=900, text="long " * 500, sources=("a", "b", "c"))
+    run = make(tmp_path / "run", steps=42, tokens=700, text="long " * 300, sources=("a", "b", "c"))
     found = SampleReader(run / "rollouts").read()
-    assert found["steps"] == 50 and found["steps_shown"] == 40
+    assert found["steps"] == 42 and found["steps_shown"] == 40
     assert len(embed({"x": found})) < BYTES * 1.02
-    for step in spread(range(1, 51), 40):
+    for step in spread(range(1, 43), 40):
         assert {r["source"] for r in found["rows"] if r["step"] == step} == {"a", "b", "c"}
     for row in found["rows"]:
         tokens = row["tokens"]
         sampled = sum(b - a for a, b in tokens["sampled"])
         assert len(tokens["logprob"]) == len(tokens["advantage"]) == sampled
         assert all(b <= len(tokens["text"]) for _, b in tokens["sampled"])
-        assert tokens["after"] == 900 - len(tokens["text"])
+        assert tokens["after"] == 700 - len(tokens["text"])
 
 
 def test_changes_match_sources_by_name():

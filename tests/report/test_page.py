@@ -212,7 +212,7 @@ def test_missing_steps_are_gaps(browser: Any, page: Any):
 def test_the_page_of_200_steps_stays_small(browser: Any, page: Any):
     many = {f"train/number_{i}": 0.12345678 + i for i in range(400)}
     address = page(
-        steps=200, tokens=150, sources=("a", "b", "c", "d", "e"), more=many, text="word " * 200
+        steps=200, tokens=100, sources=("a", "b", "c", "d", "e"), more=many, text="word " * 80
     )
     assert address.stat().st_size < 3_000_000
     browser.open(address)
