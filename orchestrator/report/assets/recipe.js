@@ -228,11 +228,12 @@ function overview(run) {
       run.ledger.balanced ? "balanced" : h("span", { class: "bad-ink" }, "wrong"),
       `${fmt.int(run.ledger.in_flight)} groups in flight`,
     );
-  const gap = column(run, "sync/logprob_gap_max");
-  if (gap)
+  const checks = asList((run.log || {}).checks).map((check) => check.largest);
+  const gaps = [...(column(run, "sync/logprob_gap_max") || []), ...checks].filter(isNumber);
+  if (gaps.length)
     tile(
       "Largest logprob gap",
-      fmt.num(gap.filter(isNumber).reduce((a, b) => Math.max(a, b), 0)),
+      fmt.num(gaps.reduce((a, b) => Math.max(a, b))),
       "engine − trainer, same weights",
     );
   return [
