@@ -86,6 +86,16 @@ class RolloutFleet(_Group):
             timeout_s=self._health.generate_s,
         )
 
+    async def spell(self, groups: Sequence[GroupSummary]) -> Ref:
+        """Have the tokens of graded groups written as texts; returns where they are."""
+        refs = [g.group_ref for g in groups]
+        return await self._least_busy(
+            lambda engine, _: engine.spell.remote(refs),
+            weight=0,
+            doing="spell tokens for the record",
+            timeout_s=self._health.train_s,
+        )
+
     async def open_sync(
         self, inits: Sequence[SyncInit], manifest: Manifest, *, timeout_s: float
     ) -> None:
@@ -140,11 +150,19 @@ class RewardFleet(_Group):
             for figure, value in add_up([c[name] for c in counts]).items()
         }
 
-    async def record(self, path: Path, step: int, refs: Sequence[Ref]) -> None:
-        """Have the full text of groups appended to a file."""
+    async def record(
+        self,
+        path: Path,
+        step: int,
+        groups: Sequence[GroupSummary],
+        spelled: Ref,
+        scores: Sequence[Ref],
+    ) -> None:
+        """Have the full text of groups appended to a file, with their tokens (`spelled`, in order)
+        and the trainer's logprobs of them (`scores`)."""
         await self._one(
             0,
-            lambda grader, _: grader.record.remote(path, step, list(refs)),
+            lambda grader, _: grader.record.remote(path, step, list(groups), spelled, list(scores)),
             doing=f"write {path}",
             timeout_s=self._health.train_s,
         )
@@ -329,6 +347,15 @@ class TrainerGroup(_RankGroup):
             timeout_s=self._health.train_s,
         )
         return results[0]
+
+    async def sample_logprobs(self, batch: TrainBatch) -> tuple[Ref, ...]:
+        """Score samples under the weights as they are; a reference a rank."""
+        plans = [_rank_plan(batch, r // self._per_row) for r in range(len(self.members))]
+        return await self._each(
+            lambda trainer, rank: trainer.sample_logprobs.remote(plans[rank]),
+            doing=f"score what is recorded of step {batch.step}",
+            timeout_s=self._health.train_s,
+        )
 
     async def manifest(self) -> Manifest:
         """Return what tensors travel to the engines."""

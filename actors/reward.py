@@ -7,9 +7,10 @@ and graded groups into the object store itself, so that tokens never pass throug
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -24,6 +25,7 @@ from rewards.judges.request import Transport
 from rewards.monitors.traits import answer_hash, in_slice, text_traits
 from rewards.pool import GraderPool
 from rollouts.advantages import resolve_advantage
+from rollouts.record import Spelled, record
 from rollouts.samples import (
     GroupCredits,
     chunk_for_store,
@@ -33,7 +35,7 @@ from rollouts.samples import (
     to_training_samples,
     without_baseline,
 )
-from rollouts.scopes import advantage_variance, estimator_plug, mean_advantage
+from rollouts.scopes import advantage_variance, estimator_plug, mean_advantage, scaled
 from rollouts.types import (
     GeneratedGroup,
     GroupRequest,
@@ -171,11 +173,35 @@ class RewardActor:
             )
         return tuple(handles)
 
-    async def record(self, path: Path, step: int, refs: Sequence[Ref]) -> None:
-        """Append the full text of groups to a JSONL file, one rollout a line."""
+    async def record(
+        self,
+        path: Path,
+        step: int,
+        summaries: Sequence[GroupSummary],
+        spelled: Sequence[Sequence[Spelled]],
+        scores: Sequence[Ref],
+    ) -> None:
+        """Append the full text of groups to a JSONL file, one rollout a line.
+
+        Args:
+            spelled: the groups' tokens as texts, in order.
+            scores: each to (group id, rollout's index, the trainer's logprobs) of some samples.
+        """
+        groups = await _fetch(g.group_ref for g in summaries)
+        policy = [score for each in (await _fetch(scores)).values() for score in each]
+        chunks = await _fetch(h.ref for g in summaries for h in g.samples)
         lines: list[str] = []
-        for group in await asyncio.gather(*refs):  # type: ignore[call-overload]
-            lines.extend(_rollout_lines(group, step))
+        for summary, own in zip(summaries, spelled, strict=True):
+            samples = [
+                scaled(chunks[h.ref][h.row], h.advantage_scale, h.advantage_shift)
+                for h in summary.samples
+                if not h.needs_values  # whose advantages the critic makes later
+            ]
+            logprobs = {i: values for g, i, values in policy if g == summary.group_id}
+            rows = record(
+                groups[summary.group_ref], step, own, {s.index: s for s in samples}, logprobs
+            )
+            lines.extend(json.dumps(row, ensure_ascii=False) for row in rows)
         await asyncio.to_thread(_append, path, lines)
 
     async def take_judge_counts(self) -> dict[str, dict[str, float]]:
@@ -198,35 +224,10 @@ def _stats(rollout: Rollout) -> RolloutStats:
     return replace(known, traits=traits, gold=rollout.gold, tampering=rollout.tampering)
 
 
-def _rollout_lines(group: RolloutGroup, step: int) -> list[str]:
-    task = group.request.task
-    prompt = [{"role": m.role, "content": m.content} for m in task.prompt]
-    return [
-        json.dumps(
-            {
-                "step": step,
-                "group_id": group.request.group_id,
-                "source": task.source,
-                "index": r.index,
-                "greedy": r is group.greedy,
-                "prompt": prompt,
-                "answer": task.answer,
-                "completions": [t.text for t in r.turns],
-                "status": r.status,
-                "reward": r.reward,
-                "reward_parts": dict(r.reward_parts),
-                "spans": [[s.part, s.turn, s.start, s.end, s.score] for s in r.spans],
-                "reward_notes": dict(r.reward_notes),
-                "gold": None if r.gold is None else r.gold.score,
-                "tampering": r.tampering,
-                "versions": list(r.versions),
-                "completion_tokens": r.num_completion_tokens,
-                "error": None if r.error is None else f"{r.error.boundary}: {r.error.message}",
-            },
-            ensure_ascii=False,
-        )
-        for r in (*group.rollouts, *filter(None, [group.greedy]))
-    ]
+async def _fetch(refs: Iterable[Ref]) -> dict[Ref, Any]:
+    """Return what references point to; each object travels once."""
+    unique = list(dict.fromkeys(refs))
+    return dict(zip(unique, await asyncio.gather(*unique), strict=True))  # type: ignore[call-overload]
 
 
 def _append(path: Path, lines: Sequence[str]) -> None:

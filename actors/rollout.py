@@ -21,6 +21,7 @@ from configs.schema import RunConfig
 from environments.environment import Environment
 from environments.play import GenerateFn, play
 from environments.registry import environment_factory
+from rollouts.record import Spelled, room_for, stretches
 from rollouts.types import (
     I32,
     Boundary,
@@ -144,6 +145,20 @@ class RolloutRunner:
 
         return generate
 
+    def spell(self, groups: Sequence[RolloutGroup]) -> tuple[tuple[Spelled, ...], ...]:
+        """Return the tokens of groups as texts, as many as a record holds."""
+        room = room_for(sum(len(g.rollouts) for g in groups))
+        return tuple(tuple(self._spell(r, room) for r in g.rollouts) for g in groups)
+
+    def _spell(self, rollout: Rollout, room: int) -> Spelled:
+        head, tail, kept = stretches(rollout, room)
+        return Spelled(
+            pieces=tuple(piece for ids in kept for piece in self._renderer.pieces(ids)),
+            head=head,
+            tail=tail,
+            heard=tuple(self._renderer.decode(t.prompt_ids) for t in rollout.turns[1:]),
+        )
+
 
 def draw_seed(seed: int, name: str) -> int:
     """Return the seed of one completion, in [0, 2^63)."""
@@ -223,6 +238,12 @@ class RolloutActor:
         """Return a reference to TrainingSamples that hold this engine's logprobs."""
         assert self._runner is not None, "start() was not called"
         return ray.put(await self._runner.probe(requests))
+
+    async def spell(self, refs: Sequence[Ref]) -> Ref:
+        """Return a reference to the tokens of groups as texts."""
+        assert self._runner is not None, "start() was not called"
+        groups = await asyncio.gather(*refs)  # type: ignore[call-overload]
+        return ray.put(self._runner.spell(groups))
 
     async def open_sync(self, init: SyncInit, manifest: Manifest) -> None:
         """Join a generation of the weight-sync group with all workers."""

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,6 +67,18 @@ class ChatRenderer:
     def token_ends(self, ids: I32, text: str) -> I32:
         """Return how many characters of `text` (`ids` decoded) stand after each token [C]."""
         return token_ends(ids.tolist(), text, self._decode)
+
+    def pieces(self, ids: I32) -> list[str]:
+        """Return the text of each token, special ones spelt out; together they are the whole."""
+
+        def spelt(some: Sequence[int]) -> str:
+            text = self._tokenizer.decode(list(some), skip_special_tokens=False)
+            assert isinstance(text, str)
+            return text
+
+        text = spelt(ids.tolist())
+        ends = [0, *token_ends(ids.tolist(), text, spelt).tolist()]
+        return [text[a:b] for a, b in pairwise(ends)]
 
     def _decode(self, ids: Sequence[int]) -> str:
         backend = getattr(self._tokenizer, "backend_tokenizer", None)

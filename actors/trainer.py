@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import ray
 
-from actors.fetch import fetch_stored, lay_out
+from actors.fetch import fetch_samples, fetch_stored, lay_out
 from actors.heartbeat import Heartbeat, beat
 from actors.ranks import join_ranks
 from actors.sync_plan import Manifest, SendReport, SyncInit
@@ -163,6 +163,25 @@ class TrainerActor:
                 )
             )
         return tuple(gaps)
+
+    def sample_logprobs(self, plan: RankPlan) -> Ref:
+        """Score this rank's samples; all ranks call it.
+
+        Returns:
+            A reference to (group id, rollout's index, logprobs [L]) of each sample.
+        """
+        found: list[tuple[str, int, F32]] = []
+        for minibatch in plan.minibatches:
+            plans = minibatch.grid[0]
+            stored = fetch_stored(plans, timeout_s=self._cfg.health.train_s)
+            batches = [lay_out(own) for own in stored]
+            scores = self.engine.token_logprobs(batches)
+            for own, batch, values in zip(plans, batches, scores, strict=True):
+                samples = fetch_samples(own.samples, timeout_s=self._cfg.health.train_s)
+                ends = batch.cu_seqlens.tolist()
+                for sample, start, end in zip(samples, ends, ends[1:], strict=False):
+                    found.append((sample.group_id, sample.index, values[start:end]))
+        return ray.put(found)
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of a checkpoint."""

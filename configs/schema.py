@@ -273,7 +273,10 @@ class LoggingConfig(Config):
     tensorboard: bool = False
     """Write tensorboard event files."""
     rollout_groups: NonNegativeInt = 4
-    """Groups a step whose full text goes to `rollouts/`."""
+    """Groups a step, of each source in turn, whose text and tokens go to `rollouts/`."""
+    trainer_logprobs: bool = False
+    """Have the trainer score them before it trains, which costs a forward pass of them, so that
+    `braid report` shows token by token where it and the sampler differ."""
 
 
 class HealthConfig(Config):

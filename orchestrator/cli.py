@@ -23,6 +23,7 @@ from orchestrator.import_cmd import import_app
 from orchestrator.interrupt import Signalled
 from orchestrator.judge_cmd import judge_app
 from orchestrator.render_cmd import render
+from orchestrator.report.commands import diff, report, watch
 from orchestrator.submit_cmd import logs, status, stop, submit
 
 app = typer.Typer(
@@ -35,7 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(import_app, name="import")
 app.add_typer(judge_app, name="judge")
-for _command in (render, submit, status, logs, stop):
+for _command in (render, submit, status, logs, stop, report, watch, diff):
     app.command()(_command)
 BAD_INPUT, FAILED = 2, 1
 

@@ -26,6 +26,7 @@ from orchestrator.publisher import SyncReport, WeightPublisher
 from orchestrator.recorder import Recorder
 from orchestrator.replay_files import begin_step, end_step
 from orchestrator.resume import REFERENCE, Checkpointer, Restored, load_actors
+from orchestrator.rollout_record import record_rollouts
 from orchestrator.run_dir import BATCHES
 from orchestrator.step_metrics import StepBooks, TrainedStep
 from rollouts.packing import plan_minibatches
@@ -162,6 +163,9 @@ async def _step(
     who follow the policy. Returns whether it was undone."""
     batch = await _score(parts, _plan(parts, step, groups))
     groups, batch = scale_step(parts.cfg, groups, batch)
+    with parts.clock.phase("log"):
+        path = parts.recorder.rollouts_path(step)
+        await record_rollouts(parts.cfg, parts.cluster, path, step, groups)
     with parts.clock.phase("train"):
         result = await _train(parts, batch)
         if batch.keep_in is not None:
@@ -319,11 +323,6 @@ async def _log(
 ) -> None:
     cfg = parts.cfg
     with parts.clock.phase("log"):
-        keep = cfg.logging.rollout_groups
-        if keep:
-            path = parts.recorder.rollouts_path(step)
-            refs = [g.group_ref for g in groups[:keep]]
-            await parts.cluster.reward.record(path, step, refs)
         judges = await parts.cluster.reward.judge_metrics() if cfg.judges else {}
     for event in parts.mixer.take_events():
         parts.recorder.say(str(event))

@@ -120,7 +120,7 @@ class RunDir:
         _check_kind(path)
         lock = _acquire(path)
         try:
-            before = _read_record(path)
+            before = read_record(path)
             fields = _check_resume(path, before, cfg, resume, hashes)
             accepted = _check_hashes(before, hashes, accept_changes)
             record = _next_record(before, cfg, hashes, accepted, sandbox)
@@ -251,9 +251,14 @@ class RunDir:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file by rename, so that a reader or a crash sees the old or the new one whole."""
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Replace a file by rename."""
     beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with beside.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
@@ -365,7 +370,12 @@ def _acquire(path: Path) -> IO[str]:
     return lock
 
 
-def _read_record(path: Path) -> RunRecord | None:
+def read_record(path: Path) -> RunRecord | None:
+    """Return what run.json of a run directory holds; None where there is none.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
     try:
         return _RECORD.validate_json((path / _RUN).read_bytes())
     except FileNotFoundError:

@@ -86,7 +86,7 @@ def recipe(folder: Path, *, rewards: Sequence[object] = (), **overrides: object)
             "max_logprob_gap_max": 1e-3,
         },
         "checkpoint": {"every": 2, "keep": 2},
-        "logging": {"tensorboard": True, "wandb": "offline"},
+        "logging": {"tensorboard": True, "wandb": "offline", "trainer_logprobs": True},
         "health": {"start_s": 240, "silence_s": 30},
         **overrides,
     }
@@ -259,6 +259,24 @@ def assert_judged(run_dir: Path, shown: str) -> None:
     assert "judge tiny against people on spell/rubric" in shown
 
 
+def assert_tokens(rollouts: Sequence[dict]) -> None:
+    """Assert that tokens were written down, and that engine and trainer agree on them: each step
+    here is trained on by the policy that sampled it."""
+    for rollout in rollouts:
+        tokens = rollout["tokens"]
+        ((start, end),) = tokens["sampled"]
+        assert end == len(tokens["text"]) and end - start == rollout["completion_tokens"]
+        assert "".join(tokens["text"][start:]).startswith(rollout["completions"][0])
+        assert rollout["prompt"][-1]["content"] in "".join(tokens["text"][:start])
+        gaps = zip(tokens["logprob"], tokens["trainer_logprob"], strict=True)
+        assert max(abs(a - b) for a, b in gaps) < 1e-3
+    groups = {r["group_id"]: set[float]() for r in rollouts}
+    for rollout in rollouts:
+        groups[rollout["group_id"]].add(rollout["reward"])
+    for rollout in rollouts:
+        assert (rollout["tokens"]["advantage"] != 0) == (len(groups[rollout["group_id"]]) > 1)
+
+
 def test_a_run_leaves_everything_a_user_expects(start, tmp_path):
     run_dir = tmp_path / "run"
     job = start(recipe(tmp_path, **judged(tmp_path)), run_dir)
@@ -290,6 +308,8 @@ def test_a_run_leaves_everything_a_user_expects(start, tmp_path):
     assert len(rollouts) == 16
     assert {r["versions"][0] for r in rollouts} == {5}
     assert {"prompt", "completions", "reward", "reward_parts", "status"} <= rollouts[0].keys()
+    assert Counter(r["source"] for r in rollouts) == {"sums": 8, "spell": 8}
+    assert_tokens(rollouts)
     golds = [r["gold"] for r in rollouts if r["gold"] is not None]
     assert 0 < len(golds) < 16 and golds == [r["reward"] for r in rollouts if r["gold"] is not None]
     assert sorted(p.name for p in (run_dir / "checkpoints").glob("step_*")) == ["step_4", "step_6"]
