@@ -24,6 +24,7 @@ from configs.engines import ActorsConfig, ModelConfig, RolloutConfig
 from configs.graders.answers import FunctionGrader
 from configs.graders.union import GraderConfig
 from configs.judges import Judges, RewardModels
+from configs.logs import LoggingConfig
 from configs.mix import LimitsConfig, MixConfig, StageConfig
 from configs.monitors import GoldConfig, MonitorsConfig, WatchConfig
 from configs.objective import CreditConfig, ObjectiveConfig
@@ -234,19 +235,6 @@ class DecontaminateConfig(Config):
     procedural: bool = False
     """Search procedural training items too; they are made for it, which takes long, and none has
     a held-out question of its own source anyway."""
-
-
-class LoggingConfig(Config):
-    """What is written beside metrics.jsonl."""
-
-    wandb: Literal["off", "offline", "online"] = "off"
-    """Weights & Biases: off, into the run directory, or to its server."""
-    wandb_project: str = "braid"
-    """Project of the W&B run."""
-    tensorboard: bool = False
-    """Write tensorboard event files."""
-    rollout_groups: NonNegativeInt = 4
-    """Groups a step whose full text goes to `rollouts/`."""
 
 
 class HealthConfig(Config):
