@@ -297,13 +297,25 @@ def ledger(
 
 @app.command()
 def doctor(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="Also check what it needs.")
+    ] = None,
+    overrides: Overrides = None,
+    judges: Annotated[
+        Path | None, typer.Option("--judges", help="File of judges to ask a question each.")
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Where the run will write; default runs.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Check this machine: sandbox tiers, by attacking them, and installed versions; exit 1 if it
-    is not ready."""
-    from orchestrator.doctor import diagnose, render_diagnosis
+    """Check this machine, and what a recipe needs of it: packages, GPUs, memory, ports, disk,
+    models, access, judges, sandbox; exit 1 if it is not ready."""
+    from orchestrator.doctor.diagnose import diagnose, patient_of
+    from orchestrator.doctor.findings import render_diagnosis
 
-    found = diagnose()
+    cfg = None if recipe is None else load_recipe(recipe, overrides or ())
+    found = diagnose(patient_of(cfg, judges, run_dir))
     if as_json:
         sys.stdout.write(json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
     else:
