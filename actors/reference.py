@@ -10,6 +10,7 @@ import ray
 
 from actors.fetch import fetch_samples
 from actors.heartbeat import Heartbeat, beat
+from configs.redact import guard_output
 from configs.schema import RunConfig
 from rollouts.packing import assemble
 from rollouts.types import MicroBatchPlan, Ref
@@ -22,6 +23,7 @@ class ReferenceActor:
     """One copy of the reference policy. Heartbeats run in a thread of their own."""
 
     def __init__(self, cfg: RunConfig):
+        guard_output()
         self._cfg = cfg
         self._model: ReferenceModel | None = None
         self._scored = 0
@@ -31,7 +33,10 @@ class ReferenceActor:
         from trainer.scorer import ReferenceModel
 
         cfg = self._cfg
-        model = cfg.model.model_copy(update={"path": cfg.reference.path or cfg.model.path})
+        model = cfg.model
+        if cfg.reference.path not in (None, model.path):  # whose code nobody has pinned
+            other = {"path": cfg.reference.path, "trust_remote_code": None}
+            model = model.model_copy(update=other)
         self._model = ReferenceModel(
             model, packing=cfg.batch.packing, logprob_chunk=cfg.trainer.logprob_chunk
         )

@@ -18,6 +18,7 @@ from actors.heartbeat import Heartbeat, beat
 from actors.judge import EngineTransport
 from actors.reward_model import RewardModelLink
 from configs.judges import JudgeConfig
+from configs.redact import guard_output, redact_known
 from configs.schema import RunConfig
 from rewards.judges.panel import Panel, close_judges, open_judges
 from rewards.judges.request import Transport
@@ -64,6 +65,7 @@ class RewardActor:
             judges: engines of each judge that has some.
             reward_models: actors of each reward model.
         """
+        guard_output()
         self._cfg = cfg
         self._engines = judges
         links = {
@@ -163,7 +165,7 @@ class RewardActor:
         lines: list[str] = []
         for group in await asyncio.gather(*refs):  # type: ignore[call-overload]
             lines.extend(_rollout_lines(group, step))
-        await asyncio.to_thread(_append, path, lines)
+        await asyncio.to_thread(_append, path, [redact_known(line) for line in lines])
 
     async def take_judge_counts(self) -> dict[str, dict[str, float]]:
         """Return what each judge did for this actor since the last call."""

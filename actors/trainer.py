@@ -16,6 +16,7 @@ import ray
 from actors.fetch import fetch_micro_batches
 from actors.heartbeat import Heartbeat, beat
 from actors.sync_plan import Manifest, SendReport, SyncInit
+from configs.redact import guard_output
 from configs.schema import RunConfig
 from rollouts.packing import assemble
 from rollouts.types import F32, MinibatchPlan, Ref, StepResult
@@ -47,6 +48,7 @@ class TrainerActor:
     """One data-parallel rank. Heartbeats run in a thread of their own."""
 
     def __init__(self, cfg: RunConfig, rank: int, world_size: int):
+        guard_output()
         self._cfg, self._rank, self._world = cfg, rank, world_size
         self._engine: PolicyEngine | None = None
         self._sender: WeightSender | None = None

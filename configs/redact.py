@@ -10,9 +10,12 @@ import logging
 import netrc
 import os
 import re
+import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import TracebackType
 from typing import TypeVar, cast
 from urllib.parse import quote
 
@@ -25,6 +28,8 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 """Names of environment variables whose values are secrets."""
+_NAMED: set[str] = set()
+"""Variables that hold secrets by a recipe's word."""
 _MIN_LENGTH = 8
 """A shorter value is no secret worth the name, and would cut up ordinary words."""
 
@@ -52,6 +57,11 @@ SHAPES: Mapping[str, re.Pattern[str]] = {
 def is_secret_name(name: str) -> bool:
     """Return whether a variable or field of that name would hold a secret."""
     return _SECRET_NAME.search(name) is not None
+
+
+def hide_variable(name: str) -> None:
+    """Take the value of this environment variable for a secret, whatever its name."""
+    _NAMED.add(name)
 
 
 def known_secrets() -> dict[str, str]:
@@ -96,6 +106,20 @@ def _redacted(data: object) -> object:
     return data
 
 
+def guard_output() -> None:
+    """Have this process write neither log lines without a handler nor its last traceback with
+    secrets in them. Call at its start."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(RedactingFormatter())
+    sys.excepthook = _print_redacted
+
+
+def _print_redacted(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
+
+
 class RedactingFormatter(logging.Formatter):
     """Formats a record, its traceback included, without secrets."""
 
@@ -106,7 +130,7 @@ class RedactingFormatter(logging.Formatter):
 
 def _visible() -> Iterator[tuple[str, str]]:
     for name, value in os.environ.items():
-        if is_secret_name(name):
+        if name in _NAMED or is_secret_name(name):
             yield name, value.strip()
     home = Path(os.environ.get("HOME", "~")).expanduser()
     hub = Path(os.environ.get("HF_HOME", str(home / ".cache/huggingface")))

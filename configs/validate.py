@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from configs.errors import Problem
 from configs.evaluation import check_eval, warn_eval
+from configs.model_code import check_code
 from configs.model_files import find_model_folder, read_model_shape
 from configs.schema import ActorsConfig, RunConfig
 from configs.validate_data import HUB_NAME, check_data
@@ -18,6 +19,7 @@ from configs.validate_mix import check_mix, warn_mix
 from configs.validate_monitors import check_monitors, warn_monitors
 from configs.validate_objective import check_objective, warn_objective, warn_source_objective
 from configs.validate_parts import check_parts
+from configs.validate_secrets import check_secrets
 
 
 def validate_run(cfg: RunConfig) -> list[Problem]:
@@ -34,6 +36,7 @@ def validate_run(cfg: RunConfig) -> list[Problem]:
         *check_eval(cfg),
         *_check_model(cfg),
         *check_judges(cfg),
+        *check_secrets(cfg),
     ]
 
 
@@ -352,6 +355,7 @@ def _check_sync(cfg: RunConfig) -> Iterator[Problem]:
 
 def _check_model(cfg: RunConfig) -> Iterator[Problem]:
     yield from check_path(cfg.model.path, "model.path")
+    yield from check_code(cfg.model, "model")
 
 
 def _warn_sources(cfg: RunConfig) -> Iterator[Problem]:

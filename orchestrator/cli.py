@@ -19,6 +19,7 @@ from rich.console import Console
 
 from configs.errors import ConfigError, Problem
 from configs.load import load_recipe
+from configs.redact import guard_output, redact
 from orchestrator.import_cmd import import_app
 from orchestrator.interrupt import Signalled
 from orchestrator.judge_cmd import judge_app
@@ -340,6 +341,7 @@ def main() -> None:
     """Entry point: run a command and turn what ends it into a message and an exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    guard_output()
     sys.path.insert(0, os.getcwd())  # for `module:name` plugs that lie where braid is run
     sys.exit(_main(sys.argv[1:]))
 
@@ -360,7 +362,7 @@ def _main(arguments: list[str]) -> int:
         if not _is_run_error(error):
             raise
         kind = type(error).__name__
-        _stderr().print(f"{kind}: {error}", style="red", markup=False, soft_wrap=True)
+        _stderr().print(redact(f"{kind}: {error}"), style="red", markup=False, soft_wrap=True)
         return FAILED
 
 

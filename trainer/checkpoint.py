@@ -16,6 +16,7 @@ from configs.errors import ConfigError, Problem
 from configs.schema import RunConfig
 from trainer import rng
 from trainer.controls import Controls
+from trainer.safe_load import only_tensors
 
 TAG = "state"
 _CARD = "trainer.json"
@@ -61,7 +62,8 @@ def load(engine: deepspeed.DeepSpeedEngine, cfg: RunConfig, folder: Path) -> Con
                 "the checkpoint and start a new run from it.",
             )
         )
-    path, _ = engine.load_checkpoint(str(folder), tag=TAG)
+    with only_tensors():
+        path, _ = engine.load_checkpoint(str(folder), tag=TAG)
     if path is None:
         raise ConfigError(Problem(where=str(folder / TAG), what="holds no DeepSpeed checkpoint"))
     rng.read(folder / _rng_name(dist.get_rank()))

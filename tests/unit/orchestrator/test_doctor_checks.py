@@ -332,7 +332,7 @@ def server() -> Iterator[tuple[Server, str]]:
 
 
 def asked(url: str, **endpoint: object) -> Patient:
-    given = {"base_url": url, "model": "m", **endpoint}
+    given = {"base_url": url, "model": "m", "private": True, **endpoint}
     judge = JudgeConfig.model_validate({"endpoint": given, "timeout_s": 5})
     return Patient(judges={"j": judge})
 
@@ -374,7 +374,7 @@ def test_the_command_takes_a_recipe_and_a_file_of_judges(
 
     monkeypatch.setattr(all_checks, "CHECKS", (look,))
     judges = tmp_path / "judges.yaml"
-    endpoint = {"base_url": server[1], "model": "m"}
+    endpoint = {"base_url": server[1], "model": "m", "private": True}
     judges.write_text(json.dumps({"judges": {"j": {"endpoint": endpoint}}}))
     quickstart = str(ROOT / "configs/recipes/quickstart.yaml")
     assert cli._main(["doctor", quickstart, "--judges", str(judges), "--json"]) == 0

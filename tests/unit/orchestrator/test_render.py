@@ -353,7 +353,7 @@ def test_what_a_glob_stands_for_and_anchors_travel(tmp_path: Path):
         (data / name).write_text('{"prompt": "1+1", "answer": "2"}\n')
     anchors = tmp_path / "anchors.jsonl"
     anchors.write_text('{"prompt": "a", "sample": "b", "label": 1}\n')
-    endpoint = "{base_url: 'http://judge', model: m}"
+    endpoint = "{base_url: 'http://judge', private: true, model: m}"
     wanted = f"{{part: thirty/rubric, anchors: '{anchors}', min_kappa: 0.4}}"
     cfg = load_recipe(
         ROOT / "configs" / "recipes" / "few_examples.yaml",
