@@ -165,7 +165,7 @@ class RewardActor:
         lines: list[str] = []
         for group in await asyncio.gather(*refs):  # type: ignore[call-overload]
             lines.extend(_rollout_lines(group, step))
-        await asyncio.to_thread(_append, path, [redact_known(line) for line in lines])
+        await asyncio.to_thread(_append, path, lines)
 
     async def take_judge_counts(self) -> dict[str, dict[str, float]]:
         """Return what each judge did for this actor since the last call."""
@@ -221,4 +221,4 @@ def _append(path: Path, lines: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # a lone surrogate, which a judge's JSON can hold, becomes its escape: JSON as well
     with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(line + "\n" for line in lines)
+        file.writelines(redact_known(line) + "\n" for line in lines)

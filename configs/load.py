@@ -19,6 +19,7 @@ from configs.messages import explain
 from configs.redact import hide_variable
 from configs.schema import RunConfig, dump
 from configs.validate_judges import check_judges_file
+from configs.validate_secrets import check_secrets
 from configs.yaml_text import Document, KeyPath, read_document, write_document
 
 T = TypeVar("T")
@@ -55,6 +56,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     if problems or cfg is None:
         raise ConfigError(problems)
     _hide_keys(cfg.judges)
+    if problems := list(check_secrets(cfg)):
+        raise ConfigError(problems)
     return cfg
 
 

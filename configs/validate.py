@@ -19,7 +19,6 @@ from configs.validate_mix import check_mix, warn_mix
 from configs.validate_monitors import check_monitors, warn_monitors
 from configs.validate_objective import check_objective, warn_objective, warn_source_objective
 from configs.validate_parts import check_parts
-from configs.validate_secrets import check_secrets
 
 
 def validate_run(cfg: RunConfig) -> list[Problem]:
@@ -36,7 +35,6 @@ def validate_run(cfg: RunConfig) -> list[Problem]:
         *check_eval(cfg),
         *_check_model(cfg),
         *check_judges(cfg),
-        *check_secrets(cfg),
     ]
 
 
