@@ -45,7 +45,12 @@ def problems_of(data: dict[str, Any]) -> list[tuple[str, str, str]]:
         ({"hub": "a/b", "size": 5}, "size", "read whole", "`max_prompts`"),
         ({"hub": "./none"}, "hub", "no folder './none'", "Give a path"),
         ({"hub": "a/b/c"}, "hub", "not a hub name", "Give a path"),
-        ({"hub": "/tmp", "revision": "main"}, "revision", "local folder", "Remove it"),
+        (
+            {"hub": str(Path(__file__).parent), "revision": "main"},
+            "revision",
+            "local folder",
+            "Remove it",
+        ),
         (
             {**HERE, "columns": {"prompt": "a", "messages": "b"}},
             "columns",
