@@ -22,8 +22,9 @@ def quoted() -> list[str]:
 def said() -> str:
     """Return every constant text of the code, those inside f-strings too."""
     files = [p for name in PACKAGES for p in (ROOT / name).rglob("*.py")]
-    nodes = (node for p in files for node in ast.walk(ast.parse(p.read_text())))
-    texts = (n.value for n in nodes if isinstance(n, ast.Constant))
+    nodes = [node for p in files for node in ast.walk(ast.parse(p.read_text()))]
+    docs = {id(n.value) for n in nodes if isinstance(n, ast.Expr)}
+    texts = (n.value for n in nodes if isinstance(n, ast.Constant) and id(n) not in docs)
     return "\n".join(t for t in texts if isinstance(t, str))
 
 
