@@ -1,8 +1,13 @@
 """What goes wrong with actors, named: role, index, node, what was asked, and the cause."""
 
+from configs.redact import redact
+
 
 class RunError(Exception):
     """A run that cannot go on. The command line prints the message and exits 1."""
+
+    def __init__(self, message: str):
+        super().__init__(redact(message))
 
 
 class ActorFailure(RunError):
@@ -21,11 +26,11 @@ class ActorFailure(RunError):
             actor,
             node,
             doing,
-            cause,
+            redact(cause),
             remedy,
         )
         tail = f"\n    {remedy}" if remedy else ""
-        super().__init__(f"{actor} on {node}, {doing}: {cause}{tail}")
+        super().__init__(f"{actor} on {node}, {doing}: {self.cause}{tail}")
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (self.actor, self.node, self.doing, self.cause, self.remedy))

@@ -22,6 +22,7 @@ from actors.rollout_engine import RolloutEngine
 from actors.rollout_render import ChatRenderer
 from configs.engines import EngineSettings
 from configs.judges import JudgeConfig, JudgeEnginesConfig
+from configs.redact import guard_output
 from configs.schema import RunConfig
 from environments.play import EngineDead
 from rewards.judges.request import (
@@ -103,6 +104,7 @@ class JudgeActor:
     """The Ray actor. Heartbeats run in a thread of their own (`control`)."""
 
     def __init__(self, cfg: RunConfig, name: str, index: int):
+        guard_output()
         self._engine = JudgeEngine(name, cfg.judges[name], seed=cfg.seed, index=index)
         self._dead = ""
 

@@ -11,6 +11,7 @@ import ray
 
 from actors.fetch import fetch_samples
 from actors.heartbeat import Heartbeat, beat
+from configs.redact import guard_output
 from configs.schema import RunConfig
 from rollouts.distance import Distance, distance
 from rollouts.packing import assemble, within_budget
@@ -26,6 +27,7 @@ class ReferenceActor:
     """One copy of the reference policy. Heartbeats run in a thread of their own."""
 
     def __init__(self, cfg: RunConfig):
+        guard_output()
         self._cfg = cfg
         self._model: ReferenceModel | None = None
         self._follower: Follower | None = None
@@ -40,7 +42,10 @@ class ReferenceActor:
         cfg = self._cfg
         if cfg.deterministic:
             make_deterministic()
-        model = cfg.model.model_copy(update={"path": cfg.reference.path or cfg.model.path})
+        model = cfg.model
+        if cfg.reference.path not in (None, model.path):  # whose code nobody has pinned
+            other = {"path": cfg.reference.path, "trust_remote_code": None}
+            model = model.model_copy(update=other)
         self._model = ReferenceModel(
             model, packing=cfg.batch.packing, logprob_chunk=cfg.trainer.logprob_chunk
         )

@@ -19,6 +19,7 @@ from actors.heartbeat import Heartbeat, beat
 from actors.judge import EngineTransport
 from actors.reward_model import RewardModelLink
 from configs.judges import JudgeConfig
+from configs.redact import guard_output, redact_known
 from configs.schema import RunConfig
 from rewards.judges.panel import Panel, close_judges, open_judges
 from rewards.judges.request import Transport
@@ -67,6 +68,7 @@ class RewardActor:
             judges: engines of each judge that has some.
             reward_models: actors of each reward model.
         """
+        guard_output()
         self._cfg = cfg
         self._engines = judges
         links = {
@@ -234,4 +236,4 @@ def _append(path: Path, lines: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # a lone surrogate, which a judge's JSON can hold, becomes its escape: JSON as well
     with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(line + "\n" for line in lines)
+        file.writelines(redact_known(line) + "\n" for line in lines)

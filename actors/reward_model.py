@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 
 from actors.heartbeat import Heartbeat, beat
 from configs.judges import RewardModelConfig
+from configs.redact import guard_output
 from configs.schema import RunConfig
 from rewards.score import FailureKind, GradeFailed
 from rollouts.types import Message
@@ -30,6 +31,7 @@ class RewardModelActor:
     """One copy of a reward model. Heartbeats run in a thread of their own."""
 
     def __init__(self, cfg: RunConfig, name: str):
+        guard_output()
         self._name, self._cfg = name, cfg.reward_models[name]
         self._scorer: RewardScorer | None = None
         self._waiting: deque[Waiting] = deque()

@@ -17,6 +17,7 @@ from actors.rollout_engine import ReceiveReport, RolloutEngine
 from actors.rollout_render import ChatRenderer
 from actors.sync_plan import Manifest, SyncInit
 from configs.estimators import traits
+from configs.redact import guard_output
 from configs.schema import RunConfig
 from environments.environment import Environment
 from environments.play import GenerateFn, play
@@ -193,6 +194,7 @@ class RolloutActor:
     loop is not taken for a silent engine; they report one that emits no token."""
 
     def __init__(self) -> None:
+        guard_output()
         self._runner: RolloutRunner | None = None
 
     @property

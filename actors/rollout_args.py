@@ -1,10 +1,11 @@
 """What vLLM is told: environment variables, set before it is imported, and engine arguments."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actors.vllm_plugin import OWNER
-from configs.engines import EngineRun
+from configs.engines import EngineRun, ModelConfig
+from configs.model_code import code_options
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -60,7 +61,8 @@ def engine_args(cfg: EngineRun, engine_index: int) -> "AsyncEngineArgs":
         model=cfg.model.path,
         dtype=cfg.model.dtype,
         hf_overrides={"head_dtype": "float32"} if cfg.model.fp32_head else {},
-        trust_remote_code=cfg.model.trust_remote_code,
+        **_code(cfg.model),
+        load_format="safetensors",
         max_model_len=cfg.model.max_model_len,
         max_num_seqs=1 if alone else rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel,
@@ -76,6 +78,14 @@ def engine_args(cfg: EngineRun, engine_index: int) -> "AsyncEngineArgs":
         worker_extension_cls=EXTENSION,
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
     )
+
+
+def _code(model: ModelConfig) -> dict[str, Any]:
+    """Return which code of the model's own runs; its tokenizer is of the same revision."""
+    options = code_options(model)
+    if "revision" in options:
+        options["tokenizer_revision"] = options["revision"]
+    return options
 
 
 def _executor(cfg: EngineRun) -> "str | type[Executor]":

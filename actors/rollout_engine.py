@@ -23,6 +23,7 @@ from actors.errors import RunError
 from actors.rollout_args import INITIAL_VERSION, engine_args, set_environment, workers
 from actors.sync_plan import Manifest, SyncInit
 from configs.engines import EngineRun
+from configs.model_code import code_options
 from environments.play import EngineDead
 from rollouts.types import Completion, FinishReason, Sampling, VersionSpan
 
@@ -334,8 +335,9 @@ def _stop_ids(cfg: EngineRun) -> list[int]:
     """Return the model's own end tokens; vLLM by itself knows the tokenizer's one alone."""
     from transformers import GenerationConfig
 
+    revision = code_options(cfg.model).get("revision", "main")
     try:
-        own = GenerationConfig.from_pretrained(cfg.model.path).eos_token_id
+        own = GenerationConfig.from_pretrained(cfg.model.path, revision=revision).eos_token_id
     except OSError:
         return []
     return [own] if isinstance(own, int) else list(own or ())

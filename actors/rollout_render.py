@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from configs.errors import ConfigError, Problem
+from configs.model_code import code_options
 from configs.schema import ModelConfig
 from rollouts.token_ends import token_ends
 from rollouts.types import I32, Message
@@ -30,9 +31,7 @@ class ChatRenderer:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                model.path, trust_remote_code=model.trust_remote_code
-            )
+            tokenizer = AutoTokenizer.from_pretrained(model.path, **code_options(model))
         except (OSError, ValueError) as error:
             what = f"{model.path} has no tokenizer that transformers can load: {error}"
             fix = "Save the tokenizer beside the model (tokenizer.save_pretrained)."

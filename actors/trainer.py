@@ -16,6 +16,7 @@ from actors.fetch import fetch_samples, fetch_stored, lay_out
 from actors.heartbeat import Heartbeat, beat
 from actors.ranks import join_ranks
 from actors.sync_plan import Manifest, SendReport, SyncInit
+from configs.redact import guard_output
 from configs.schema import RunConfig
 from rollouts.packing import assemble
 from rollouts.sample_files import rank_file, write_samples
@@ -51,6 +52,7 @@ class TrainerActor:
     """One data-parallel rank. Heartbeats run in a thread of their own."""
 
     def __init__(self, cfg: RunConfig, rank: int, world_size: int):
+        guard_output()
         self._cfg, self._rank, self._world = cfg, rank, world_size
         self._engine: PolicyEngine | None = None
         self._sender: WeightSender | None = None

@@ -117,7 +117,7 @@ def warm_start(rows: Sequence[Row], out: Path, steps: int) -> None:
     torch.set_num_threads(2)
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32, use_safetensors=True)
     dice = random.Random(1)
 
     def lessons() -> Iterator[Lesson]:
@@ -209,7 +209,9 @@ def measure(policy: Path, rows: Sequence[Row]) -> dict[str, float]:
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(policy, padding_side="left")
-    model: Any = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        policy, dtype=torch.float32, use_safetensors=True
+    ).eval()
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": str(row["prompt"])}],

@@ -1,9 +1,43 @@
 """What a model is, and what runs it: sections shared by the policy, its engines and the judges."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
-from configs.base import Config, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator
+
+from configs.base import (
+    Config,
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    matching,
+)
+
+
+def _pin(value: object) -> object:
+    if value is False:
+        return None
+    if value is True:
+        raise ValueError(
+            "is true, which trusts whatever is there when it is loaded; pin what you read: the "
+            "commit of the hub repository (40 hex digits), or sha256:... of a folder's Python files"
+        )
+    return value
+
+
+CodePin = Annotated[
+    Annotated[
+        str,
+        matching(
+            r"^([0-9a-f]{40}|sha256:[0-9a-f]{64})$",
+            "a pin is a commit of 40 hex digits, or sha256: and 64 hex digits",
+        ),
+    ]
+    | None,
+    BeforeValidator(_pin),
+]
+"""What of a model's own Python was read, and may run."""
 
 
 class ModelConfig(Config):
@@ -18,8 +52,9 @@ class ModelConfig(Config):
     alike: their logprobs come closer (arXiv:2506.13585)."""
     max_model_len: PositiveInt = 4096
     """Most tokens of one sequence, prompt and completion together."""
-    trust_remote_code: bool = False
-    """Let the model's folder run its own Python code."""
+    trust_remote_code: CodePin = None
+    """Pin of the model's own Python, which then runs: the commit of its hub repository, or
+    `sha256:...` of a folder's Python files; empty runs none."""
 
 
 class ActorsConfig(Config):

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from configs.redact import redact
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
@@ -14,6 +16,10 @@ class Problem:
     """What was found and what is allowed."""
     fix: str = ""
     """What to do, as an imperative sentence; empty when `what` already says it."""
+
+    def __post_init__(self) -> None:
+        for name in ("where", "what", "fix"):  # which may quote what the user wrote
+            object.__setattr__(self, name, redact(getattr(self, name)))
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" + (f"\n    fix: {self.fix}" if self.fix else "")

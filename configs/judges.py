@@ -42,6 +42,8 @@ class EndpointConfig(Config):
     """Model asked for there."""
     api_key_env: EnvName | None = None
     """NAME of the environment variable that holds the key; empty sends none."""
+    private: bool = False
+    """Let the address lead to this machine or a private network; no other may be called there."""
     structured: Literal["auto", "json_schema", "text"] = "auto"
     """`json_schema` asks for constrained output; `text` reads a JSON object out of the text; `auto`
     falls back to the second where the server refuses the first."""

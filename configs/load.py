@@ -16,8 +16,10 @@ from configs.graders.union import GRADER, GraderConfig
 from configs.infra import InfraConfig
 from configs.judges import Judges, JudgesFile
 from configs.messages import explain
+from configs.redact import hide_variable
 from configs.schema import RunConfig, dump
 from configs.validate_judges import check_judges_file
+from configs.validate_secrets import check_secrets
 from configs.yaml_text import Document, KeyPath, read_document, write_document
 
 T = TypeVar("T")
@@ -53,7 +55,17 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     problems = [*document.problems, *problems]
     if problems or cfg is None:
         raise ConfigError(problems)
+    _hide_keys(cfg.judges)
+    if problems := list(check_secrets(cfg)):
+        raise ConfigError(problems)
     return cfg
+
+
+def _hide_keys(judges: Judges) -> None:
+    """Take for secrets what the variables hold that judges' keys are in."""
+    for judge in judges.values():
+        if judge.endpoint is not None and judge.endpoint.api_key_env is not None:
+            hide_variable(judge.endpoint.api_key_env)
 
 
 def save_config(cfg: RunConfig, path: Path) -> None:
@@ -288,6 +300,7 @@ def load_judges(path: Path | str) -> Judges:
     judges = _parse(document, _strictly(JudgesFile), JudgesFile).judges
     if problems := check_judges_file(judges):
         raise ConfigError(problems)
+    _hide_keys(judges)
     return judges
 
 

@@ -155,8 +155,14 @@ def check_model_folder(folder: Path, where: str) -> list[Problem]:
 
     if not (folder / "config.json").is_file():
         lacks("config.json", "Point it at a Hugging Face model folder.")
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        lacks("weights (*.safetensors)", "Download or save the model's weights there.")
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(any(folder.glob(kind)) for kind in ("*.bin", "*.pt", "*.pth"))
+        lacks(
+            "weights (*.safetensors)" + (", and pickled ones are not read" if pickled else ""),
+            "Load them where you trust them, and `save_pretrained` them as safetensors."
+            if pickled
+            else "Download or save the model's weights there.",
+        )
     if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         lacks("tokenizer", "Save one there with `tokenizer.save_pretrained(FOLDER)`.")
     elif not _has_chat_template(folder):

@@ -27,6 +27,7 @@ from configs.graders.answers import FunctionGrader
 from configs.graders.union import GraderConfig
 from configs.guards import GuardsConfig
 from configs.judges import Judges, RewardModels
+from configs.logs import LoggingConfig
 from configs.mix import LimitsConfig, MixConfig, StageConfig
 from configs.monitors import GoldConfig, MonitorsConfig, WatchConfig
 from configs.objective import CreditConfig, ObjectiveConfig
@@ -263,22 +264,6 @@ class DecontaminateConfig(Config):
     a held-out question of its own source anyway."""
 
 
-class LoggingConfig(Config):
-    """What is written beside metrics.jsonl."""
-
-    wandb: Literal["off", "offline", "online"] = "off"
-    """Weights & Biases: off, into the run directory, or to its server."""
-    wandb_project: str = "braid"
-    """Project of the W&B run."""
-    tensorboard: bool = False
-    """Write tensorboard event files."""
-    rollout_groups: NonNegativeInt = 4
-    """Groups a step, of each source in turn, whose text and tokens go to `rollouts/`."""
-    trainer_logprobs: bool = False
-    """Have the trainer score them before it trains, which costs a forward pass of them, so that
-    `braid report` shows token by token where it and the sampler differ."""
-
-
 class HealthConfig(Config):
     """Deadlines. Every wait of the run has one of these."""
 
@@ -411,7 +396,9 @@ class RunConfig(Config):
         fields = ("actors", "zero_stage", "offload", "gradient_checkpointing", "optimizer")
         changes = {f: getattr(own, f) for f in fields} | {"lora": None, "sequence_parallel": 1}
         trainer = self.trainer.model_copy(update=changes)
-        model = self.model.model_copy(update={"path": own.path or self.model.path})
+        model = self.model
+        if own.path not in (None, model.path):  # whose code nobody has pinned
+            model = model.model_copy(update={"path": own.path, "trust_remote_code": None})
         return self.model_copy(update={"model": model, "trainer": trainer})
 
 

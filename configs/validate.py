@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from configs.errors import Problem
 from configs.estimators import traits
 from configs.evaluation import check_eval, warn_eval
+from configs.model_code import check_code
 from configs.model_files import find_model_folder, read_model_shape
 from configs.model_types import check_model_type
 from configs.schema import ActorsConfig, RunConfig
@@ -380,6 +381,7 @@ def _check_sync(cfg: RunConfig) -> Iterator[Problem]:
 def _check_model(cfg: RunConfig) -> Iterator[Problem]:
     yield from check_path(cfg.model.path, "model.path")
     yield from check_model_type(cfg)
+    yield from check_code(cfg.model, "model")
 
 
 def _warn_sources(cfg: RunConfig) -> Iterator[Problem]:

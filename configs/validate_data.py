@@ -2,14 +2,14 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 from pydantic import JsonValue
 
 from configs.data import ColumnsConfig, DataConfig
-from configs.data_files import missing
+from configs.data_files import missing, strays
 from configs.errors import Problem
 from configs.schema import SourceConfig
 
@@ -60,6 +60,8 @@ def check_data(source: SourceConfig) -> Iterator[Problem]:
         yield from _check_kind(at, data, kind)
     for field in ("jsonl", "parquet", "held_out_file"):
         yield from _check_files(f"{at}.{field}", getattr(data, field))
+        yield from _check_inside(f"{at}.{field}", getattr(data, field) or ())
+    yield from _check_inside(f"{at}.hub", (data.hub,) if data.hub else ())
     for field in ("where", "held_out_where"):
         yield from _check_where(f"{at}.{field}", getattr(data, field))
     yield from _check_columns(f"{at}.columns", data)
@@ -99,6 +101,16 @@ def _check_kind(at: str, data: DataConfig, kind: str) -> Iterator[Problem]:
             what=f"is set, but {data.hub} is a local folder, which has no revisions",
             fix="Remove it.",
         )
+
+
+def _check_inside(where: str, patterns: Sequence[str]) -> Iterator[Problem]:
+    for pattern in patterns:
+        for path, end in strays(pattern)[:3]:
+            yield Problem(
+                where=where,
+                what=f"{path} leads out of the folder, to {end}",
+                fix="Name that file itself if it is meant, or remove the link.",
+            )
 
 
 def _check_files(at: str, patterns: tuple[str, ...] | None) -> Iterator[Problem]:

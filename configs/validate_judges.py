@@ -6,10 +6,12 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from configs.addresses import Reach, reach_of_url
 from configs.engines import ModelConfig
 from configs.errors import Problem
 from configs.graders.judged import JudgedGrader, RewardModelGrader
-from configs.judges import CalibrationConfig, JudgeConfig, Judges
+from configs.judges import CalibrationConfig, EndpointConfig, JudgeConfig, Judges
+from configs.model_code import check_code
 from configs.model_files import find_model_folder, read_model_shape
 from configs.schema import RunConfig
 from configs.validate_engines import check_path, check_ranks
@@ -96,6 +98,8 @@ def check_judge(name: str, judge: JudgeConfig) -> Iterator[Problem]:
     if (judge.endpoint is None) == (judge.engines is None):
         both = "both" if judge.endpoint else "neither"
         yield Problem(where=at, what=f"has {both} of `endpoint` and `engines`", fix="Give one.")
+    if judge.endpoint is not None:
+        yield from check_address(judge.endpoint, f"{at}.endpoint")
     if judge.engines is not None:
         yield from _check_model(judge.engines.model, f"{at}.engines.model")
         yield from check_ranks(judge.engines, f"{at}.engines")
@@ -111,6 +115,31 @@ def check_judge(name: str, judge: JudgeConfig) -> Iterator[Problem]:
             where=f"{at}.deadline_s",
             what=f"is {judge.deadline_s:g}, less than one try may take (timeout_s="
             f"{judge.timeout_s:g})",
+        )
+
+
+def check_address(endpoint: EndpointConfig, at: str) -> Iterator[Problem]:
+    """Yield why an endpoint's address, as it is written, may not be called; names are checked
+    again at every connection."""
+    reach = reach_of_url(endpoint.base_url)
+    if reach is Reach.FORBIDDEN:
+        yield Problem(
+            where=f"{at}.base_url",
+            what=f"{endpoint.base_url} leads to a metadata or link-local address, never called",
+            fix="Give the judge's own address.",
+        )
+    elif reach is Reach.PRIVATE and not endpoint.private:
+        yield Problem(
+            where=f"{at}.base_url",
+            what=f"{endpoint.base_url} leads to this machine or a private network",
+            fix=f"Set {at}.private to true if it is meant.",
+        )
+    clear = endpoint.base_url.startswith("http://")
+    if clear and endpoint.api_key_env is not None and not endpoint.private:
+        yield Problem(
+            where=f"{at}.base_url",
+            what="sends the key of api_key_env unencrypted over a public network",
+            fix="Use https://.",
         )
 
 
@@ -136,6 +165,7 @@ def check_judges_file(judges: Judges) -> list[Problem]:
 
 def _check_model(model: ModelConfig, where: str) -> Iterator[Problem]:
     yield from check_path(model.path, f"{where}.path")
+    yield from check_code(model, where)
     folder = find_model_folder(model.path)
     shape = read_model_shape(folder) if folder else None
     if shape and shape.max_positions and model.max_model_len > shape.max_positions:

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from configs.errors import ConfigError, Problem
 from configs.load import load_recipe
+from configs.redact import guard_output, redact
 from orchestrator.import_cmd import import_app
 from orchestrator.interrupt import Signalled
 from orchestrator.judge_cmd import judge_app
@@ -323,13 +324,25 @@ def ledger(
 
 @app.command()
 def doctor(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="Also check what it needs.")
+    ] = None,
+    overrides: Overrides = None,
+    judges: Annotated[
+        Path | None, typer.Option("--judges", help="File of judges to ask a question each.")
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Where the run will write; default runs.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Check this machine: sandbox tiers, by attacking them, and installed versions; exit 1 if it
-    is not ready."""
-    from orchestrator.doctor import diagnose, render_diagnosis
+    """Check this machine, and what a recipe needs of it: packages, GPUs, memory, ports, disk,
+    models, access, judges, sandbox; exit 1 if it is not ready."""
+    from orchestrator.doctor.diagnose import diagnose, patient_of
+    from orchestrator.doctor.findings import render_diagnosis
 
-    found = diagnose()
+    cfg = None if recipe is None else load_recipe(recipe, overrides or ())
+    found = diagnose(patient_of(cfg, judges, run_dir))
     if as_json:
         sys.stdout.write(json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
     else:
@@ -354,6 +367,7 @@ def main() -> None:
     """Entry point: run a command and turn what ends it into a message and an exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    guard_output()
     sys.path.insert(0, os.getcwd())  # for `module:name` plugs that lie where braid is run
     sys.exit(_main(sys.argv[1:]))
 
@@ -374,7 +388,7 @@ def _main(arguments: list[str]) -> int:
         if not _is_run_error(error):
             raise
         kind = type(error).__name__
-        _stderr().print(f"{kind}: {error}", style="red", markup=False, soft_wrap=True)
+        _stderr().print(redact(f"{kind}: {error}"), style="red", markup=False, soft_wrap=True)
         return FAILED
 
 

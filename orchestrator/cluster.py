@@ -46,6 +46,7 @@ def _environment(role: str, cpus: float, *, deterministic: bool) -> dict[str, st
     env = {
         "OMP_WAIT_POLICY": "passive",
         "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",  # in libraries too: a pickle may not run code
         "PATH": path,
         "PYTHONPATH": os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH")))),
     }

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from configs.redact import redact
 from orchestrator.spikiness import Standing
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -245,7 +246,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line, above the live view where there is one."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(redact(text), markup=False, highlight=False, soft_wrap=True)
 
     def finish(self, standings: Mapping[str, Standing | None]) -> None:
         """End the live view and print the final table of the sources that were evaluated."""

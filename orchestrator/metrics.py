@@ -1,4 +1,4 @@
-"""Where a step's flat metrics go: metrics.jsonl always, W&B and tensorboard when asked.
+"""Where a step's flat metrics go: metrics.jsonl always, and to each sink that is asked for.
 
 A sink beside metrics.jsonl never stops training: its first failure is said, and it is left alone.
 """
@@ -7,41 +7,38 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from pydantic import JsonValue
 
-from configs.schema import RunConfig, dump
+from configs.redact import redact
+from configs.schema import RunConfig
 from orchestrator.run_dir import RunDir
+from orchestrator.sinks.sink import Sink
+from orchestrator.sinks.to_prometheus import PrometheusSink
+from orchestrator.sinks.to_tensorboard import TensorboardSink
+from orchestrator.sinks.to_wandb import WandbSink
+from rewards.monitors.alarms import Alarm
 
 log = logging.getLogger("braid.metrics")
 _CLOSE_TIMEOUT_S = 60.0
-
-
-class Sink(Protocol):
-    """Something that takes flat metrics."""
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Take the metrics of one step."""
-        ...
-
-    def close(self) -> None:
-        """Write out what is held."""
-        ...
+_MOST_SAMPLES = 64
+"""Rollouts of a step that sinks are shown."""
 
 
 class MetricSinks:
     """All sinks of a run. Use `with MetricSinks(cfg, directory) as sinks`."""
 
     def __init__(self, cfg: RunConfig, directory: RunDir):
-        self._directory = directory
+        self._cfg, self._directory = cfg, directory
         self._sinks: dict[str, Sink] = {}
         if cfg.logging.wandb != "off":
             self.add("wandb", lambda: WandbSink(cfg, directory.path, directory.run_id))
         if cfg.logging.tensorboard:
             self.add("tensorboard", lambda: TensorboardSink(directory.path / "tensorboard"))
+        if cfg.logging.prometheus:
+            self.add("prometheus", lambda: PrometheusSink(directory.run_id))
 
     def __enter__(self) -> Self:
         return self
@@ -57,7 +54,18 @@ class MetricSinks:
     def log(self, metrics: Mapping[str, float]) -> None:
         """Record one step; `metrics` has its `step`."""
         self._directory.append_metrics(metrics)
-        self._send(metrics, int(metrics["step"]))
+        step = int(metrics["step"])
+        self._send(metrics, step)
+        every = self._cfg.logging.samples_every
+        if self._sinks and every and step % every == 0:
+            rows = self._directory.read_rollouts(step, most=_MOST_SAMPLES)
+            if rows:
+                self._each(lambda sink: sink.samples(rows, step))
+
+    def log_alarm(self, alarm: Alarm) -> None:
+        """Record what a monitor raised or cleared."""
+        self._directory.append_alarm(alarm.record())
+        self._each(lambda sink: sink.alarm(alarm))
 
     def log_eval(self, figures: Mapping[str, JsonValue]) -> None:
         """Record one source's held-out figures: `step`, `source` and numbers."""
@@ -95,8 +103,11 @@ class MetricSinks:
         self._guard(name, attempt)
 
     def _send(self, metrics: Mapping[str, float], step: int) -> None:
+        self._each(lambda sink: sink.log(metrics, step))
+
+    def _each(self, action: Callable[[Sink], None]) -> None:
         for name, sink in list(self._sinks.items()):
-            self._guard(name, partial(sink.log, metrics, step))
+            self._guard(name, partial(action, sink))
 
     def _guard(self, name: str, action: Callable[[], None]) -> None:
         """Run something of a third party's; after its first failure, go on without it."""
@@ -108,51 +119,5 @@ class MetricSinks:
                 "%s failed and is left out from here on (%s: %s); metrics.jsonl goes on",
                 name,
                 type(error).__name__,
-                error,
+                redact(str(error)),
             )
-
-
-class WandbSink:
-    """Weights & Biases; `step` is the axis, so that a resumed run may log a step again."""
-
-    def __init__(self, cfg: RunConfig, folder: Path, run_id: str):
-        import wandb
-
-        self._run = wandb.init(
-            project=cfg.logging.wandb_project,
-            name=cfg.name,
-            id=run_id,
-            resume="allow",
-            dir=str(folder),
-            mode="offline" if cfg.logging.wandb == "offline" else "online",
-            config=dump(cfg),
-            settings=wandb.Settings(init_timeout=30, silent=True, console="off"),
-        )
-        self._run.define_metric("*", step_metric="step")
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log one step."""
-        self._run.log({**metrics, "step": step})
-
-    def close(self) -> None:
-        """Finish the run."""
-        self._run.finish()
-
-
-class TensorboardSink:
-    """Event files by the tensorboard package itself, without torch or TensorFlow."""
-
-    def __init__(self, folder: Path):
-        from tensorboard.summary import Writer
-
-        self._writer = Writer(str(folder))
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log one step."""
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Close the event file."""
-        self._writer.close()

@@ -192,7 +192,7 @@ class Recorder:
 
     def _tell(self, alarms: Iterable[Alarm]) -> None:
         for alarm in alarms:
-            self._directory.append_alarm(alarm.record())
+            self._sinks.log_alarm(alarm)
             log.warning("%s", alarm)
             self._display.say(str(alarm))
 

@@ -204,6 +204,9 @@ def relocate(
         sources.append(source.model_copy(update={"data": data}))
     judges = {name: _with_anchors(judge, moved) for name, judge in placed.judges.items()}
     placed = placed.model_copy(update={"sources": tuple(sources), "judges": judges})
+    if infra.monitor:
+        exported = placed.logging.model_copy(update={"prometheus": True})
+        placed = placed.model_copy(update={"logging": exported})
     return placed.model_dump(mode="json", exclude_unset=True)
 
 
@@ -258,12 +261,16 @@ def _policy(infra: InfraConfig, run: str, group: str | None, rules: Json) -> Jso
 
 
 def _pod_monitor(infra: InfraConfig, run: str) -> Json:
+    """Scrape every pod that may be reached from outside the run, at the port (8080) that KubeRay
+    opens under this name in each Ray container that names no ports."""
+    selector: Json = {"matchLabels": {"app.kubernetes.io/instance": run}}
+    isolated: list[JsonValue] = [group.name for group in infra.groups if group.isolated]
+    if isolated:
+        unreachable: Json = {"key": "braid.dev/group", "operator": "NotIn", "values": isolated}
+        selector["matchExpressions"] = [unreachable]
     return {
         **_object("monitoring.coreos.com/v1", "PodMonitor", infra, run, run),
-        "spec": {
-            "selector": {"matchLabels": {"app.kubernetes.io/instance": run}},
-            "podMetricsEndpoints": [{"port": "metrics"}],
-        },
+        "spec": {"selector": selector, "podMetricsEndpoints": [{"port": "metrics"}]},
     }
 
 

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import IO, Self
@@ -28,6 +29,7 @@ from pydantic.dataclasses import dataclass
 
 from configs.errors import ConfigError, Problem
 from configs.load import load_recipe, save_config
+from configs.redact import RedactingFormatter, redact
 from configs.schema import RunConfig
 from configs.versions import installed_versions
 from mixing.decontaminate import Contamination
@@ -193,6 +195,10 @@ class RunDir:
     def rollouts_path(self, step: int) -> Path:
         """Return the file that takes the rollouts of `step`."""
         return self.rollouts / f"step_{step}.jsonl"
+
+    def read_rollouts(self, step: int, *, most: int) -> tuple[dict[str, JsonValue], ...]:
+        """Return the first rollouts written of `step`; none where another machine holds them."""
+        return tuple(islice(_read_lines(self.rollouts_path(step)), most))
 
     def append_metrics(self, metrics: Mapping[str, float | None]) -> None:
         """Append one step's flat metrics to metrics.jsonl."""
@@ -445,7 +451,7 @@ def _next_record(
         started=now.isoformat(timespec="seconds"),
         host=socket.gethostname(),
         pid=os.getpid(),
-        command=list(sys.argv),
+        command=[redact(word) for word in sys.argv],
         git_commit=_git_commit(),
         versions={"python": sys.version.split()[0], **installed_versions()},
         hashes=dict(hashes),
@@ -480,7 +486,7 @@ def _git_commit() -> str | None:
 def _start_log(path: Path) -> logging.Handler:
     """Send braid's log, and warnings of everything else, to log.txt."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     logging.getLogger("braid").setLevel(logging.INFO)
     return handler

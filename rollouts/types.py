@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from configs.redact import redact
+
 I32: TypeAlias = NDArray[np.int32]
 F32: TypeAlias = NDArray[np.float32]
 Bool: TypeAlias = NDArray[np.bool_]
@@ -141,6 +143,10 @@ class RolloutError:
     kind: str
     """Exception's class name, or `timeout`."""
     message: str
+    """Without secrets, wherever it came from."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", redact(self.message))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

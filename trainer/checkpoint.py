@@ -16,6 +16,7 @@ from configs.errors import ConfigError, Problem
 from configs.lora import LoraConfig
 from configs.schema import RunConfig
 from trainer import rng
+from trainer.safe_load import only_tensors
 
 TAG = "state"
 _CARD = "trainer.json"
@@ -66,7 +67,8 @@ def load(engine: deepspeed.DeepSpeedEngine, cfg: RunConfig, folder: Path) -> Non
             )
         )
     whole = cfg.trainer.lora is None
-    path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=whole)
+    with only_tensors():
+        path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=whole)
     if path is None:
         raise ConfigError(Problem(where=str(folder / TAG), what="holds no DeepSpeed checkpoint"))
     rng.read(folder / _rng_name(dist.get_rank()))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from configs.errors import ConfigError, Problem
+from configs.model_code import code_options
 from configs.schema import ModelConfig
 from trainer.attention import choose_attention
 from trainer.model import (
@@ -65,7 +66,8 @@ def load_critic(
             cfg.path,
             config=config,
             dtype=DTYPES[cfg.dtype],
-            trust_remote_code=cfg.trust_remote_code,
+            use_safetensors=True,
+            **code_options(cfg),
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
@@ -88,9 +90,7 @@ def check_vocabulary(policy: ModelConfig, critic: ModelConfig) -> None:
     """Raise ConfigError unless the critic reads token ids as the policy does."""
     try:
         ours, theirs = (
-            AutoTokenizer.from_pretrained(
-                cfg.path, trust_remote_code=cfg.trust_remote_code
-            ).get_vocab()
+            AutoTokenizer.from_pretrained(cfg.path, **code_options(cfg)).get_vocab()
             for cfg in (policy, critic)
         )
     except (OSError, ValueError) as error:

@@ -19,6 +19,7 @@ from configs.schema import ModelConfig
 from trainer.checkpoint import TAG, TrainerCard, read_card
 from trainer.lora import merge_state, save_adapter
 from trainer.model import DTYPES, check_tokenizer, load_hf_config
+from trainer.safe_load import only_tensors
 
 _PREFIX = "network."
 """Where PolicyModel holds the Hugging Face network."""
@@ -143,15 +144,14 @@ def _full_weights(checkpoint: Path, card: TrainerCard) -> dict[str, Tensor]:
     (BF16_Optimizer) its converter rejects; both keep the whole model in one file.
     """
     bf16_optimizer = card.zero_stage == 1 and card.dtype == "bfloat16"
-    if card.zero_stage > 0 and not bf16_optimizer:
-        weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
-            str(checkpoint), tag=TAG, exclude_frozen_parameters=card.lora is not None
-        )
-        return weights
-    # DeepSpeed's own file, written by this project's trainer; holds more than tensors.
-    saved = torch.load(
-        checkpoint / TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
-    )
+    with only_tensors():
+        if card.zero_stage > 0 and not bf16_optimizer:
+            weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
+                str(checkpoint), tag=TAG, exclude_frozen_parameters=card.lora is not None
+            )
+            return weights
+        whole = checkpoint / TAG / "mp_rank_00_model_states.pt"
+        saved = torch.load(whole, map_location="cpu", weights_only=True)
     module: dict[str, Tensor] = saved["module"]
     return module
 

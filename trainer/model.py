@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from configs.errors import ConfigError, Problem
+from configs.model_code import code_options
 from configs.schema import ModelConfig
 from trainer.attention import SEGMENTS, Attention, choose_attention
 from trainer.logprobs import LogprobHead, score_tokens
@@ -171,7 +172,8 @@ def load_policy(
             cfg.path,
             config=config,
             dtype=DTYPES[cfg.dtype],
-            trust_remote_code=cfg.trust_remote_code,
+            use_safetensors=True,
+            **code_options(cfg),
         )
     except (OSError, ValueError) as error:
         raise _unusable(cfg.path, f"cannot be loaded as a causal LM: {error}") from error
@@ -202,7 +204,7 @@ def load_hf_config(cfg: ModelConfig) -> PretrainedConfig:
     """Load the architecture's config with dropout set to 0; ConfigError if we cannot train it."""
     check_folder(cfg.path)
     try:
-        config = AutoConfig.from_pretrained(cfg.path, trust_remote_code=cfg.trust_remote_code)
+        config = AutoConfig.from_pretrained(cfg.path, **code_options(cfg))
     except (OSError, ValueError) as error:
         raise _unusable(cfg.path, f"has no usable config.json: {error}") from error
     for name, value in config.to_dict().items():
@@ -242,7 +244,7 @@ def check_tokenizer(cfg: ModelConfig) -> None:
             raise _unusable(cfg.path, f"has no tokenizer (none of {', '.join(known)})")
         return
     try:
-        AutoTokenizer.from_pretrained(cfg.path, trust_remote_code=cfg.trust_remote_code)
+        AutoTokenizer.from_pretrained(cfg.path, **code_options(cfg))
     except (OSError, ValueError) as error:
         raise _unusable(cfg.path, f"has no usable tokenizer: {error}") from error
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from configs.errors import ConfigError, Problem
+from configs.model_code import code_options
 from configs.schema import ModelConfig
 from rollouts.types import Message
 from trainer.model import DTYPES
@@ -30,13 +31,13 @@ class RewardScorer:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._longest, self._label = cfg.max_model_len, label
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                cfg.path, trust_remote_code=cfg.trust_remote_code
-            )
+            options = code_options(cfg, where.removesuffix(".path"))
+            tokenizer = AutoTokenizer.from_pretrained(cfg.path, **options)
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 cfg.path,
                 dtype=DTYPES[cfg.dtype],
-                trust_remote_code=cfg.trust_remote_code,
+                use_safetensors=True,
+                **options,
                 output_loading_info=True,
             )
         except (OSError, ValueError) as error:

@@ -74,7 +74,7 @@ def build(out: Path, seed: int, settings: SftSettings = SETTINGS) -> None:
     torch.use_deterministic_algorithms(True)
     start = RECIPE.parent.parent / "models" / "tiny"
     tokenizer = build_tokenizer()
-    model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32, use_safetensors=True)
     banned = banned_questions(RECIPE.parent / "data")
     careful = (settings.steps - CARELESS_STEPS) * settings.batch_size
     stream = chain(

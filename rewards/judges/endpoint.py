@@ -1,6 +1,7 @@
 """An OpenAI-compatible server, asked over HTTP.
 
-The address is the recipe's alone: no redirect is followed and no address out of data is called.
+The address is the recipe's alone: no redirect is followed, no address out of data is called, and a
+private one only where the recipe says so (`rewards.judges.resolver`).
 The key is read from the environment when the transport is made, goes into one header, and is cut
 out of every message that leaves here.
 """
@@ -18,6 +19,8 @@ from pydantic import BaseModel, Field, JsonValue
 
 from configs.errors import ConfigError, Problem
 from configs.judges import EndpointConfig
+from configs.redact import HIDDEN, hide_variable, redact
+from configs.validate_judges import check_address
 from rewards.judges.request import (
     NO_TOKENS,
     ChatMessage,
@@ -70,10 +73,13 @@ class EndpointTransport:
     """Chat completions of one model on one server. Use from one event loop.
 
     Raises:
-        ConfigError: the key's environment variable is not set on this machine.
+        ConfigError: the key's environment variable is not set on this machine, or the address
+            may not be called.
     """
 
     def __init__(self, name: str, cfg: EndpointConfig, *, max_tokens: int):
+        if problems := list(check_address(cfg, f"judges.{name}.endpoint")):
+            raise ConfigError(problems)
         self._cfg, self._max_tokens = cfg, max_tokens
         self._key = _read_key(name, cfg)
         self._url = cfg.base_url.rstrip("/") + "/chat/completions"
@@ -123,12 +129,18 @@ class EndpointTransport:
         if self._session is None:
             import aiohttp
 
+            from rewards.judges.resolver import FencedResolver
+
+            host = urlsplit(self._url).hostname or ""
             headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
             self._session = aiohttp.ClientSession(
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=None),  # the client has the deadline
-                connector=aiohttp.TCPConnector(limit=0),  # and the limit
-                trust_env=urlsplit(self._url).hostname not in _LOCAL,  # proxies
+                connector=aiohttp.TCPConnector(
+                    limit=0,  # the client has the limit too
+                    resolver=FencedResolver(host, private=self._cfg.private),
+                ),
+                trust_env=host not in _LOCAL,  # proxies
             )
         return self._session
 
@@ -202,7 +214,7 @@ class EndpointTransport:
         )
 
     def _safe(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+        return redact(text.replace(self._key, HIDDEN) if self._key else text)
 
 
 _FORMAT = ("response_format", "json_schema", "structured output", "guided")
@@ -216,6 +228,7 @@ def _names(body: str, words: tuple[str, ...]) -> bool:
 def _read_key(name: str, cfg: EndpointConfig) -> str:
     if cfg.api_key_env is None:
         return ""
+    hide_variable(cfg.api_key_env)
     key = os.environ.get(cfg.api_key_env, "").strip()
     if not key:
         raise ConfigError(

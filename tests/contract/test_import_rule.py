@@ -108,7 +108,7 @@ LIGHT += ["orchestrator.plan", "orchestrator.plan_table", "orchestrator.cli"]
 LIGHT += ["orchestrator.run_dir", "orchestrator.checkpoints", "orchestrator.display"]
 LIGHT += ["orchestrator.ledger_cmd", "orchestrator.ledger_table"]
 LIGHT += ["orchestrator.calibration", "orchestrator.judge_cmd"]
-LIGHT += ["orchestrator.doctor", "orchestrator.sandboxing"]
+LIGHT += ["orchestrator.doctor.diagnose", "orchestrator.metrics", "orchestrator.sandboxing"]
 LIGHT += ["orchestrator.hashes", "orchestrator.baseline_stats", "orchestrator.baseline_view"]
 
 

@@ -1,10 +1,13 @@
-"""docs/operate.md lists every name of metrics.jsonl, and the denominator of each."""
+"""docs/operate.md lists every name of metrics.jsonl and the denominator of each; Prometheus and the
+Grafana dashboard know the same names."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import yaml
 
 from configs.judges import PriceConfig
 from configs.schema import RunConfig
@@ -15,6 +18,8 @@ from mixing.ledger_events import MoveReason, Reason
 from orchestrator.guards import Guards
 from orchestrator.publisher import SyncReport
 from orchestrator.run_totals import RunTotals
+from orchestrator.sinks.families import sample
+from orchestrator.sinks.to_prometheus import COUNTERS, STEP_SECONDS
 from orchestrator.source_metrics import METRICS, PART_METRICS
 from orchestrator.step_metrics import StepBooks, TrainedStep, book_metrics, step_metrics
 from rewards.judges.meter import Meter, add_up
@@ -178,3 +183,83 @@ def test_denominators_are_those_of_the_code():
         assert page[f"source/<name>/{pool}/{metric.name}"] == metric.denominator
     for suffix, denominator in PART_METRICS.items():
         assert page[f"source/<name>/<pool>/reward_part/<part>{suffix}"] == denominator
+
+
+EVALUATED = [
+    f"eval/{NAME}/{figure}"
+    for figure in ("pass_rate", "pass_rate_low", "pass@4", "n", "gap", "since_start", "regressed")
+] + [f"eval/{figure}" for figure in ("mean", "spikiness", "spread", "regressed")]
+GRAFANA = Path(__file__).parents[2] / "k8s" / "grafana"
+
+
+def trainer_numbers() -> list[str]:
+    """Return the names that the page lists under `train/<number>`."""
+    (row,) = (
+        line for line in PAGE.read_text().splitlines() if line.startswith("| `train/<number>`")
+    )
+    return [f"train/{name}" for name in re.findall(r"`([\w/]+)`", row)]
+
+
+@pytest.fixture(scope="module")
+def exported(emitted: set[str]) -> dict[str, set[str]]:
+    """Return each name that Prometheus sees, with its labels."""
+    found: dict[str, set[str]] = {}
+    for name in (*emitted, *EVALUATED, *trainer_numbers()):
+        made = sample(name, run="r")
+        found.setdefault(f"ray_{made.family}", set()).update(made.labels)
+    found.update({f"ray_{name}": set(labels) for name, (_, labels) in COUNTERS.items()})
+    found.update({f"ray_{STEP_SECONDS}_{end}": {"run", "le"} for end in ("bucket", "sum", "count")})
+    return found
+
+
+def test_a_family_of_prometheus_has_one_meaning(emitted: set[str]):
+    labels: dict[str, set[str]] = {}
+    series: dict[tuple[str, tuple[tuple[str, str], ...]], str] = {}
+    for name in sorted({*emitted, *EVALUATED}):
+        made = sample(name, run="r")
+        assert re.fullmatch(r"braid_[a-zA-Z0-9_]+", made.family)
+        assert labels.setdefault(made.family, set(made.labels)) == set(made.labels), name
+        at = (made.family, tuple(sorted(made.labels.items())))
+        assert series.setdefault(at, name) == name
+        assert made.family not in (*COUNTERS, STEP_SECONDS)
+        assert NAME not in made.family and (NAME in made.labels.values()) == (NAME in name)
+
+
+def test_the_dashboard_asks_for_what_is_exported(exported: dict[str, set[str]]):
+    text = (GRAFANA / "braid.json").read_text()
+    queries = [t["expr"] for p in json.loads(text)["panels"] for t in p.get("targets", ())]
+    queries += [a["expr"] for a in json.loads(text)["annotations"]["list"]]
+    queries += [
+        v["definition"] for v in json.loads(text)["templating"]["list"] if "definition" in v
+    ]
+    asked = [(q, m) for q in queries for m in re.findall(r"(\w*braid_\w+)(?:\{([^}]*)\})?", q)]
+    assert len(queries) > 20 and len(asked) >= len(queries)
+    for query, (name, selector) in asked:
+        assert name in exported, query
+        used = set(re.findall(r"(\w+)(?:=~|!=|=)\"", selector))
+        grouped = {g.strip() for by in re.findall(r"by \(([^)]*)\)", query) for g in by.split(",")}
+        assert used <= exported[name], query
+        assert grouped <= set().union(*(exported[n] for _, (n, _) in asked if n in query)), query
+
+
+def test_the_dashboard_is_one_that_grafana_loads():
+    board = json.loads((GRAFANA / "braid.json").read_text())
+    assert board["schemaVersion"] >= 36 and board["uid"] and board["title"]
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(set(ids)) == len(ids)
+    taken: set[tuple[int, int]] = set()
+    for panel in board["panels"]:
+        at = panel["gridPos"]
+        cells = {(at["x"] + i, at["y"] + j) for i in range(at["w"]) for j in range(at["h"])}
+        assert not cells & taken and at["x"] + at["w"] <= 24, panel["title"]
+        taken |= cells
+        for target in panel.get("targets", ()):
+            assert target["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    known = {v["name"] for v in board["templating"]["list"]} | {"__all"}
+    assert set(re.findall(r"\$\{?(\w+)", json.dumps(board))) <= known
+
+
+def test_the_dashboard_is_given_to_grafana_s_sidecar():
+    made = yaml.safe_load((GRAFANA / "kustomization.yaml").read_text())["configMapGenerator"][0]
+    assert all((GRAFANA / name).is_file() for name in made["files"])
+    assert made["options"]["labels"] == {"grafana_dashboard": "1"}

@@ -153,6 +153,25 @@ def judged(folder: Path) -> dict[str, object]:
     }
 
 
+PLANTED = {
+    "HF_TOKEN": "hf_PlantedPlantedPlantedPlanted01",
+    "WANDB_API_KEY": "planted0" * 5,
+    "OPENAI_API_KEY": "sk-planted-0123456789abcdef",
+    "AWS_SECRET_ACCESS_KEY": "planted/Secret+0123456789",
+    "JUDGE_TOKEN": "planted-judge-token-0123",
+    "DATABASE_PASSWORD": "planted-hunter2-hunter2",
+}
+"""Secrets in the environment of every run."""
+
+
+def assert_no_secret_was_written(job: "Job") -> None:
+    files = [p for p in job.run_dir.rglob("*") if p.is_file()]
+    assert any("wandb" in p.parts for p in files) and any("trainer" in p.parts for p in files)
+    for path in (*files, job.output):
+        content = path.read_bytes()
+        assert [n for n, value in PLANTED.items() if value.encode() in content] == [], path
+
+
 class Job:
     """A `braid run` in a process of its own, killed with all its processes at the end."""
 
@@ -165,7 +184,7 @@ class Job:
                 cwd=ROOT,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_WAIT_POLICY": "passive"},
+                env={**os.environ, "OMP_WAIT_POLICY": "passive", **PLANTED},
             )
 
     def text(self) -> str:
@@ -284,6 +303,7 @@ def test_a_run_leaves_everything_a_user_expects(start, tmp_path):
     family = job.family()
     assert job.wait() == 0, job.text()
     assert_gone(family)
+    assert_no_secret_was_written(job)
 
     assert steps(run_dir) == [1, 2, 3, 4, 5, 6]
     assert_judged(run_dir, job.text())

@@ -13,6 +13,7 @@ from configs.schema import RewardConfig, SourceConfig
 from configs.validate_data import check_data
 
 HERE = {"jsonl": __file__}
+FOLDER = str(Path(__file__).parent)
 PROCEDURAL = {"procedural": "reasoning_gym/lcm"}
 
 
@@ -45,7 +46,12 @@ def problems_of(data: dict[str, Any]) -> list[tuple[str, str, str]]:
         ({"hub": "a/b", "size": 5}, "size", "read whole", "`max_prompts`"),
         ({"hub": "./none"}, "hub", "no folder './none'", "Give a path"),
         ({"hub": "a/b/c"}, "hub", "not a hub name", "Give a path"),
-        ({"hub": "/tmp", "revision": "main"}, "revision", "local folder", "Remove it"),
+        (
+            {"hub": FOLDER, "revision": "main"},
+            "revision",
+            "local folder",
+            "Remove it",
+        ),
         (
             {**HERE, "columns": {"prompt": "a", "messages": "b"}},
             "columns",

@@ -62,7 +62,7 @@ def server(judge: Callable[[int], float | None]) -> Iterator[str]:
 
 
 def judge_of(url: str, **more: Any) -> dict[str, Any]:
-    endpoint = {"base_url": url, "model": "m", "api_key_env": "THREAD_KEY"}
+    endpoint = {"base_url": url, "model": "m", "private": True, "api_key_env": "THREAD_KEY"}
     return {"endpoint": endpoint, "retries": 0, **more}
 
 

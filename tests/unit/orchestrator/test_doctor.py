@@ -10,8 +10,13 @@ from rich.console import Console
 
 from configs.errors import ConfigError
 from configs.schema import RunConfig
-from orchestrator import cli, doctor, sandboxing
-from orchestrator.doctor import Diagnosis, Finding, Level, check_sandbox, diagnose, render_diagnosis
+from orchestrator import cli, sandboxing
+from orchestrator.doctor import diagnose as all_checks
+from orchestrator.doctor import packages, sandbox
+from orchestrator.doctor.diagnose import diagnose
+from orchestrator.doctor.findings import Diagnosis, Finding, Level, Patient, render_diagnosis
+from orchestrator.doctor.packages import check_packages
+from orchestrator.doctor.sandbox import check_sandbox
 from orchestrator.run_dir import RunDir
 from orchestrator.sandboxing import describe, find_tier, needs_sandbox, validate_sandbox
 from rewards.sandbox import tiers
@@ -52,12 +57,12 @@ def stand(monkeypatch: pytest.MonkeyPatch, *standing: Tier) -> None:
         return Probe(tier=tier, works=works, detail=f"{tier} here", remedy=remedy, held=held)
 
     monkeypatch.setattr(tiers, "probe", found)
-    monkeypatch.setattr(doctor, "probe", found)
+    monkeypatch.setattr(sandbox, "probe", found)
 
 
 def test_a_boundary_makes_the_machine_ready(monkeypatch: pytest.MonkeyPatch):
     stand(monkeypatch, Tier.LANDLOCK, Tier.RLIMITS)
-    found = diagnose((check_sandbox,))
+    found = diagnose(Patient(), (check_sandbox,))
     assert found.ready
     levels = {f.name: f.level for f in found.findings}
     assert levels["bwrap"] is Level.WARNING
@@ -67,7 +72,7 @@ def test_a_boundary_makes_the_machine_ready(monkeypatch: pytest.MonkeyPatch):
 
 def test_limits_alone_do_not(monkeypatch: pytest.MonkeyPatch):
     stand(monkeypatch, Tier.RLIMITS)
-    found = diagnose((check_sandbox,))
+    found = diagnose(Patient(), (check_sandbox,))
     assert not found.ready
     assert "bubblewrap" in found.findings[-1].remedy
 
@@ -76,12 +81,12 @@ def test_wrong_versions_are_told(monkeypatch: pytest.MonkeyPatch):
     from configs.errors import Problem
 
     wrong = Problem(where="ray", what="9.9 is installed; tested with ==2.60.0", fix="Install it.")
-    monkeypatch.setattr(doctor, "check_versions", lambda: [wrong])
-    monkeypatch.setattr(doctor, "installed_versions", lambda: {"ray": "9.9", "torch": "2.13.0"})
-    levels = {f.name: f.level for f in doctor.check_packages()}
+    monkeypatch.setattr(packages, "check_versions", lambda: [wrong])
+    monkeypatch.setattr(packages, "installed_versions", lambda: {"ray": "9.9", "torch": "2.13.0"})
+    levels = {f.name: f.level for f in check_packages(Patient())}
     assert (levels["ray"], levels["torch"]) == (Level.WARNING, Level.OK)
-    monkeypatch.setattr(doctor, "installed_versions", lambda: {})
-    assert {f.name: f.level for f in doctor.check_packages()}["ray"] is Level.FAILED
+    monkeypatch.setattr(packages, "installed_versions", lambda: {})
+    assert {f.name: f.level for f in check_packages(Patient())}["ray"] is Level.FAILED
 
 
 def test_the_table_holds_findings_and_remedies():
@@ -108,7 +113,7 @@ def test_the_command_says_whether_the_machine_is_ready(
     code: int,
 ):
     stand(monkeypatch, *standing)
-    monkeypatch.setattr(doctor, "CHECKS", (check_sandbox,))
+    monkeypatch.setattr(all_checks, "CHECKS", (check_sandbox,))
     assert cli._main(["doctor", "--json"]) == code
     shown = json.loads(capsys.readouterr().out)
     assert shown["ready"] is (code == 0)

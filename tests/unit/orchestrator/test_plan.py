@@ -38,7 +38,7 @@ def half_b(tmp_path: Path) -> Path:
     folder = tmp_path / "half-b"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(QWEN_HALF_B))
-    for name in ("tokenizer.json", "chat_template.jinja", "weights.bin"):
+    for name in ("tokenizer.json", "chat_template.jinja", "model.safetensors"):
         (folder / name).write_text("")
     return folder
 

@@ -362,7 +362,7 @@ def test_what_a_glob_stands_for_and_anchors_travel(tmp_path: Path):
         (data / name).write_text('{"prompt": "1+1", "answer": "2"}\n')
     anchors = tmp_path / "anchors.jsonl"
     anchors.write_text('{"prompt": "a", "sample": "b", "label": 1}\n')
-    endpoint = "{base_url: 'http://judge', model: m}"
+    endpoint = "{base_url: 'http://judge', private: true, model: m}"
     wanted = f"{{part: thirty/rubric, anchors: '{anchors}', min_kappa: 0.4}}"
     cfg = load_recipe(
         ROOT / "configs" / "recipes" / "few_examples.yaml",
@@ -398,3 +398,31 @@ def test_a_folder_that_cannot_be_written_is_named(recipe: RunConfig, tmp_path: P
     (tmp_path / "taken").write_text("x")
     with pytest.raises(ConfigError, match=r"--out .*taken: cannot be written"):
         write_bundle(bundle, tmp_path / "taken")
+
+
+def test_prometheus_scrapes_the_port_that_the_operator_opens(recipe: RunConfig, tmp_path: Path):
+    infra = load(base(), tmp_path)
+    assert infra.monitor and any(g.isolated for g in infra.groups)
+    by_kind = {str(d["kind"]): d for d in render(recipe, infra).documents}
+    spec: Any = by_kind["PodMonitor"]["spec"]
+    assert spec["podMetricsEndpoints"] == [{"port": "metrics"}]
+    cluster: Any = by_kind["RayJob"]["spec"]
+    cluster = cluster["rayClusterSpec"]
+    pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for pod in pods:  # KubeRay opens `metrics`, 8080, in a container that names no ports itself
+        assert "metrics-export-port" not in pod["rayStartParams"]
+        assert all("ports" not in c for c in pod["template"]["spec"]["containers"])
+    left_out: Any = spec["selector"]["matchExpressions"][0]
+    names = {p["template"]["metadata"]["labels"]["braid.dev/group"] for p in pods}
+    assert set(left_out["values"]) == {g.name for g in infra.groups if g.isolated} < names
+
+
+def test_a_monitored_run_exports_its_metrics(recipe: RunConfig, tmp_path: Path):
+    for monitor in (True, False):
+        infra = load({**base(), "monitor": monitor}, tmp_path)
+        documents = render(recipe, infra).documents
+        (config_map,) = [d for d in documents if d["kind"] == "ConfigMap"]
+        data: Any = config_map["data"]
+        travels = yaml.safe_load(data["recipe.yaml"])
+        assert travels.get("logging", {}).get("prometheus", False) is monitor
+        assert ("PodMonitor" in {d["kind"] for d in documents}) is monitor

@@ -296,7 +296,8 @@ def test_a_source_needs_no_key_of_a_judge_that_it_does_not_ask(monkeypatch: pyte
 
     monkeypatch.delenv("NO_SUCH_JUDGE_KEY", raising=False)
     recipe = Path(__file__).parents[3] / "configs" / "recipes" / "quickstart.yaml"
-    endpoint = '{base_url: "http://127.0.0.1:9/v1", model: m, api_key_env: NO_SUCH_JUDGE_KEY}'
+    url = '"http://127.0.0.1:9/v1", private: true'
+    endpoint = f"{{base_url: {url}, model: m, api_key_env: NO_SUCH_JUDGE_KEY}}"
     sets = (f"judges.j.endpoint={endpoint}",)
     found = bench_source(recipe, sets, "spelling", BenchOptions(items=2, repeats=1))
     assert found.go

@@ -104,6 +104,7 @@ def judge_config(
             "base_url": url,
             "model": "fake",
             "api_key_env": KEY_ENV if key else None,
+            "private": True,
             "structured": structured,
         }
     )
