@@ -14,6 +14,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from actors.errors import last_line
 from actors.heartbeat import Heartbeat, beat
 from configs.judges import RewardModelConfig
 from configs.schema import RunConfig
@@ -116,8 +117,7 @@ class RewardModelLink:
             why = f"reward model {self._name}: no score within {self._cfg.timeout_s:g} s"
             raise GradeFailed(FailureKind.JUDGE_SERVER, why) from None
         except RayError as error:
-            last = str(error).strip().splitlines()[-1][:200]
-            why = f"reward model {self._name} did not answer: {last}"
+            why = f"reward model {self._name} did not answer: {last_line(error)}"
             raise GradeFailed(FailureKind.JUDGE_SERVER, why) from error
         finally:
             self._asked[at] -= 1

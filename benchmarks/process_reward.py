@@ -37,8 +37,9 @@ QUESTION = "State the final answer to the following arithmetic problem: "
 STEP = re.compile(r"(-?\d+)([+-])(\d)=(-?\d+)")
 FORM = r"(?:-?\d+[+-]\d=-?\d+\n){2}(?:even|odd)"
 TRAIN, HELD_OUT, ASKED = 400, 200, 4
-SLIP, GUESS = 0.3, 0.8
-"""Share of the warm start's steps that are wrong, and of its answers that are guessed."""
+SLIP, GUESS = 0.3, 0.5
+"""Share of the warm start's steps that are wrong, and of its answers that are guessed; the others
+follow from the last step, wrong or right."""
 
 Row = dict[str, object]
 
@@ -81,12 +82,17 @@ def make_rows() -> list[Row]:
                     rows.append(
                         {
                             "prompt": QUESTION + shown,
-                            "answer": "odd" if value % 2 else "even",
+                            "answer": parity(value),
                             "terms": f"{a} {second} {third}",
                         }
                     )
     random.Random(0).shuffle(rows)
     return rows
+
+
+def parity(number: int) -> str:
+    """Return the word that answers."""
+    return "odd" if number % 2 else "even"
 
 
 def _sign(number: int) -> str:
@@ -103,8 +109,8 @@ def careless(row: Mapping[str, object], dice: random.Random) -> str:
             result += dice.choice([-2, -1, 1, 2])
         lines.append(f"{value}{_sign(term)}{abs(term)}={result}")
         value = result
-    guessed = dice.choice(["even", "odd"]) if dice.random() < GUESS else str(row["answer"])
-    return "\n".join([*lines, guessed])
+    said = dice.choice(["even", "odd"]) if dice.random() < GUESS else parity(value)
+    return "\n".join([*lines, said])
 
 
 def warm_start(rows: Sequence[Row], out: Path, steps: int) -> None:
@@ -125,7 +131,7 @@ def warm_start(rows: Sequence[Row], out: Path, steps: int) -> None:
             row = dice.choice(rows)
             yield Lesson(question=str(row["prompt"]), answer=careless(row, dice))
 
-    sft(model, tokenizer, lessons(), SftSettings(steps=steps, batch_size=64, pieces=1, lr=1e-3))
+    sft(model, tokenizer, lessons(), SftSettings(steps=steps, batch_size=64, pieces=1, lr=2e-3))
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
@@ -254,7 +260,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--kinds", nargs="+", default=["outcome", "process", "credit"])
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--warm-steps", type=int, default=250)
+    parser.add_argument("--warm-steps", type=int, default=700)
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     out = args.out or Path(tempfile.mkdtemp(prefix="braid-process-reward-"))

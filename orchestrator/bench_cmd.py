@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from configs.errors import ConfigError, Problem
+from configs.errors import ConfigError, Problem, first_few
 from configs.evaluation import eval_settings
 from configs.graders.union import GraderConfig
 from configs.load import load_recipe
@@ -226,7 +226,7 @@ def _read(path: Path) -> list[Task]:
     if not tasks and not problems:
         problems.append(Problem(where=str(path), what="has no rows"))
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(first_few(problems, str(path)))
     return tasks
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, cast
@@ -328,6 +329,8 @@ def main() -> None:
     """Entry point: run a command and turn what ends it into a message and an exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    if isinstance(sys.stdout, TextIOWrapper):  # half a character, as judges may write it, is shown
+        sys.stdout.reconfigure(errors="backslashreplace")  # as its escape
     sys.path.insert(0, os.getcwd())  # for `module:name` plugs that lie where braid is run
     sys.exit(_main(sys.argv[1:]))
 

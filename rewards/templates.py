@@ -209,9 +209,7 @@ def _step(match: re.Match[str]) -> Step:
     return match["name"]
 
 
-def _find(
-    variable: Variable, subject: Subject, pair: Mapping[str, str] | None = None
-) -> JsonValue:
+def _find(variable: Variable, subject: Subject, pair: Mapping[str, str] | None = None) -> JsonValue:
     known = {"item": subject.item, "sample": subject.sample, "pair": pair or {}}
     spaces = cast("dict[str, JsonValue]", known)
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from pydantic import JsonValue
 
-from configs.errors import ConfigError, Problem
+from configs.errors import ConfigError, Problem, first_few
 from rewards.subject import Subject, item_of
 from rewards.templates import parse_template
 from rollouts.types import (
@@ -132,9 +132,7 @@ def bench_rows(
             where = f"row {index + 1}"
             problems.append(Problem(where=where, what=str(error.args[0]), fix=_FIX))
     if problems:
-        more = len(problems) - 3
-        tail = [Problem(where="rows", what=f"{more} more are the same way")] if more > 0 else []
-        raise ConfigError([*problems[:3], *tail])
+        raise ConfigError(first_few(problems, "rows", 3))
     return rows
 
 
