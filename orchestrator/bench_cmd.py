@@ -20,21 +20,19 @@ from configs.evaluation import eval_settings
 from configs.graders.union import GraderConfig
 from configs.load import load_recipe
 from configs.schema import RewardGroupConfig, RunConfig, SourceConfig
-from configs.validate_judges import asking
 from mixing.jsonl import JsonlTable
 from mixing.opening import open_source
 from mixing.row_filter import RowFilter
 from orchestrator.bench_table import render_report
 from orchestrator.grade_cmd import read_grader
 from orchestrator.interrupt import run_interruptible
-from orchestrator.judge_file import judges_from, local_engine
+from orchestrator.judge_file import models_from, models_of
 from rewards.bench.hacks import PROBES
 from rewards.bench.probes import Probe
 from rewards.bench.report import BenchReport, Bounds, report
 from rewards.bench.rows import Seen, bench_rows, task_of
 from rewards.bench.trials import Scorer, Settings, Trial, try_grader
 from rewards.graders import validate_rewards
-from rewards.judges.panel import close_judges, open_judges
 from rewards.pool import GraderPool
 from rewards.score import GradeFailed, Score
 from rewards.standalone import Grading
@@ -156,8 +154,10 @@ async def _with_grading(
     options: BenchOptions,
 ) -> list[Trial]:
     async with (
-        judges_from(options.judges, grader, "grader") as judges,
-        Grading(grader, reward, judges=judges) as grading,
+        models_from(options.judges, grader, "grader") as models,
+        Grading(
+            grader, reward, judges=models.judges, reward_models=models.reward_models
+        ) as grading,
     ):
         return await _try(grading, seen, probes, options)
 
@@ -169,17 +169,17 @@ async def _with_pool(
     probes: Sequence[Probe],
     options: BenchOptions,
 ) -> list[Trial]:
-    asked = {a.model for part in source.rewards for _, a in asking(part.definition, part.name)}
-    if source.gold is not None:
-        asked |= {a.model for _, a in asking(source.gold.grader, "gold")}
-    judges = open_judges({n: j for n, j in cfg.judges.items() if n in asked}, local_engine)
-    pool = GraderPool(cfg.reward, [source], judges=judges)
-    try:
-        await pool.start()
-        return await _try(_SourceScorer(pool), seen, probes, options)
-    finally:
-        await pool.close()
-        await close_judges(judges)
+    graders = [part.definition for part in source.rewards]
+    graders += [] if source.gold is None else [source.gold.grader]
+    async with models_of(graders, cfg.judges, cfg.reward_models) as models:
+        pool = GraderPool(
+            cfg.reward, [source], judges=models.judges, reward_models=models.reward_models
+        )
+        try:
+            await pool.start()
+            return await _try(_SourceScorer(pool), seen, probes, options)
+        finally:
+            await pool.close()
 
 
 async def _try(

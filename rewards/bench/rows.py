@@ -14,7 +14,6 @@ from rewards.templates import parse_template
 from rollouts.types import (
     Completion,
     FinishReason,
-    Message,
     Rollout,
     RolloutStatus,
     Task,
@@ -100,15 +99,9 @@ class Seen:
 
 
 def task_of(item: Mapping[str, JsonValue], index: int) -> Task:
-    """Return a row of a file as a task: `messages` are its prompt, `answer` its answer."""
-    messages = item.get("messages")
-    prompt = [
-        Message(role=str(m.get("role", "user")), content=str(m.get("content", "")))
-        for m in (messages if isinstance(messages, list) else [])
-        if isinstance(m, dict)
-    ]
-    subject = Subject.of_text(item, "")
-    return replace(subject.task, task_id=f"row/{index}", source="row", prompt=tuple(prompt))
+    """Return a row of a file as a task: `messages` or `prompt` were asked, `answer` answers."""
+    task = Subject.of_text(item, "").task
+    return replace(task, task_id=f"row/{index}", source="row")
 
 
 def bench_rows(
