@@ -20,6 +20,7 @@ import json
 import platform
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -190,11 +191,14 @@ def last_word(rollout: Rollout, task: Task) -> float:
 
 
 def train(kind: str, data: Path, policy: Path, out: Path, *, seed: int, steps: int) -> Path:
-    """Run one kind of reward and export what it learnt."""
+    """Run one kind of reward and export what it learnt, unless that was done."""
     import yaml
 
     name = f"{kind}-seed{seed}"
     file, run_dir, exported = out / f"{name}.yaml", out / name, out / f"{name}-policy"
+    if exported.exists():
+        return exported
+    shutil.rmtree(run_dir, ignore_errors=True)
     file.write_text(yaml.safe_dump(recipe(kind, data, policy, seed=seed, steps=steps)))
     braid = [Path(sys.executable).with_name("braid")]
     with (out / f"{name}.txt").open("w") as log:

@@ -53,9 +53,10 @@ def warn_monitors(cfg: RunConfig) -> Iterator[Problem]:
             )
     earliest = 2 * monitors.window + monitors.persist - 1
     compares = [
-        name  # tampering only counts
+        name
         for name in stopping
-        if name != "tampering" and getattr(monitors, name).enabled
+        if name not in ("tampering", "canary")  # which only count
+        and getattr(monitors, name).enabled
     ]
     if compares and earliest > cfg.num_steps:
         yield Problem(

@@ -187,6 +187,8 @@ class Rollout:
     """What the source's gold grader said; None where it was not asked."""
     tampering: int = 0
     """Attempts to tamper with the grading that the sandbox saw."""
+    canaries_passed: int = 0
+    """Known-wrong solutions that passed the tests that this rollout was graded by."""
 
     @property
     def last_text(self) -> str:
@@ -279,6 +281,7 @@ class RolloutStats:
     """None where there is no text."""
     gold: Gold | None = None
     tampering: int = 0
+    canaries_passed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from configs.monitors import MonitorConfig
 from configs.schema import RunConfig, SourceConfig
 from rewards.monitors.alarms import Alarm, Figures, Latch, Looked, Monitor
 from rewards.monitors.gaps import GapMonitor, HeldOutMonitor
-from rewards.monitors.levels import KLMonitor, TamperingMonitor
+from rewards.monitors.levels import CountMonitor, KLMonitor
 from rewards.monitors.texts import AnswersMonitor, FormatMonitor, LengthMonitor, RepetitionMonitor
 
 Row = Mapping[str, JsonValue] | Mapping[str, float]
@@ -146,4 +146,7 @@ def _monitors(cfg: RunConfig, source: SourceConfig) -> Iterator[tuple[str, Monit
     yield "answers", AnswersMonitor(run, run.answers)
     yield "repetition", RepetitionMonitor(run, run.repetition)
     yield "format", FormatMonitor(run, run.format, watch.format)
-    yield "tampering", TamperingMonitor(run, run.tampering)
+    attempts = "the sandbox saw {count} attempts to tamper with the grading in {steps} steps"
+    yield "tampering", CountMonitor(run, "all/tampering", run.tampering.attempts, attempts)
+    passed = "{count} known-wrong solutions passed all tests in {steps} steps"
+    yield "canary", CountMonitor(run, "all/canaries_passed", 1, passed)
