@@ -71,7 +71,7 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        fix = f"Recipes in {path.parent}: {', '.join(near)}." if near else "Check the path."
+        fix = f"Files in {path.parent}: {', '.join(near)}." if near else "Check the path."
         raise ConfigError(Problem(where=str(path), what="there is no such file", fix=fix)) from None
     except UnicodeDecodeError as error:
         raise ConfigError(

@@ -17,6 +17,7 @@ from rich.progress import Progress
 
 from configs.errors import ConfigError, Problem, first_few
 from configs.evaluation import eval_settings
+from configs.graders.answers import JsonFieldsGrader
 from configs.graders.union import GraderConfig
 from configs.load import load_recipe
 from configs.schema import RewardGroupConfig, RunConfig, SourceConfig
@@ -78,7 +79,8 @@ def bench_grader(text: str, data: Path, options: BenchOptions) -> BenchReport:
     grader, probes = read_grader(text), find_probes(options.modules)
     tasks = _read(data)
     places = _drawn(len(tasks), options)
-    seen = _seen([tasks[place] for place in places], places, options, _passing(grader))
+    drawn = [tasks[place] for place in places]
+    seen = _seen(drawn, places, options, _passing(grader), _compared(grader))
     timeout_s = _TIMEOUT_S if options.timeout_s is None else options.timeout_s
     reward = RewardGroupConfig(workers=options.workers, timeout_s=timeout_s, retries=0)
     trials = run_interruptible(_with_grading(grader, reward, seen, probes, options))
@@ -99,7 +101,9 @@ def bench_source(path: Path, sets: Sequence[str], name: str, options: BenchOptio
     data = open_source(source)
     places = _drawn(data.size, options)
     passing = [label for part in source.rewards for label in _passing(part.definition)]
-    seen = _seen([data.task(place) for place in places], places, options, passing)
+    compared = next(filter(None, (_compared(part.definition) for part in source.rewards)), None)
+    drawn = [data.task(place) for place in places]
+    seen = _seen(drawn, places, options, passing, compared)
     limits: dict[str, float] = {"workers": options.workers, "retries": 0}
     if options.timeout_s is not None:
         limits["timeout_s"] = options.timeout_s
@@ -206,9 +210,18 @@ def _report(
 
 
 def _seen(
-    tasks: Sequence[Task], places: Sequence[int], options: BenchOptions, passing: Sequence[str]
+    tasks: Sequence[Task],
+    places: Sequence[int],
+    options: BenchOptions,
+    passing: Sequence[str],
+    graded_by: str | None,
 ) -> Seen:
-    return Seen.of(bench_rows(tasks, options.template, places), passing)
+    return Seen.of(bench_rows(tasks, options.template, places, graded_by), passing)
+
+
+def _compared(grader: GraderConfig) -> str | None:
+    """Return the template of what a grader compares whole answers with, if it does."""
+    return grader.reference if isinstance(grader, JsonFieldsGrader) else None
 
 
 def _read(path: Path) -> list[Task]:

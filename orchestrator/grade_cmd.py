@@ -182,8 +182,9 @@ def render_graded(graded: Graded, item: Mapping[str, JsonValue]) -> RenderableTy
     table.add_column("value", justify="right")
     if graded.failed is not None:
         table.add_row("no score", graded.failed.kind, style="red")
-        near = [str(p) for p in check_item(graded.grader, item, ROOT)]
-        return Group(table, *map(Text, [graded.failed.message, *near]))
+        said = graded.failed.message
+        near = [str(p) for p in check_item(graded.grader, item, ROOT) if p.what != said]
+        return Group(table, *map(Text, [said, *near]))
     assert graded.score is not None
     table.add_row("reward", f"{graded.score.value:g}", style="bold")
     for name, value in graded.score.parts.items():

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs.errors import ConfigError
@@ -13,6 +13,8 @@ from configs.validate_judges import asking, check_asked
 from rewards.judges.client import Judge
 from rewards.judges.panel import Panel, RewardModel, close_judges, open_judges
 from rewards.judges.request import Transport
+
+_EXAMPLE = "configs/recipes/judges/judges.yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,8 @@ async def models_from(path: Path | None, grader: GraderConfig, where: str) -> As
     """
     declared = JudgesFile() if path is None else load_judges(path)
     if problems := list(check_asked(grader, where, declared.judges, declared.reward_models)):
-        raise ConfigError(problems)
+        fix = f"Name a file that declares it: --judges {_EXAMPLE}." if path is None else ""
+        raise ConfigError([replace(p, fix=fix or p.fix) for p in problems])
     async with models_of([grader], declared.judges, declared.reward_models) as models:
         yield models
 

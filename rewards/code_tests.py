@@ -28,6 +28,7 @@ from rewards.subject import Subject
 
 _BLOCK = re.compile(r"^(```+|~~~+)[^\n`]*\n(.*?)^\1[ \t]*$", re.DOTALL | re.MULTILINE)
 _PROCESSES_OF_COMMANDS = 32
+_SHOWN = 300
 _BUDGET = 0.85
 """Share of the grading's time that tests may use; the rest is ours."""
 
@@ -298,7 +299,7 @@ def _run(
     """Run the tests until `deadline`, on the monotonic clock; those that are not reached fail."""
     verdicts: list[JsonValue] = []
     attempts: set[str] = set()
-    passed = 0
+    passed, why = 0, ""
     for test in tests:
         left = deadline - time.monotonic()
         if left <= 0 or (cfg.score == "all" and passed < len(verdicts)):
@@ -312,11 +313,22 @@ def _run(
         attempts.update(result.attempts)
         failed = Verdict.WRONG if result.verdict is Verdict.OK else result.verdict
         verdicts.append("passed" if good else str(failed))
+        if not good and not why and failed is not Verdict.WRONG:
+            why = f"test {len(verdicts)}: {_why(result)}"
     share = passed / len(tests)
     notes: dict[str, JsonValue] = {"tests": verdicts}
+    if why:
+        notes["why"] = why
     if attempts:
         notes["tampering"] = [*sorted(attempts)]
     return Score(value=share if cfg.score == "share" else float(share == 1.0), notes=notes)
+
+
+def _why(result: SandboxResult) -> str:
+    """Return how a run failed, for people: the limit, the exception, or what a compiler said."""
+    said = result.stderr.decode(errors="replace").strip()
+    said = said if said and said not in result.error else ""
+    return ": ".join(filter(None, (result.error.strip(), said)))[:_SHOWN]
 
 
 def _refused(message: str) -> GradeFailed:

@@ -105,13 +105,18 @@ def task_of(item: Mapping[str, JsonValue], index: int) -> Task:
 
 
 def bench_rows(
-    tasks: Sequence[Task], template: str | None, places: Sequence[int] | None = None
+    tasks: Sequence[Task],
+    template: str | None,
+    places: Sequence[int] | None = None,
+    graded_by: str | None = None,
 ) -> list[BenchRow]:
     """Return the tasks as rows with right answers.
 
     Args:
         template: of a right answer; without it, `reference` of the row, else its answer.
         places: of the tasks in the data, where they are drawn from it; None for all of it.
+        graded_by: template of what the grader compares answers with, where that is an answer
+            itself; used in rows that have neither reference nor answer.
 
     Raises:
         ConfigError: some rows have none, or the template does not fit.
@@ -120,19 +125,25 @@ def bench_rows(
     problems: list[Problem] = []
     for index, task in zip(places or range(len(tasks)), tasks, strict=True):
         try:
-            rows.append(_row(index, task, template))
+            rows.append(_row(index, task, template, graded_by))
         except LookupError as error:
+            fix = _FIX if not problems else ""
             where = f"row {index + 1}"
-            problems.append(Problem(where=where, what=str(error.args[0]), fix=_FIX))
+            problems.append(Problem(where=where, what=str(error.args[0]), fix=fix))
     if problems:
         raise ConfigError(first_few(problems, "rows", 3))
     return rows
 
 
-def _row(index: int, task: Task, template: str | None) -> BenchRow:
+def _row(index: int, task: Task, template: str | None, graded_by: str | None) -> BenchRow:
     item = item_of(task)
     answer = _text(item.get("answer"))
     given = item.get("reference")
+    if answer is None and not given and template is None and graded_by is not None:
+        truth = parse_template(graded_by)
+        for variable in truth.variables:
+            variable.resolve({"item": dict(item)})
+        answer = truth.render(Subject.of_text(item, ""))
     if template is not None:
         parsed = parse_template(template, "--reference-template")
 

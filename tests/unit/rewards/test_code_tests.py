@@ -127,6 +127,17 @@ def test_no_hack_is_taken_for_right():
     assert paid == {}
 
 
+def test_how_the_first_test_failed_is_noted():
+    raises = grade("def double(x):\n    return 1 / 0", ASSERTS)
+    assert "test 1: " in raises.notes["why"] and "ZeroDivisionError" in raises.notes["why"]
+    shell = {"command": "sh main", "filename": "main"}
+    silent = grade("echo 2 2>&1", [{"input": "", "output": "1"}], **shell)
+    assert silent.notes == {"tests": ["wrong"]}
+    told = grade("no_such_command", [{"input": "", "output": "1"}], **shell)
+    assert "no_such_command" in told.notes["why"]
+    assert len(grade("raise ValueError('x' * 9999)", ASSERTS).notes["why"]) <= 320
+
+
 UNSPLIT = "for i in range(3):\n    assert double(i) == 2 * i"
 
 
