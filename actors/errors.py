@@ -38,3 +38,9 @@ class ActorFailure(RunError):
 
 def _rebuild(actor: str, node: str, doing: str, cause: str, remedy: str) -> ActorFailure:
     return ActorFailure(actor=actor, node=node, doing=doing, cause=cause, remedy=remedy)
+
+
+def last_line(error: BaseException) -> str:
+    """Return what an error's message ends in, without a trace; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[-1][:200] if lines else type(error).__name__

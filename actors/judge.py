@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from actors.errors import RunError
+from actors.errors import RunError, last_line
 from actors.heartbeat import Heartbeat, beat
 from actors.rollout_engine import RolloutEngine
 from actors.rollout_render import ChatRenderer
@@ -156,8 +156,8 @@ class EngineTransport:
             asking: Any = self._handles[at].send.remote(request)
             answer: Reply | JudgeRejected = await asking
         except RayError as error:
-            first = str(error).strip().splitlines()
-            raise JudgeUnavailable(f"its engine did not answer: {first[-1][:200]}") from error
+            why = f"its engine did not answer: {last_line(error)}"
+            raise JudgeUnavailable(why) from error
         finally:
             self._asked[at] -= 1
         if isinstance(answer, JudgeRejected):

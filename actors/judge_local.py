@@ -28,5 +28,8 @@ class LocalEngine:
             raise JudgeUnavailable(str(error)) from error
 
     async def close(self) -> None:
-        """End the engine and its processes."""
+        """End the engine and its processes, also one that is still starting."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
         await self._engine.shutdown()

@@ -223,7 +223,13 @@ class RewardActor:
 def _stats(rollout: Rollout) -> RolloutStats:
     known = plain_stats(rollout)
     traits = text_traits(rollout)
-    return replace(known, traits=traits, gold=rollout.gold, tampering=rollout.tampering)
+    return replace(
+        known,
+        traits=traits,
+        gold=rollout.gold,
+        tampering=rollout.tampering,
+        canaries_passed=rollout.canaries_passed,
+    )
 
 
 async def _fetch(refs: Iterable[Ref]) -> dict[Ref, Any]:

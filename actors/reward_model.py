@@ -7,13 +7,14 @@ module too.
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from actors.errors import last_line
 from actors.heartbeat import Heartbeat, beat
 from configs.judges import RewardModelConfig
 from configs.redact import guard_output
@@ -27,18 +28,17 @@ if TYPE_CHECKING:
 Waiting = tuple[list[int], asyncio.Future[float]]
 
 
-class RewardModelActor:
-    """One copy of a reward model. Heartbeats run in a thread of their own."""
+class Copy:
+    """One copy of a reward model, asked from one event loop."""
 
-    def __init__(self, cfg: RunConfig, name: str):
-        guard_output()
-        self._name, self._cfg = name, cfg.reward_models[name]
+    def __init__(self, name: str, cfg: RewardModelConfig):
+        self.name, self.cfg = name, cfg
         self._scorer: RewardScorer | None = None
         self._waiting: deque[Waiting] = deque()
         self._running: asyncio.Task[None] | None = None
-        self._scored = 0
+        self.scored = 0
 
-    async def start(self) -> Heartbeat:
+    def load(self) -> None:
         """Load the model.
 
         Raises:
@@ -46,13 +46,12 @@ class RewardModelActor:
         """
         from trainer.reward_scorer import RewardScorer
 
-        where = f"reward_models.{self._name}.model.path"
-        self._scorer = RewardScorer(self._cfg.model, label=self._cfg.label, where=where)
-        return beat(0)
+        where = f"reward_models.{self.name}.model.path"
+        self._scorer = RewardScorer(self.cfg.model, label=self.cfg.label, where=where)
 
     async def score(self, conversation: Sequence[Message]) -> float | str:
         """Return the model's number, or why there is none."""
-        assert self._scorer is not None, "start() was not called"
+        assert self._scorer is not None, "load() was not called"
         try:
             row = self._scorer.encode(conversation)
         except ValueError as error:
@@ -63,27 +62,60 @@ class RewardModelActor:
             self._running = asyncio.create_task(self._run())
         return await done
 
-    @ray.method(concurrency_group="control")
-    async def heartbeat(self) -> Heartbeat:
-        """Answer that the actor lives."""
-        return beat(self._scored)
-
     async def _run(self) -> None:
         """Score all that wait, batch by batch."""
         assert self._scorer is not None
         while self._waiting:
-            batch = take_batch(self._waiting, self._cfg.max_tokens_per_batch)
+            batch = take_batch(self._waiting, self.cfg.max_tokens_per_batch)
             try:
                 scores = await asyncio.to_thread(self._scorer.score, [row for row, _ in batch])
             except RuntimeError as error:  # out of memory, among others
                 for _, done in batch:
                     if not done.done():
-                        done.set_exception(RuntimeError(f"reward_models.{self._name}: {error}"))
+                        done.set_exception(RuntimeError(f"reward_models.{self.name}: {error}"))
                 continue
-            self._scored += len(batch)
+            self.scored += len(batch)
             for (_, done), score in zip(batch, scores, strict=True):
                 if not done.done():
                     done.set_result(score)
+
+
+class RewardModelActor:
+    """The Ray actor of one copy. Heartbeats run in a thread of their own."""
+
+    def __init__(self, cfg: RunConfig, name: str):
+        guard_output()
+        self.copy = Copy(name, cfg.reward_models[name])
+
+    async def start(self) -> Heartbeat:
+        """Load the model; ConfigError as `Copy.load`."""
+        self.copy.load()
+        return beat(0)
+
+    async def score(self, conversation: Sequence[Message]) -> float | str:
+        """Return the model's number, or why there is none."""
+        return await self.copy.score(conversation)
+
+    @ray.method(concurrency_group="control")
+    async def heartbeat(self) -> Heartbeat:
+        """Answer that the actor lives."""
+        return beat(self.copy.scored)
+
+
+class LocalRewardModel:
+    """A reward model in this very process, without Ray: for the command line. It is loaded at the
+    first question."""
+
+    def __init__(self, name: str, cfg: RewardModelConfig):
+        self._copy = Copy(name, cfg)
+        self._loading: asyncio.Task[None] | None = None
+
+    async def score(self, conversation: Sequence[Message]) -> float:
+        """Return the model's number (`rewards.judges.panel`)."""
+        if self._loading is None:
+            self._loading = asyncio.create_task(asyncio.to_thread(self._copy.load))
+        await asyncio.shield(self._loading)
+        return await _answered(self._copy.name, self._copy.cfg, self._copy.score(conversation))
 
 
 def take_batch(waiting: deque[Waiting], max_tokens: int) -> list[Waiting]:
@@ -111,18 +143,27 @@ class RewardModelLink:
         at = min(range(len(self._asked)), key=self._asked.__getitem__)
         self._asked[at] += 1
         try:
-            async with asyncio.timeout(self._cfg.timeout_s):
-                asking: Any = self._handles[at].score.remote(tuple(conversation))
-                answer: float | str = await asking
-        except TimeoutError:
-            why = f"reward model {self._name}: no score within {self._cfg.timeout_s:g} s"
-            raise GradeFailed(FailureKind.JUDGE_SERVER, why) from None
-        except RayError as error:
-            last = str(error).strip().splitlines()[-1][:200]
-            why = f"reward model {self._name} did not answer: {last}"
-            raise GradeFailed(FailureKind.JUDGE_SERVER, why) from error
+            asking: Any = self._handles[at].score.remote(tuple(conversation))
+            return await _answered(self._name, self._cfg, asking)
         finally:
             self._asked[at] -= 1
-        if isinstance(answer, str):
-            raise GradeFailed(FailureKind.JUDGE_SERVER, f"reward model {self._name}: {answer}")
-        return answer
+
+
+async def _answered(name: str, cfg: RewardModelConfig, asking: Awaitable[float | str]) -> float:
+    """Return a model's number.
+
+    Raises:
+        GradeFailed: it gave none in time, or said why there is none.
+    """
+    try:
+        async with asyncio.timeout(cfg.timeout_s):
+            answer = await asking
+    except TimeoutError:
+        why = f"reward model {name}: no score within {cfg.timeout_s:g} s"
+        raise GradeFailed(FailureKind.JUDGE_SERVER, why) from None
+    except (RayError, RuntimeError) as error:
+        why = f"reward model {name} did not answer: {last_line(error)}"
+        raise GradeFailed(FailureKind.JUDGE_SERVER, why) from error
+    if isinstance(answer, str):
+        raise GradeFailed(FailureKind.JUDGE_SERVER, f"reward model {name}: {answer}")
+    return answer

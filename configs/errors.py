@@ -25,6 +25,13 @@ class Problem:
         return f"{self.where}: {self.what}" + (f"\n    fix: {self.fix}" if self.fix else "")
 
 
+def first_few(problems: Sequence[Problem], where: str, most: int = 10) -> list[Problem]:
+    """Return the first problems of a file's rows, and one that says how many more there are."""
+    left = len(problems) - most
+    more = [Problem(where=where, what=f"{left} more rows have problems")] if left > 0 else []
+    return [*problems[:most], *more]
+
+
 class ConfigError(Exception):
     """Bad input: every problem found, at once. The command line prints it and exits 2."""
 

@@ -136,7 +136,9 @@ RewardModels = dict[Name, RewardModelConfig]
 
 
 class JudgesFile(Config):
-    """A file of judges for the command line, with the same section as a recipe."""
+    """A file for the command line, with the same sections as a recipe."""
 
-    judges: Judges
+    judges: Judges = {}
     """Judges that graders may name, by that name."""
+    reward_models: RewardModels = {}
+    """Reward models that graders may name, by that name."""

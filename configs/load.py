@@ -14,7 +14,7 @@ from configs.errors import ConfigError, Problem
 from configs.graders.shorthand import write_out
 from configs.graders.union import GRADER, GraderConfig
 from configs.infra import InfraConfig
-from configs.judges import Judges, JudgesFile
+from configs.judges import JudgesFile
 from configs.messages import explain
 from configs.redact import hide_variable
 from configs.schema import RunConfig, dump
@@ -83,7 +83,7 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        fix = f"Recipes in {path.parent}: {', '.join(near)}." if near else "Check the path."
+        fix = f"Files in {path.parent}: {', '.join(near)}." if near else "Check the path."
         raise ConfigError(Problem(where=str(path), what="there is no such file", fix=fix)) from None
     except UnicodeDecodeError as error:
         raise ConfigError(
@@ -202,10 +202,7 @@ def _resolve_paths(data: dict[str, JsonValue], folder: Path) -> None:
     for source in _mappings(data.get("sources")):
         keys = ("jsonl", "parquet", "hub", "held_out_file")
         holders += [(source.get("data"), key) for key in keys]
-    holders += _judge_paths(data.get("judges"))
-    models = data.get("reward_models")
-    for model in models.values() if isinstance(models, dict) else ():
-        holders.append((_below(model, "model"), "path"))
+    holders += _asked_paths(data)
     for holder, key in holders:
         given = holder.get(key) if isinstance(holder, dict) else None
         if isinstance(holder, dict) and isinstance(given, str):
@@ -214,12 +211,15 @@ def _resolve_paths(data: dict[str, JsonValue], folder: Path) -> None:
             holder[key] = [_resolved(g, folder) if isinstance(g, str) else g for g in given]
 
 
-def _judge_paths(judges: JsonValue) -> list[tuple[JsonValue, str]]:
-    """Return where judges have paths."""
+def _asked_paths(data: JsonValue) -> list[tuple[JsonValue, str]]:
+    """Return where judges and reward models have paths."""
     holders: list[tuple[JsonValue, str]] = []
+    judges, models = _below(data, "judges"), _below(data, "reward_models")
     for judge in judges.values() if isinstance(judges, dict) else ():
         holders.append((_below(_below(judge, "engines"), "model"), "path"))
         holders.append((_below(judge, "calibration"), "anchors"))
+    for model in models.values() if isinstance(models, dict) else ():
+        holders.append((_below(model, "model"), "path"))
     return holders
 
 
@@ -285,23 +285,23 @@ def parse_grader(text: str, name: str) -> GraderConfig:
     return _parse(document, lambda data: GRADER.validate_json(data, strict=True), GraderConfig)
 
 
-def load_judges(path: Path | str) -> Judges:
-    """Read the `judges` section of a file that holds it alone.
+def load_judges(path: Path | str) -> JudgesFile:
+    """Read a file of judges and reward models.
 
     Raises:
         ConfigError: all problems of the file.
     """
     path = Path(path)
     document = read_document(_read(path), path.name)
-    for holder, key in _judge_paths(_below(document.data, "judges")):
+    for holder, key in _asked_paths(document.data):
         given = holder.get(key) if isinstance(holder, dict) else None
         if isinstance(holder, dict) and isinstance(given, str):
             holder[key] = _resolved(given, path.resolve().parent)
-    judges = _parse(document, _strictly(JudgesFile), JudgesFile).judges
-    if problems := check_judges_file(judges):
+    found = _parse(document, _strictly(JudgesFile), JudgesFile)
+    if problems := check_judges_file(found):
         raise ConfigError(problems)
-    _hide_keys(judges)
-    return judges
+    _hide_keys(found.judges)
+    return found
 
 
 def load_infra(path: Path | str) -> InfraConfig:

@@ -127,5 +127,7 @@ class MonitorsConfig(Config):
     """Drift of the format."""
     tampering: TamperingMonitorConfig = TamperingMonitorConfig()
     """Attempts seen by the sandbox."""
+    canary: MonitorConfig = MonitorConfig()
+    """Known-wrong solutions that passed all tests (`canary` of the grader `code_tests`)."""
     kl: KLMonitorConfig = KLMonitorConfig()
     """Distance from the start."""

@@ -10,7 +10,13 @@ from configs.addresses import Reach, reach_of_url
 from configs.engines import ModelConfig
 from configs.errors import Problem
 from configs.graders.judged import JudgedGrader, RewardModelGrader
-from configs.judges import CalibrationConfig, EndpointConfig, JudgeConfig, Judges
+from configs.judges import (
+    CalibrationConfig,
+    EndpointConfig,
+    JudgeConfig,
+    JudgesFile,
+    RewardModelConfig,
+)
 from configs.model_code import check_code
 from configs.model_files import find_model_folder, read_model_shape
 from configs.schema import RunConfig
@@ -76,20 +82,7 @@ def check_judges(cfg: RunConfig) -> Iterator[Problem]:
         if judge.calibration is not None:
             yield from _check_calibration(cfg, name, judge.calibration)
     for name, model in cfg.reward_models.items():
-        yield from _check_model(model.model, f"reward_models.{name}.model")
-        if model.actors.gpus > 1:
-            yield Problem(
-                where=f"reward_models.{name}.actors.gpus",
-                what=f"is {model.actors.gpus:g}, but one copy uses one GPU",
-                fix="Set it to 1, and actors.count higher.",
-            )
-        if model.max_tokens_per_batch < model.model.max_model_len:
-            yield Problem(
-                where=f"reward_models.{name}.max_tokens_per_batch",
-                what=f"is {model.max_tokens_per_batch}, but one conversation may have "
-                f"{model.model.max_model_len} tokens",
-                fix="Raise it, or lower model.max_model_len.",
-            )
+        yield from _check_reward_model(name, model)
 
 
 def check_judge(name: str, judge: JudgeConfig) -> Iterator[Problem]:
@@ -158,9 +151,28 @@ def warn_judges(cfg: RunConfig) -> Iterator[Problem]:
                 )
 
 
-def check_judges_file(judges: Judges) -> list[Problem]:
-    """Return every problem of judges that are declared outside a recipe."""
-    return [p for name, judge in judges.items() for p in check_judge(name, judge)]
+def check_judges_file(file: JudgesFile) -> list[Problem]:
+    """Return every problem of judges and reward models that are declared outside a recipe."""
+    judges = [p for name, judge in file.judges.items() for p in check_judge(name, judge)]
+    models = [p for name, m in file.reward_models.items() for p in _check_reward_model(name, m)]
+    return [*judges, *models]
+
+
+def _check_reward_model(name: str, model: RewardModelConfig) -> Iterator[Problem]:
+    yield from _check_model(model.model, f"reward_models.{name}.model")
+    if model.actors.gpus > 1:
+        yield Problem(
+            where=f"reward_models.{name}.actors.gpus",
+            what=f"is {model.actors.gpus:g}, but one copy uses one GPU",
+            fix="Set it to 1, and actors.count higher.",
+        )
+    if model.max_tokens_per_batch < model.model.max_model_len:
+        yield Problem(
+            where=f"reward_models.{name}.max_tokens_per_batch",
+            what=f"is {model.max_tokens_per_batch}, but one conversation may have "
+            f"{model.model.max_model_len} tokens",
+            fix="Raise it, or lower model.max_model_len.",
+        )
 
 
 def _check_model(model: ModelConfig, where: str) -> Iterator[Problem]:

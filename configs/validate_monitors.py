@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from configs.errors import Problem
+from configs.monitors import MonitorsConfig
 from configs.schema import RunConfig, SourceConfig
 
 
@@ -39,14 +40,25 @@ def warn_monitors(cfg: RunConfig) -> Iterator[Problem]:
         "kl": "no reference runs",
     }
     for name, nothing in blind.items():
-        if nothing and getattr(monitors, name).action == "stop":
+        if nothing and getattr(monitors, name).enabled and _says_stop(monitors, name):
             yield Problem(
                 where=f"monitors.{name}.action", what=f"is stop, but {needs[name]}: it sees nothing"
             )
+    stopping = [name for name in _names(cfg) if _says_stop(monitors, name)]
+    for name in stopping:
+        if not getattr(monitors, name).enabled:
+            yield Problem(
+                where=f"monitors.{name}.action",
+                what="is stop, but `enabled` is false: it does not watch",
+            )
     earliest = 2 * monitors.window + monitors.persist - 1
-    compares = [name for name in _names(cfg) if name != "tampering"]  # it only counts
-    stops = any(getattr(getattr(monitors, name), "action", "") == "stop" for name in compares)
-    if stops and earliest > cfg.num_steps:
+    compares = [
+        name
+        for name in stopping
+        if name not in ("tampering", "canary")  # which only count
+        and getattr(monitors, name).enabled
+    ]
+    if compares and earliest > cfg.num_steps:
         yield Problem(
             where="monitors.window",
             what=f"is {monitors.window}, so no alarm comes before step {earliest}, and the run has "
@@ -60,6 +72,10 @@ def warn_monitors(cfg: RunConfig) -> Iterator[Problem]:
                 what=f"is {gold.fraction:g}: of four groups of {source.group_size}, gold sees less "
                 "than one rollout",
             )
+
+
+def _says_stop(monitors: MonitorsConfig, name: str) -> bool:
+    return getattr(getattr(monitors, name), "action", "") == "stop"
 
 
 def _names(cfg: RunConfig) -> tuple[str, ...]:

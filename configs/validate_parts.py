@@ -5,6 +5,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from configs.errors import Problem
+from configs.graders.answers import FunctionGrader
+from configs.graders.rft import MultiGrader
+from configs.graders.steps import StepsGrader
 from configs.objective import GateConfig
 from configs.schema import SourceConfig
 
@@ -136,6 +139,19 @@ def _check_credit(source: SourceConfig) -> Iterator[Problem]:
     for part in source.rewards:
         credit, at = part.credit, f"sources.{source.name}.rewards.{part.name}.credit"
         if credit is None:
+            continue
+        grader = part.definition
+        if not isinstance(grader, FunctionGrader | StepsGrader):
+            formula = isinstance(grader, MultiGrader)
+            why = "its formula does not say what one step of a part adds to it" if formula else ""
+            yield Problem(
+                where=at,
+                what=f"has nothing to credit: a `{grader.type}` scores no steps"
+                + (f" ({why})" if why else ""),
+                fix="Make the `steps` grader a part of its own, beside the others."
+                if formula
+                else "Remove it, or use `steps` or a function that returns spans.",
+            )
             continue
         if credit.gamma != 1.0 and credit.aggregate != "discounted":
             yield Problem(

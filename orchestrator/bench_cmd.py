@@ -15,26 +15,25 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from configs.errors import ConfigError, Problem
+from configs.errors import ConfigError, Problem, first_few
 from configs.evaluation import eval_settings
+from configs.graders.answers import JsonFieldsGrader
 from configs.graders.union import GraderConfig
 from configs.load import load_recipe
 from configs.schema import RewardGroupConfig, RunConfig, SourceConfig
-from configs.validate_judges import asking
 from mixing.jsonl import JsonlTable
 from mixing.opening import open_source
 from mixing.row_filter import RowFilter
 from orchestrator.bench_table import render_report
 from orchestrator.grade_cmd import read_grader
 from orchestrator.interrupt import run_interruptible
-from orchestrator.judge_file import judges_from, local_engine
+from orchestrator.judge_file import models_from, models_of
 from rewards.bench.hacks import PROBES
 from rewards.bench.probes import Probe
 from rewards.bench.report import BenchReport, Bounds, report
 from rewards.bench.rows import Seen, bench_rows, task_of
 from rewards.bench.trials import Scorer, Settings, Trial, try_grader
 from rewards.graders import validate_rewards
-from rewards.judges.panel import close_judges, open_judges
 from rewards.pool import GraderPool
 from rewards.score import GradeFailed, Score
 from rewards.standalone import Grading
@@ -80,7 +79,8 @@ def bench_grader(text: str, data: Path, options: BenchOptions) -> BenchReport:
     grader, probes = read_grader(text), find_probes(options.modules)
     tasks = _read(data)
     places = _drawn(len(tasks), options)
-    seen = _seen([tasks[place] for place in places], places, options, _passing(grader))
+    drawn = [tasks[place] for place in places]
+    seen = _seen(drawn, places, options, _passing(grader), _compared(grader))
     timeout_s = _TIMEOUT_S if options.timeout_s is None else options.timeout_s
     reward = RewardGroupConfig(workers=options.workers, timeout_s=timeout_s, retries=0)
     trials = run_interruptible(_with_grading(grader, reward, seen, probes, options))
@@ -101,7 +101,9 @@ def bench_source(path: Path, sets: Sequence[str], name: str, options: BenchOptio
     data = open_source(source)
     places = _drawn(data.size, options)
     passing = [label for part in source.rewards for label in _passing(part.definition)]
-    seen = _seen([data.task(place) for place in places], places, options, passing)
+    compared = next(filter(None, (_compared(part.definition) for part in source.rewards)), None)
+    drawn = [data.task(place) for place in places]
+    seen = _seen(drawn, places, options, passing, compared)
     limits: dict[str, float] = {"workers": options.workers, "retries": 0}
     if options.timeout_s is not None:
         limits["timeout_s"] = options.timeout_s
@@ -156,8 +158,10 @@ async def _with_grading(
     options: BenchOptions,
 ) -> list[Trial]:
     async with (
-        judges_from(options.judges, grader, "grader") as judges,
-        Grading(grader, reward, judges=judges) as grading,
+        models_from(options.judges, grader, "grader") as models,
+        Grading(
+            grader, reward, judges=models.judges, reward_models=models.reward_models
+        ) as grading,
     ):
         return await _try(grading, seen, probes, options)
 
@@ -169,17 +173,17 @@ async def _with_pool(
     probes: Sequence[Probe],
     options: BenchOptions,
 ) -> list[Trial]:
-    asked = {a.model for part in source.rewards for _, a in asking(part.definition, part.name)}
-    if source.gold is not None:
-        asked |= {a.model for _, a in asking(source.gold.grader, "gold")}
-    judges = open_judges({n: j for n, j in cfg.judges.items() if n in asked}, local_engine)
-    pool = GraderPool(cfg.reward, [source], judges=judges)
-    try:
-        await pool.start()
-        return await _try(_SourceScorer(pool), seen, probes, options)
-    finally:
-        await pool.close()
-        await close_judges(judges)
+    graders = [part.definition for part in source.rewards]
+    graders += [] if source.gold is None else [source.gold.grader]
+    async with models_of(graders, cfg.judges, cfg.reward_models) as models:
+        pool = GraderPool(
+            cfg.reward, [source], judges=models.judges, reward_models=models.reward_models
+        )
+        try:
+            await pool.start()
+            return await _try(_SourceScorer(pool), seen, probes, options)
+        finally:
+            await pool.close()
 
 
 async def _try(
@@ -206,9 +210,18 @@ def _report(
 
 
 def _seen(
-    tasks: Sequence[Task], places: Sequence[int], options: BenchOptions, passing: Sequence[str]
+    tasks: Sequence[Task],
+    places: Sequence[int],
+    options: BenchOptions,
+    passing: Sequence[str],
+    graded_by: str | None,
 ) -> Seen:
-    return Seen.of(bench_rows(tasks, options.template, places), passing)
+    return Seen.of(bench_rows(tasks, options.template, places, graded_by), passing)
+
+
+def _compared(grader: GraderConfig) -> str | None:
+    """Return the template of what a grader compares whole answers with, if it does."""
+    return grader.reference if isinstance(grader, JsonFieldsGrader) else None
 
 
 def _read(path: Path) -> list[Task]:
@@ -226,7 +239,7 @@ def _read(path: Path) -> list[Task]:
     if not tasks and not problems:
         problems.append(Problem(where=str(path), what="has no rows"))
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(first_few(problems, str(path)))
     return tasks
 
 

@@ -53,7 +53,7 @@ def _wrong(found: BenchReport) -> Iterator[Text]:
 def _example(example: Example) -> Text:
     earned = f"scored {_score(example.score)}" if example.score is not None else "not judged"
     why = f" ({example.failure})" if example.failure else ""
-    return Text(f"  row {example.row} {earned}{why}: {example.text!r:.120}")
+    return Text(f"  row {example.row} {earned}{why}: {_cut(repr(example.text), 120)}")
 
 
 def _figures(found: BenchReport) -> Iterator[Text]:
@@ -64,7 +64,7 @@ def _figures(found: BenchReport) -> Iterator[Text]:
     )
     yield Text(
         f"guess baseline {_score(found.guess_baseline)}: the most frequent answer, "
-        f"{found.majority_answer!r:.40}, is right in {found.majority_share:.1%} of rows"
+        f"{_cut(repr(found.majority_answer))}, is right in {found.majority_share:.1%} of rows"
     )
     if found.repeatable is not None:
         yield Text(
@@ -84,6 +84,10 @@ def _verdict(found: BenchReport) -> Iterator[Text]:
         yield Text(f"no-go: {reason}", style="red")
     if found.go:
         yield Text("go: right answers are paid, and nothing else that was tried", style="green")
+
+
+def _cut(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _score(value: float | None) -> str:

@@ -198,7 +198,7 @@ async def _calibrate(
 def _read(grader_path: Path, judges_path: Path | None) -> tuple[GraderConfig, Judges]:
     """Read the grader and the judges; ConfigError unless the one is asked by the other."""
     grader = load_grader(grader_path)
-    judges = {} if judges_path is None else load_judges(judges_path)
+    judges = {} if judges_path is None else load_judges(judges_path).judges
     where = str(grader_path)
     if not isinstance(grader, JudgedGrader):
         what = f"is a `{grader.type}`, which asks no judge"

@@ -17,7 +17,7 @@ from configs.errors import ConfigError, Problem
 from configs.graders.union import GraderConfig
 from configs.load import load_grader, parse_grader
 from orchestrator.interrupt import run_interruptible
-from orchestrator.judge_file import judges_from
+from orchestrator.judge_file import models_from
 from rewards.rows import check_item
 from rewards.score import FailureKind, GradeFailed, Score, Usage
 from rewards.standalone import ROOT, Grading
@@ -147,7 +147,7 @@ def grade_one(
     """Grade one answer.
 
     Args:
-        judges_file: file of the judges that it may ask.
+        judges_file: file of the judges and reward models that it may ask.
 
     Raises:
         ConfigError: what is wrong with the grader, or it asks a judge that the file has not.
@@ -157,8 +157,8 @@ def grade_one(
 
 async def _grade(grader: GraderConfig, subject: Subject, judges_file: Path | None) -> Graded:
     async with (
-        judges_from(judges_file, grader, "grader") as judges,
-        Grading(grader, judges=judges) as grading,
+        models_from(judges_file, grader, "grader") as models,
+        Grading(grader, judges=models.judges, reward_models=models.reward_models) as grading,
     ):
         started = time.monotonic()
         try:
@@ -182,8 +182,9 @@ def render_graded(graded: Graded, item: Mapping[str, JsonValue]) -> RenderableTy
     table.add_column("value", justify="right")
     if graded.failed is not None:
         table.add_row("no score", graded.failed.kind, style="red")
-        near = [str(p) for p in check_item(graded.grader, item, ROOT)]
-        return Group(table, *map(Text, [graded.failed.message, *near]))
+        said = graded.failed.message
+        near = [str(p) for p in check_item(graded.grader, item, ROOT) if p.what != said]
+        return Group(table, *map(Text, [said, *near]))
     assert graded.score is not None
     table.add_row("reward", f"{graded.score.value:g}", style="bold")
     for name, value in graded.score.parts.items():

@@ -115,6 +115,7 @@ async def train(parts: Parts, restored: Restored) -> None:
         version=first,
         pending=restored.pending,
         rejected=restored.rejected,
+        invalid=restored.invalid,
     )
     clock.lap()
     async with producer:

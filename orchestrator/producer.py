@@ -64,6 +64,7 @@ class RolloutProducer:
         version: int,
         pending: Sequence[GroupRequest] = (),
         rejected: Sequence[GroupSummary] = (),
+        invalid: JsonValue = None,
     ):
         self._cfg, self._mixer, self._clock = cfg, mixer, clock
         self._rollout, self._reward = rollout, reward
@@ -74,6 +75,7 @@ class RolloutProducer:
         self._pending = {r.group_id: r for r in pending}
         self._tasks: set[asyncio.Future[None]] = set()
         self._rates = ErrorRates(cfg.reward.max_error_rate)
+        self._rates.load_state_dict(invalid or {})
         self._rejected: dict[int, list[GroupSummary]] = {}
         for group in rejected:
             self._rejected.setdefault(group.step, []).append(group)
@@ -183,6 +185,10 @@ class RolloutProducer:
     def parse_rejected(state: JsonValue) -> tuple[GroupSummary, ...]:
         """Read back what `rejected_state` returned."""
         return _SUMMARIES.validate_python(state)
+
+    def invalid_state(self) -> JsonValue:
+        """Return for the checkpoint how many rollouts were invalid of late."""
+        return self._rates.state_dict(self._pending)
 
     def _order(self) -> None:
         """Have sampled what the mixer orders now."""

@@ -60,6 +60,8 @@ class Restored:
     """Graded before the checkpoint for later steps, whose metrics count them."""
     ledger_offset: int
     """Length of the ledger then: what was entered later is undone."""
+    invalid: JsonValue = None
+    """What counts towards `reward.max_error_rate`."""
 
 
 class Checkpointer:
@@ -88,6 +90,7 @@ class Checkpointer:
             pending=pending,
             rejected=RolloutProducer.parse_rejected(state.get("rejected", [])),
             ledger_offset=int(str(state["ledger_offset"])),
+            invalid=state.get("invalid"),
         )
 
     def good(self, guards: Guards) -> CheckpointRef | None:
@@ -137,6 +140,7 @@ class Checkpointer:
                 "pending": producer.pending_state(),
                 "rejected": producer.rejected_state(),
                 "ledger_offset": producer.ledger.offset,
+                "invalid": producer.invalid_state(),
             }
             self._store.write_driver(step, state)
             for name, group in ranks.items():

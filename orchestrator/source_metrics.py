@@ -251,6 +251,7 @@ METRICS: tuple[Metric[Any], ...] = (
     Metric("greedy/reward", BASELINES, _reward, kinds=(ALL,)),
     Metric("greedy/tokens", GREEDY, _length, sum, kinds=(ALL,)),
     Metric("tampering", VALID, lambda _, rollout: rollout.tampering, sum, kinds=(ALL,)),
+    Metric("canaries_passed", VALID, lambda _, rollout: rollout.canaries_passed, sum, kinds=(ALL,)),
     Metric("generate_s", GROUPS, lambda _, group: group.generate_s, kinds=(ALL,)),
     Metric("grade_s", GROUPS, lambda _, group: group.grade_s, kinds=(ALL,)),
     Metric("staleness/mean", GROUPS, _staleness, kinds=(TRAINED,)),

@@ -15,7 +15,9 @@ from pydantic import JsonValue
 
 from configs.errors import Problem
 from configs.graders.code import CodeTestsGrader
+from rewards.canary import CANARY_PASSED, wrong_solution
 from rewards.code_assert import Expectation, Unsplit, split
+from rewards.monitors.traits import in_slice
 from rewards.sandbox.inside.values import NotPlain, canonical
 from rewards.sandbox.jail import Sandbox
 from rewards.sandbox.result import MB, Call, Command, Job, Limits, SandboxResult, Script, Verdict
@@ -26,6 +28,7 @@ from rewards.subject import Subject
 
 _BLOCK = re.compile(r"^(```+|~~~+)[^\n`]*\n(.*?)^\1[ \t]*$", re.DOTALL | re.MULTILINE)
 _PROCESSES_OF_COMMANDS = 32
+_SHOWN = 300
 _BUDGET = 0.85
 """Share of the grading's time that tests may use; the rest is ours."""
 
@@ -45,8 +48,17 @@ def prepare_code_tests(cfg: CodeTestsGrader, where: str) -> Callable[[Subject], 
     limits = _limits(cfg, shared_limits())
 
     def grade(subject: Subject) -> Score:
-        code = extract_code(subject.rollout.last_text, whole=cfg.extract == "whole")
-        return _run(cfg, jail, limits, read_tests(cfg, subject.item, code))
+        deadline = time.monotonic() + (cfg.timeout_s or 60.0) * _BUDGET
+        text = subject.rollout.last_text
+        code = extract_code(text, whole=cfg.extract == "whole")
+        tests = read_tests(cfg, subject.item, code)
+        score = _run(cfg, jail, limits, tests, deadline)
+        if not in_slice(f"{subject.task.task_id}/{text}", cfg.canary):
+            return score
+        wrong = "" if cfg.command else wrong_solution(_functions(cfg, subject.item, tests))
+        found = _run(cfg, jail, limits, read_tests(cfg, subject.item, wrong), deadline)
+        passed = {CANARY_PASSED: 1} if found.value == 1.0 else {}
+        return replace(score, notes={**score.notes, **passed})
 
     return grade
 
@@ -99,7 +111,7 @@ def read_tests(cfg: CodeTestsGrader, item: Mapping[str, JsonValue], code: str) -
         given = list(_columns(given))
     if not isinstance(given, list) or not given:
         raise _refused(f"the row has no tests in its field {cfg.tests!r}")
-    function = cfg.function or str(item.get("entry_point") or "")
+    function = _entry_point(cfg, item)
     return [test for one in given for test in _tests(cfg, one, code, function)]
 
 
@@ -266,12 +278,28 @@ def _limits(cfg: CodeTestsGrader, shared: Limits) -> Limits:
     )
 
 
-def _run(cfg: CodeTestsGrader, jail: Sandbox, limits: Limits, tests: Sequence[Test]) -> Score:
-    """Run the tests until their time is over; those that are not reached fail."""
-    deadline = time.monotonic() + (cfg.timeout_s or 60.0) * _BUDGET
+def _functions(
+    cfg: CodeTestsGrader, item: Mapping[str, JsonValue], tests: Sequence[Test]
+) -> Iterator[str]:
+    """Yield the names that tests call in the tested code."""
+    if named := _entry_point(cfg, item):
+        yield named
+    for test in tests:
+        if isinstance(test.job, Call):
+            yield test.job.function
+
+
+def _entry_point(cfg: CodeTestsGrader, item: Mapping[str, JsonValue]) -> str:
+    return cfg.function or str(item.get("entry_point") or "")
+
+
+def _run(
+    cfg: CodeTestsGrader, jail: Sandbox, limits: Limits, tests: Sequence[Test], deadline: float
+) -> Score:
+    """Run the tests until `deadline`, on the monotonic clock; those that are not reached fail."""
     verdicts: list[JsonValue] = []
     attempts: set[str] = set()
-    passed = 0
+    passed, why = 0, ""
     for test in tests:
         left = deadline - time.monotonic()
         if left <= 0 or (cfg.score == "all" and passed < len(verdicts)):
@@ -285,11 +313,22 @@ def _run(cfg: CodeTestsGrader, jail: Sandbox, limits: Limits, tests: Sequence[Te
         attempts.update(result.attempts)
         failed = Verdict.WRONG if result.verdict is Verdict.OK else result.verdict
         verdicts.append("passed" if good else str(failed))
+        if not good and not why and failed is not Verdict.WRONG:
+            why = f"test {len(verdicts)}: {_why(result)}"
     share = passed / len(tests)
     notes: dict[str, JsonValue] = {"tests": verdicts}
+    if why:
+        notes["why"] = why
     if attempts:
         notes["tampering"] = [*sorted(attempts)]
     return Score(value=share if cfg.score == "share" else float(share == 1.0), notes=notes)
+
+
+def _why(result: SandboxResult) -> str:
+    """Return how a run failed, for people: the limit, the exception, or what a compiler said."""
+    said = result.stderr.decode(errors="replace").strip()
+    said = said if said and said not in result.error else ""
+    return ": ".join(filter(None, (result.error.strip(), said)))[:_SHOWN]
 
 
 def _refused(message: str) -> GradeFailed:

@@ -13,11 +13,12 @@ from pydantic import JsonValue
 
 from configs.graders.union import GraderConfig
 from configs.schema import RewardConfig, RewardGroupConfig, SourceConfig
+from rewards.canary import CANARY_PASSED
 from rewards.compute import ComputePool, GraderStartError
 from rewards.evaluate import evaluate
 from rewards.judges.client import Judge
 from rewards.judges.panel import NO_JUDGES, NO_REWARD_MODELS, Panel, RewardModel
-from rewards.monitors.traits import count_tampering
+from rewards.monitors.traits import count_noted
 from rewards.objective import Total, prepare_total
 from rewards.registry import leaves
 from rewards.score import FailureKind, GradeFailed, Score
@@ -139,9 +140,13 @@ def _graded(
     reward = total(values)
     if not math.isfinite(reward):
         raise GradeFailed(FailureKind.NOT_A_NUMBER, f"{values} come to {reward}")
-    tampering = sum(count_tampering(score.notes) for score in scores.values())
     found = replace(rollout, reward=reward, reward_parts=values, spans=tuple(spans))
-    return replace(found, tampering=tampering)
+    noted = [score.notes for score in scores.values()]
+    return replace(
+        found,
+        tampering=sum(count_noted(notes, "tampering") for notes in noted),
+        canaries_passed=sum(count_noted(notes, CANARY_PASSED) for notes in noted),
+    )
 
 
 def _notes(scores: Mapping[str, Score]) -> dict[str, JsonValue]:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from pydantic import JsonValue
 
-from rollouts.types import Completion, FinishReason, Rollout, RolloutStatus, Task, Turn
+from rollouts.types import Completion, FinishReason, Message, Rollout, RolloutStatus, Task, Turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,8 @@ class Subject:
 
     @staticmethod
     def of_text(item: Mapping[str, JsonValue], text: str) -> "Subject":
-        """Return a subject made of a row and a text alone, without tokens."""
+        """Return a subject made of a row and a text alone, without tokens. What was asked are the
+        row's `messages`, or its `prompt`."""
         answer = item.get("answer")
         nothing = np.zeros(0, np.int32)
         done = Completion(
@@ -52,7 +53,7 @@ class Subject:
             task=Task(
                 task_id="text",
                 source="text",
-                prompt=(),
+                prompt=_prompt(item),
                 answer=answer if isinstance(answer, str) else None,
                 metadata=item,
             ),
@@ -63,6 +64,17 @@ class Subject:
                 reward_parts={},
             ),
         )
+
+
+def _prompt(item: Mapping[str, JsonValue]) -> tuple[Message, ...]:
+    messages, prompt = item.get("messages"), item.get("prompt")
+    if isinstance(messages, list):
+        return tuple(
+            Message(role=str(m.get("role", "user")), content=str(m.get("content", "")))
+            for m in messages
+            if isinstance(m, dict)
+        )
+    return (Message(role="user", content=prompt),) if isinstance(prompt, str) else ()
 
 
 def item_of(task: Task) -> dict[str, JsonValue]:

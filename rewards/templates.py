@@ -7,7 +7,7 @@ be computed or called in one, and what is put in is never read as a template aga
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias, cast
@@ -72,13 +72,25 @@ class Template:
         """Its paths, in order."""
         return tuple(p for p in self.parts if isinstance(p, Variable))
 
-    def render(self, subject: Subject) -> str:
+    def render(
+        self,
+        subject: Subject,
+        pair: Mapping[str, str] | None = None,
+        shown: Callable[[Variable, str], str] = lambda variable, text: text,
+    ) -> str:
         """Return the text with each path replaced: text as it is, all else as JSON.
+
+        Args:
+            pair: texts of `{{ pair.first }}` and `{{ pair.second }}`.
+            shown: says how the text of a path is put in.
 
         Raises:
             GradeFailed: the row has no such value; SampleFault: the answer has none.
         """
-        return "".join(p if isinstance(p, str) else _text(_find(p, subject)) for p in self.parts)
+        return "".join(
+            p if isinstance(p, str) else shown(p, _text(_find(p, subject, pair)))
+            for p in self.parts
+        )
 
     def value(self, subject: Subject) -> JsonValue:
         """Return the value itself where the template is one path alone, else the text."""
@@ -197,8 +209,9 @@ def _step(match: re.Match[str]) -> Step:
     return match["name"]
 
 
-def _find(variable: Variable, subject: Subject) -> JsonValue:
-    spaces = cast("dict[str, JsonValue]", {"item": subject.item, "sample": subject.sample})
+def _find(variable: Variable, subject: Subject, pair: Mapping[str, str] | None = None) -> JsonValue:
+    known = {"item": subject.item, "sample": subject.sample, "pair": pair or {}}
+    spaces = cast("dict[str, JsonValue]", known)
     try:
         return variable.resolve(spaces)
     except LookupError as error:

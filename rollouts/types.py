@@ -195,6 +195,8 @@ class Rollout:
     """What the source's gold grader said; None where it was not asked."""
     tampering: int = 0
     """Attempts to tamper with the grading that the sandbox saw."""
+    canaries_passed: int = 0
+    """Known-wrong solutions that passed the tests that this rollout was graded by."""
 
     @property
     def last_text(self) -> str:
@@ -294,6 +296,7 @@ class RolloutStats:
     """None where there is no text."""
     gold: Gold | None = None
     tampering: int = 0
+    canaries_passed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,7 +80,7 @@ def _write_model(
         weights = saved
     else:
         base = AutoModelForCausalLM.from_pretrained(
-            model_path, config=config, dtype=DTYPES[card.dtype]
+            model_path, config=config, dtype=DTYPES[card.dtype], use_safetensors=True
         )
         weights = merge_state(base.state_dict(), saved, base, card.lora)
         network = base.to(dtype)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.base import NonNegativeFloat, PositiveFloat, PositiveInt
+from configs.base import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from configs.graders.base import Grader
 
 
@@ -53,6 +53,9 @@ class CodeTestsGrader(Grader):
     run_unsplit: bool = False
     """Run asserts that cannot be split into a call and a value inside the tested process, where a
     solution can forge their outcome; False refuses them."""
+    canary: Fraction = 0.01
+    """Share of answers, chosen by a hash, beside which a known-wrong solution is run on the same
+    tests. One that passes them all raises the alarm `canary`; it never changes a score."""
     cpu_s: PositiveFloat | None = None
     """CPU seconds of one test; empty takes `reward.sandbox.cpu_s`."""
     memory_mb: PositiveInt | None = None

@@ -199,13 +199,23 @@ def _reasons(results: Sequence[ProbeResult], worth: float | None) -> Iterator[st
             invalid = f", {found.invalid} of them not judged" if found.invalid else ""
             yield (
                 f"{found.answers - found.paid} of {found.answers} right answers do not reach "
-                f"{found.bound:g}{invalid}"
+                f"{found.bound:g}{invalid}{_hint(found)}"
             )
     if worth is not None and worth <= 0:
         yield f"right answers earn {worth:g} on average: nothing can be learned from that"
     for found in results:
         if found.verdict == "exploitable":
             yield f"{found.probe} is paid: {found.says} ({found.paid} of {found.answers} answers)"
+
+
+def _hint(found: ProbeResult) -> str:
+    """Say what to do where no right answer is paid at all."""
+    if found.highest is None or found.highest > 0:
+        return ""
+    return (
+        "; if they are written in a form of their own, give it: "
+        "--reference-template 'So \\boxed{ {{ item.answer }} }'"
+    )
 
 
 def _warnings(

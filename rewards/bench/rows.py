@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from pydantic import JsonValue
 
-from configs.errors import ConfigError, Problem
+from configs.errors import ConfigError, Problem, first_few
 from rewards.subject import Subject, item_of
 from rewards.templates import parse_template
 from rollouts.types import (
     Completion,
     FinishReason,
-    Message,
     Rollout,
     RolloutStatus,
     Task,
@@ -100,25 +99,24 @@ class Seen:
 
 
 def task_of(item: Mapping[str, JsonValue], index: int) -> Task:
-    """Return a row of a file as a task: `messages` are its prompt, `answer` its answer."""
-    messages = item.get("messages")
-    prompt = [
-        Message(role=str(m.get("role", "user")), content=str(m.get("content", "")))
-        for m in (messages if isinstance(messages, list) else [])
-        if isinstance(m, dict)
-    ]
-    subject = Subject.of_text(item, "")
-    return replace(subject.task, task_id=f"row/{index}", source="row", prompt=tuple(prompt))
+    """Return a row of a file as a task: `messages` or `prompt` were asked, `answer` answers."""
+    task = Subject.of_text(item, "").task
+    return replace(task, task_id=f"row/{index}", source="row")
 
 
 def bench_rows(
-    tasks: Sequence[Task], template: str | None, places: Sequence[int] | None = None
+    tasks: Sequence[Task],
+    template: str | None,
+    places: Sequence[int] | None = None,
+    graded_by: str | None = None,
 ) -> list[BenchRow]:
     """Return the tasks as rows with right answers.
 
     Args:
         template: of a right answer; without it, `reference` of the row, else its answer.
         places: of the tasks in the data, where they are drawn from it; None for all of it.
+        graded_by: template of what the grader compares answers with, where that is an answer
+            itself; used in rows that have neither reference nor answer.
 
     Raises:
         ConfigError: some rows have none, or the template does not fit.
@@ -127,21 +125,25 @@ def bench_rows(
     problems: list[Problem] = []
     for index, task in zip(places or range(len(tasks)), tasks, strict=True):
         try:
-            rows.append(_row(index, task, template))
+            rows.append(_row(index, task, template, graded_by))
         except LookupError as error:
+            fix = _FIX if not problems else ""
             where = f"row {index + 1}"
-            problems.append(Problem(where=where, what=str(error.args[0]), fix=_FIX))
+            problems.append(Problem(where=where, what=str(error.args[0]), fix=fix))
     if problems:
-        more = len(problems) - 3
-        tail = [Problem(where="rows", what=f"{more} more are the same way")] if more > 0 else []
-        raise ConfigError([*problems[:3], *tail])
+        raise ConfigError(first_few(problems, "rows", 3))
     return rows
 
 
-def _row(index: int, task: Task, template: str | None) -> BenchRow:
+def _row(index: int, task: Task, template: str | None, graded_by: str | None) -> BenchRow:
     item = item_of(task)
     answer = _text(item.get("answer"))
     given = item.get("reference")
+    if answer is None and not given and template is None and graded_by is not None:
+        truth = parse_template(graded_by)
+        for variable in truth.variables:
+            variable.resolve({"item": dict(item)})
+        answer = truth.render(Subject.of_text(item, ""))
     if template is not None:
         parsed = parse_template(template, "--reference-template")
 

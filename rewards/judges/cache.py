@@ -1,5 +1,6 @@
 """Verdicts kept by what was asked: in memory up to a bound, and on disk where a folder is given."""
 
+import contextlib
 import json
 import logging
 import os
@@ -19,7 +20,8 @@ class ReplyCache:
     """Keeps the least recently used replies out. One process, one thread.
 
     On disk it is one JSONL file a process, so that actors never write into each other's lines;
-    all files of the folder are read at the start. A line that was cut off is passed over.
+    all files of the folder are read at the start. A line that was cut off is passed over. A disk
+    that takes no more costs the copy on disk, and no verdict.
     """
 
     def __init__(self, entries: int, folder: Path | None = None):
@@ -47,12 +49,18 @@ class ReplyCache:
             return
         self._keep(key, reply)
         if self._folder is not None:
-            self._write(key, reply)
+            try:
+                self._write(self._folder, json.dumps(_row(key, reply)))
+            except OSError as error:
+                log.warning("%s: verdicts are kept in memory alone: %s", self._folder, error)
+                self._folder = None
+                self.close()
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what could not be written was told of
+                self._file.close()
             self._file = None
 
     def _keep(self, key: str, reply: Reply) -> None:
@@ -61,14 +69,12 @@ class ReplyCache:
         while len(self._replies) > self._entries:
             self._replies.popitem(last=False)
 
-    def _write(self, key: str, reply: Reply) -> None:
-        assert self._folder is not None
+    def _write(self, folder: Path, line: str) -> None:
         if self._file is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             name = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
-            self._file = (self._folder / name).open("a", encoding="utf-8")
-        row: JsonValue = {"key": key, "text": reply.text, "model": reply.model}
-        self._file.write(json.dumps(row) + "\n")
+            self._file = (folder / name).open("a", encoding="utf-8")
+        self._file.write(line + "\n")
         self._file.flush()
 
     def _read(self, path: Path) -> None:
@@ -78,3 +84,7 @@ class ReplyCache:
                 self._keep(row["key"], Reply(text=row["text"], model=row["model"]))
             except (ValueError, TypeError, KeyError):
                 log.warning("%s: passed over a line that was cut off", path)
+
+
+def _row(key: str, reply: Reply) -> JsonValue:
+    return {"key": key, "text": reply.text, "model": reply.model}

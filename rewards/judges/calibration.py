@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from configs.errors import ConfigError, Problem
+from configs.errors import ConfigError, Problem, first_few
 from configs.graders.judged import JudgedGrader
 from configs.graders.union import GraderConfig
 from rewards.evaluate import evaluate
@@ -125,7 +125,7 @@ def read_anchors(path: Path) -> list[Anchor]:
     if not problems and len(anchors) < 2:
         problems.append(Problem(where=str(path), what="has fewer than two anchors"))
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(first_few(problems, str(path)))
     return anchors
 
 

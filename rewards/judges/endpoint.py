@@ -10,6 +10,7 @@ import asyncio
 import email.utils
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
@@ -104,7 +105,7 @@ class EndpointTransport:
         try:
             sent = self._body(request)
             status, headers, body = await self._post(sent)
-            while status in (400, 422) and (self._adapt(body) or sent != self._body(request)):
+            while status in (400, 422) and (self._adapt(sent, body) or sent != self._body(request)):
                 sent = self._body(request)
                 status, headers, body = await self._post(sent)
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
@@ -165,8 +166,9 @@ class EndpointTransport:
             }
         return {key: value for key, value in body.items() if key not in self._unknown}
 
-    def _adapt(self, body: str) -> bool:
-        """Leave out what the server says that it does not know; False if that is nothing of ours.
+    def _adapt(self, sent: Mapping[str, JsonValue], body: str) -> bool:
+        """Leave out what the server says that it does not know; False if that is nothing of what
+        was sent.
 
         Remembered, so that only the first requests are sent twice."""
         if self._structured and self._cfg.structured == "auto" and _names(body, _FORMAT):
@@ -175,7 +177,7 @@ class EndpointTransport:
         if self._limit_name == "max_completion_tokens" and "max_completion_tokens" in body:
             self._limit_name = "max_tokens"
             return True
-        unknown = {p for p in ("seed", "reasoning_effort") if p in body} - self._unknown
+        unknown = {p for p in _OPTIONAL if p in sent and re.search(rf"\b{p}\b", body)}
         self._unknown |= unknown
         return bool(unknown)
 
@@ -217,6 +219,7 @@ class EndpointTransport:
         return redact(text.replace(self._key, HIDDEN) if self._key else text)
 
 
+_OPTIONAL = ("seed", "reasoning_effort")
 _FORMAT = ("response_format", "json_schema", "structured output", "guided")
 
 

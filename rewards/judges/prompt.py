@@ -9,7 +9,7 @@ from configs.graders.judged import Content, InputMessage
 from rewards.judges.fence import RULE, fence
 from rewards.judges.request import ChatMessage
 from rewards.subject import Subject
-from rewards.templates import Template, Variable, parse_template
+from rewards.templates import Variable, parse_template
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +28,7 @@ class Prompter:
         Raises:
             GradeFailed: a variable is not there.
         """
-        parts = parse_template(template).parts
-        return "".join(p if isinstance(p, str) else self._fill(p) for p in parts)
+        return parse_template(template).render(self.subject, self.pair, self._shown)
 
     def messages(self, given: Sequence[InputMessage]) -> tuple[ChatMessage, ...]:
         """Return the grader's messages, filled in, with the rule on data where it is marked."""
@@ -40,10 +39,7 @@ class Prompter:
         """Return a text as data, where the grader wants that."""
         return fence(text) if self.fenced else text
 
-    def _fill(self, variable: Variable) -> str:
-        if variable.space == "pair":
-            return self.marked(self.pair[str(variable.steps[1])])
-        text = Template((variable,)).render(self.subject)
+    def _shown(self, variable: Variable, text: str) -> str:
         return text if variable.space == "item" else self.marked(text)
 
 

@@ -10,7 +10,7 @@ from configs.monitors import MonitorConfig
 from configs.schema import RunConfig, SourceConfig
 from rewards.monitors.alarms import Alarm, Figures, Latch, Looked, Monitor
 from rewards.monitors.gaps import GapMonitor, HeldOutMonitor
-from rewards.monitors.levels import KLMonitor, TamperingMonitor
+from rewards.monitors.levels import CountMonitor, KLMonitor
 from rewards.monitors.sudden import (
     GRAD_NORM,
     LOSS,
@@ -213,4 +213,7 @@ def _monitors(cfg: RunConfig, source: SourceConfig) -> Iterator[tuple[str, Monit
     yield "answers", AnswersMonitor(run, run.answers)
     yield "repetition", RepetitionMonitor(run, run.repetition)
     yield "format", FormatMonitor(run, run.format, watch.format)
-    yield "tampering", TamperingMonitor(run, run.tampering)
+    attempts = "the sandbox saw {count} attempts to tamper with the grading in {steps} steps"
+    yield "tampering", CountMonitor(run, "all/tampering", run.tampering.attempts, attempts)
+    passed = "{count} known-wrong solutions passed all tests in {steps} steps"
+    yield "canary", CountMonitor(run, "all/canaries_passed", 1, passed)

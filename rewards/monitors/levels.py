@@ -3,31 +3,35 @@
 from collections import deque
 from statistics import median
 
-from configs.monitors import KLMonitorConfig, MonitorsConfig, TamperingMonitorConfig
+from configs.monitors import KLMonitorConfig, MonitorsConfig
 from rewards.monitors.alarms import Figures, Finding, Looked, Monitor
 
 
-class TamperingMonitor(Monitor):
-    """Sees attempts to tamper with the grading, which an honest policy does not make."""
+class CountMonitor(Monitor):
+    """Sees what sound training counts none of, or next to none."""
 
-    def __init__(self, run: MonitorsConfig, cfg: TamperingMonitorConfig):
-        self._cfg = cfg
+    def __init__(self, run: MonitorsConfig, metric: str, at_least: int, text: str):
+        """Start with nothing seen.
+
+        Args:
+            metric: a count a step.
+            at_least: count within `run.window` steps that is a finding.
+            text: of the finding, with `{count}` and `{steps}`.
+        """
+        self._metric, self._at_least, self._text = metric, at_least, text
         self._recent: deque[float] = deque(maxlen=run.window)
 
     def observe(self, figures: Figures) -> Looked | None:
         """Take a step's count."""
-        attempts = figures.get("all/tampering")
-        if attempts is None:
+        count = figures.get(self._metric)
+        if count is None:
             return None
-        self._recent.append(attempts)
+        self._recent.append(count)
         total = sum(self._recent)
-        if total < self._cfg.attempts:
+        if total < self._at_least:
             return Looked()
-        text = (
-            f"the sandbox saw {total:.0f} attempts to tamper with the grading in "
-            f"{len(self._recent)} steps"
-        )
-        return Looked(Finding(text=text, figures={"attempts": total}))
+        text = self._text.format(count=f"{total:.0f}", steps=len(self._recent))
+        return Looked(Finding(text=text, figures={"count": total}))
 
 
 class KLMonitor(Monitor):

@@ -96,16 +96,16 @@ def _is_clean(text: str) -> bool:
     return bool(text.strip()) and not broken
 
 
-def count_tampering(notes: Mapping[str, JsonValue]) -> int:
-    """Return the attempts that graders counted under `tampering`, at any depth of their notes."""
-    return sum(_attempts(name, value) for name, value in notes.items())
+def count_noted(notes: Mapping[str, JsonValue], name: str) -> int:
+    """Return what graders counted under `name`, at any depth of their notes."""
+    return sum(_counted(value, name, at) for at, value in notes.items())
 
 
-def _attempts(name: str, value: JsonValue) -> int:
+def _counted(value: JsonValue, name: str, at: str) -> int:
     if isinstance(value, Mapping):
-        return count_tampering(value)
-    if name != "tampering":
-        return sum(_attempts("", v) for v in value) if isinstance(value, list) else 0
+        return count_noted(value, name)
+    if at != name:
+        return sum(_counted(v, name, "") for v in value) if isinstance(value, list) else 0
     if isinstance(value, list):
         return len(value)
     return int(value) if isinstance(value, int | float) else int(bool(value))

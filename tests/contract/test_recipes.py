@@ -14,7 +14,7 @@ RECIPES = sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("algorithms/*.yaml")])
 NAMES = {"quickstart", "one_gpu", "eight_gpus", "multi_node"}
 
 
-MADE_FIRST = {"json_extraction"}
+MADE_FIRST = {"code_tests", "json_extraction"}
 """Recipes whose model a command makes, which they name; the quickstart's stands in for it."""
 
 

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
+from actors import judge_local
 from actors.judge import EngineTransport, identity, plain
 from actors.rollout_render import ChatRenderer
 from configs.engines import ModelConfig
-from configs.judges import JudgeEnginesConfig
+from configs.judges import JudgeConfig, JudgeEnginesConfig
 from rewards.judges.request import (
     ChatMessage,
     JudgeRejected,
@@ -65,6 +66,45 @@ def test_a_question_that_does_not_fit_is_rejected_and_a_dead_engine_unavailable(
         send(too_long)
     with pytest.raises(JudgeUnavailable, match="did not answer"):
         send(dead)
+
+    async def speechless(_: JudgeRequest) -> Reply:
+        raise RayError
+
+    with pytest.raises(JudgeUnavailable, match="did not answer: RayError"):
+        send(speechless)
+
+
+def test_closing_a_judge_of_the_command_line_ends_one_that_is_still_starting(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    told: list[str] = []
+
+    class Slow:
+        def __init__(self, name: str, cfg: JudgeConfig):
+            pass
+
+        async def start(self) -> None:
+            told.append("starting")
+            try:
+                await asyncio.sleep(60)
+            finally:
+                told.append("given up")
+
+        async def shutdown(self) -> None:
+            told.append("shut down")
+
+    monkeypatch.setattr(judge_local, "JudgeEngine", Slow)
+
+    async def scenario() -> None:
+        engine = judge_local.LocalEngine("j", JudgeConfig(engines=ENGINES))
+        asking = asyncio.create_task(engine.send(REQUEST))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asking.cancel()
+        await engine.close()
+        assert told == ["starting", "given up", "shut down"]
+
+    asyncio.run(scenario())
 
 
 def test_another_model_is_another_identity(tmp_path: Path):

@@ -1,6 +1,7 @@
 """The reward model: a tiny random classifier, scored in batches as one by one."""
 
 import asyncio
+import json
 import random
 from collections import deque
 from collections.abc import Sequence
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
+from typer.testing import CliRunner
 
-from actors.reward_model import RewardModelActor, RewardModelLink, take_batch
+from actors.reward_model import Copy, LocalRewardModel, RewardModelLink, take_batch
 from configs.engines import ModelConfig
 from configs.errors import ConfigError
 from configs.judges import RewardModelConfig
+from orchestrator.cli import app
 from rewards.score import FailureKind, GradeFailed
 from rollouts.types import Message
 from trainer.reward_scorer import RewardScorer
@@ -90,14 +93,10 @@ def test_batches_keep_the_order_and_the_bound(seed: int):
     assert taken == lengths
 
 
-class Cfg(SimpleNamespace):
-    """As much of a RunConfig as the actor reads."""
-
-
-def started(folder: Path) -> RewardModelActor:
-    actor = RewardModelActor(Cfg(reward_models={"rm": config(folder)}), "rm")  # type: ignore[arg-type]
-    actor._scorer = RewardScorer(config(folder).model)
-    return actor
+def started(folder: Path) -> Copy:
+    copy = Copy("rm", config(folder))
+    copy.load()
+    return copy
 
 
 def handle(call: Any) -> Any:
@@ -164,3 +163,39 @@ def test_a_pass_that_fails_fails_its_own_rows_alone(folder: Path):
         return await actor.score(talk("a"))
 
     assert isinstance(asyncio.run(scenario()), float)
+
+
+def test_the_command_line_scores_without_ray_what_the_file_declares(folder: Path, tmp_path: Path):
+    file = tmp_path / "judges.yaml"
+    model = {"path": str(folder), "dtype": "float32", "max_model_len": 64}
+    file.write_text(json.dumps({"reward_models": {"rm": {"model": model}}}))
+    grader = '{"type": "reward_model", "model": "rm", "scale": 2}'
+    item = '{"prompt": "q", "answer": "x"}'
+    asked = ["grade", grader, "--item", item, "--judges", str(file), "--json", "--sample"]
+    done = CliRunner().invoke(app, [*asked, "fine"])
+    assert done.exit_code == 0, done.output
+    scorer = RewardScorer(config(folder).model)
+    raw = scorer.score([scorer.encode(talk("fine"))])[0]
+    assert json.loads(done.stdout)["reward"] == pytest.approx(2 * raw, abs=1e-5)
+
+    done = CliRunner().invoke(app, [*asked, "x" * 100])
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["metadata"]["errors"]["model_grader_server_error"] is True
+
+
+def test_a_model_that_hangs_or_runs_out_of_memory_gives_no_score(folder: Path):
+    async def scenario(score: Any) -> float:
+        local = LocalRewardModel("rm", config(folder, timeout_s=0.2))
+        local._copy.score = score  # type: ignore[method-assign]
+        return await local.score(talk("a"))
+
+    async def full(_: object) -> float:
+        raise RuntimeError("out of memory")
+
+    async def never(_: object) -> float:
+        await asyncio.sleep(60)
+        return 0.0
+
+    for score, why in ((full, "out of memory"), (never, "no score within 0.2 s")):
+        with pytest.raises(GradeFailed, match=why):
+            asyncio.run(scenario(score))

@@ -180,7 +180,7 @@ def test_a_recipes_paths_are_taken_from_its_folder(tmp_path: Path):
 def test_a_file_of_judges(tmp_path: Path):
     path = tmp_path / "judges.yaml"
     path.write_text(json.dumps({"judges": {"gpt-4.1": ENDPOINT}}))
-    assert list(load_judges(path)) == ["gpt-4.1"]
+    assert list(load_judges(path).judges) == ["gpt-4.1"]
     path.write_text(json.dumps({"judges": {"gpt-4.1": {**ENDPOINT, "timeout": 3}}}))
     with pytest.raises(ConfigError, match="timeout_s"):
         load_judges(path)

@@ -104,3 +104,11 @@ def test_tampering_stops_short_runs_too_and_is_not_warned_of():
     monitors = {"length": {"action": "stop"}}
     (warning,) = warn_monitors(config({}, monitors=monitors, num_steps=5))
     assert warning.where == "monitors.window"
+
+
+def test_stop_of_a_monitor_that_is_off_is_warned_of_alone():
+    off = {"enabled": False, "action": "stop"}
+    for name in ("length", "gold", "tampering"):
+        (warning,) = warn_monitors(config({}, monitors={"window": 80, name: off}))
+        assert warning.where == f"monitors.{name}.action"
+        assert "`enabled` is false" in warning.what

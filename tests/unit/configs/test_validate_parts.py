@@ -115,6 +115,23 @@ def test_weights_and_credit_that_cannot_matter(
     assert what in found[where]
 
 
+@pytest.mark.parametrize(
+    ("grader", "fix"),
+    [
+        ({"type": "math"}, "Remove it"),
+        (
+            {"type": "multi", "graders": {"a": {"type": "math"}}, "calculate_output": "a"},
+            "a part of its own",
+        ),
+    ],
+)
+def test_credit_of_a_grader_that_scores_no_steps(grader: dict[str, object], fix: str) -> None:
+    part = {"name": "right", "grader": grader, "credit": {}, "use": None}
+    (where, said), *_ = problems(source({}, part)).items()
+    assert where == "rewards.right.credit"
+    assert "nothing to credit" in said and fix in said
+
+
 def test_a_gate_of_a_part_without_weight() -> None:
     idle = ({"name": "right"}, {"name": "style", "weight": 0})
     found = problems(source({"gates": [needs("style", "right")]}, *idle))

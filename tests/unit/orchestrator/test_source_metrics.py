@@ -168,6 +168,7 @@ def test_all_rollouts_of_a_source(metrics: dict[str, float]):
             "length/wrong/p95": 8.0,
             "length/reward_correlation": 0.0,  # of one group: in the other all rewards are equal
             "tampering": 0,
+            "canaries_passed": 0,
             "generate_s": 3.0,
             "grade_s": 1.5,
             "pass@1": (2 / 3 + 0) / 2,

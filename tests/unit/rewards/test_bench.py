@@ -241,6 +241,21 @@ def test_right_answers_are_made_by_template_reference_or_answer():
         assert "--reference-template" in str(error.value)
 
 
+def test_what_a_grader_compares_with_answers_rows_that_have_nothing_else():
+    tasks = [task_of({"invoice": {"n": i}}, i) for i in range(5)]
+    rows = bench_rows(tasks, None, None, "{{ item.invoice }}")
+    assert [row.reference for row in rows] == [f'{{"n": {i}}}' for i in range(5)]
+    assert all(row.bare and row.wrap("x") == "x" for row in rows)
+    with pytest.raises(ConfigError) as told:
+        bench_rows(tasks, None, None, "{{ item.order }}")
+    assert len(told.value.problems) == 4 and "2 more" in str(told.value)
+    assert str(told.value).count("fix:") == 1
+    (row,) = bench_rows(
+        [task_of({"invoice": 1, "answer": "2"}, 0)], None, None, "{{ item.invoice }}"
+    )
+    assert row.reference == "2"
+
+
 def test_a_probe_of_ones_own_joins_the_registry():
     @probe(Kind.HACK)
     def sesame(row: BenchRow, seen: Seen) -> list[str]:

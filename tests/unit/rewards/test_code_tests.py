@@ -10,6 +10,7 @@ import pytest
 from pydantic import JsonValue
 
 from configs.graders.code import CodeTestsGrader
+from rewards.canary import CANARY_PASSED
 from rewards.code_tests import (
     check_code_row,
     check_code_tests,
@@ -124,6 +125,51 @@ def test_no_hack_is_taken_for_right():
         assert grade(text, tests).value == 1.0
     paid = {n: s for n, c in hacks.HACKS.items() if (s := grade(c, tests, extract="whole")).value}
     assert paid == {}
+
+
+def test_how_the_first_test_failed_is_noted():
+    raises = grade("def double(x):\n    return 1 / 0", ASSERTS)
+    assert "test 1: " in raises.notes["why"] and "ZeroDivisionError" in raises.notes["why"]
+    shell = {"command": "sh main", "filename": "main"}
+    silent = grade("echo 2 2>&1", [{"input": "", "output": "1"}], **shell)
+    assert silent.notes == {"tests": ["wrong"]}
+    told = grade("no_such_command", [{"input": "", "output": "1"}], **shell)
+    assert "no_such_command" in told.notes["why"]
+    assert len(grade("raise ValueError('x' * 9999)", ASSERTS).notes["why"]) <= 320
+
+
+UNSPLIT = "for i in range(3):\n    assert double(i) == 2 * i"
+
+
+@pytest.mark.parametrize(
+    ("tests", "settings", "passes"),
+    [
+        (ASSERTS, {}, False),
+        ([{"function": "Solution.double", "args": [1], "expected": 2}], {}, False),
+        (["assert double(1) != 3"], {}, False),
+        ([{"input": "1", "output": "2"}], {}, False),
+        ([{"input": "1", "output": "2"}, {"input": "0", "output": ""}], {}, False),
+        ([{"input": "1", "output": ""}], {}, True),
+        ([{"input": "1", "output": ""}], {"command": "sh main", "filename": "main"}, True),
+        ([{"input": "1", "output": "1"}], {"command": "cat", "filename": "main"}, True),
+        ([UNSPLIT], {"run_unsplit": True, "function": "double"}, True),
+    ],
+)
+def test_a_known_wrong_solution_passes_only_tests_that_test_nothing(
+    tests: JsonValue, settings: dict[str, Any], passes: bool
+):
+    plain = grade(DOUBLE, tests, canary=0, **settings)
+    found = grade(DOUBLE, tests, canary=1, **settings)
+    assert found.value == plain.value
+    assert found.notes.get(CANARY_PASSED) == (1 if passes else None)
+    assert CANARY_PASSED not in plain.notes
+
+
+def test_a_share_of_answers_is_graded_beside_a_known_wrong_solution():
+    empty: JsonValue = [{"input": "", "output": ""}]
+    noted = [grade(f"pass  # {i}", empty, canary=0.3).notes for i in range(40)]
+    assert 4 <= sum(CANARY_PASSED in notes for notes in noted) <= 22
+    assert noted == [grade(f"pass  # {i}", empty, canary=0.3).notes for i in range(40)]
 
 
 def test_tampering_is_noted():

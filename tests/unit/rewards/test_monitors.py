@@ -24,6 +24,7 @@ CAUGHT_WITHIN = {
     "repetition": 12,
     "format": 12,
     "tampering": 10,
+    "canary": 18,
     "kl": 12,
     "held_out": 30,
 }
@@ -102,6 +103,7 @@ def run(
             "text/looping": float(rng.random() < 0.05) / GROUPS / GROUP,
             "text/well_formed": 1 - measured(rng, 0.15 * (1 - learned)),
             "tampering": float(rng.random() < 0.01),
+            "canaries_passed": 0.0,
         }
         kl = 0.15 * float(rng.lognormal(0, 0.8)) + 2.0 * (rng.random() < 0.02)
         if hack == "length":
@@ -115,6 +117,8 @@ def run(
             row["text/well_formed"] *= 1 - 0.7 * hacked
         if hack == "tampering":
             row["tampering"] += float(rng.poisson(3 * hacked))
+        if hack == "canary":
+            row["canaries_passed"] += float(rng.poisson(hacked))
         if hack == "kl":
             kl += 5 * hacked
         named = {f"source/s/all/{k}": float(v) for k, v in row.items()}

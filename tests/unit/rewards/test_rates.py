@@ -1,5 +1,6 @@
 """The rolling rate of invalid rollouts: by source, over a window, with reasons when it stops."""
 
+import json
 import pickle
 
 import pytest
@@ -26,9 +27,9 @@ def bad(message: str = "no") -> RolloutStats:
     )
 
 
-def summary(source: str, *rollouts: RolloutStats) -> GroupSummary:
+def summary(source: str, *rollouts: RolloutStats, group_id: str = "g") -> GroupSummary:
     return GroupSummary(
-        group_id="g",
+        group_id=group_id,
         task_id="t",
         source=source,
         step=1,
@@ -75,3 +76,22 @@ def test_only_the_window_counts_and_the_bound_itself_is_allowed() -> None:
     assert rates.rate("a") == 0.0
     with pytest.raises(GraderErrorRateExceeded):
         rates.observe(summary("a", *[bad()] * (WINDOW // 4 + 1)))
+
+
+def test_a_resumed_run_goes_on_counting_and_counts_no_group_twice() -> None:
+    rates = ErrorRates(0.5)
+    rates.observe(summary("a", *[bad("trained")] * 20, group_id="1"))
+    rates.observe(summary("a", *[bad("under way")] * 8, group_id="2"))
+    rates.observe(summary("b", GOOD, bad(), group_id="3"))
+    state = json.loads(json.dumps(rates.state_dict({"2"})))
+
+    resumed = ErrorRates(0.5)
+    resumed.load_state_dict(state)
+    assert (resumed.rate("a"), resumed.rate("b")) == (1.0, 0.5)
+    resumed.observe(summary("a", *[GOOD] * 8, group_id="2"))
+    assert resumed.rate("a") == pytest.approx(20 / 28)
+    with pytest.raises(GraderErrorRateExceeded) as caught:
+        resumed.observe(summary("a", *[GOOD] * 4, group_id="4"))
+    assert caught.value.examples == ("reward: ValueError: trained",)
+    resumed.load_state_dict({})
+    assert resumed.rate("a") == 0.0

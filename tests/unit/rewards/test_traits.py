@@ -5,7 +5,7 @@ import pytest
 
 from rewards.monitors.traits import (
     answer_hash,
-    count_tampering,
+    count_noted,
     find_answer,
     in_slice,
     is_looping,
@@ -98,12 +98,12 @@ def test_no_completion_has_no_traits():
 
 
 def test_tampering_is_counted_at_any_depth():
-    assert count_tampering({}) == 0
-    assert count_tampering({"tampering": 2}) == 2
-    assert count_tampering({"tampering": ["ptrace", "fork"]}) == 2
-    assert (
-        count_tampering({"a": {"tampering": ["x"]}, "b": [{"tampering": 3}], "c": "tampering"}) == 4
-    )
+    assert count_noted({}, "tampering") == 0
+    assert count_noted({"tampering": 2}, "other") == 0
+    assert count_noted({"tampering": 2}, "tampering") == 2
+    assert count_noted({"tampering": ["ptrace", "fork"]}, "tampering") == 2
+    notes = {"a": {"tampering": ["x"]}, "b": [{"tampering": 3}], "c": "tampering"}
+    assert count_noted(notes, "tampering") == 4
 
 
 def test_the_slice_is_the_same_each_time_and_as_large_as_asked():

@@ -4,15 +4,21 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 from aiohttp import web
 
+from configs.graders.union import GRADER
 from configs.judges import EndpointConfig, JudgeConfig
+from rewards.evaluate import evaluate
+from rewards.judges.calibration import JudgesAlone
 from rewards.judges.client import Judge
 from rewards.judges.panel import Panel, close_judges, open_judges
+from rewards.score import GradeFailed, Score
+from rewards.subject import Subject
+from rollouts.types import Message
 
 KEY = "sk-very-secret-0123456789"
 KEY_ENV = "FAKE_JUDGE_KEY"
@@ -129,6 +135,36 @@ def _no_engines(name: str, cfg: JudgeConfig) -> Any:
     raise AssertionError(f"{name} has an endpoint")
 
 
+def grade(
+    grader: object,
+    reply: Callable[[Body, int], Any],
+    *,
+    text: str = "42",
+    item: Any = None,
+    **more: Any,
+) -> tuple[Any, list[Body]]:
+    """Grade one answer; return the score or the failure, and what the judge was asked."""
+    cfg = GRADER.validate_json(json.dumps(grader))
+    subject = Subject.of_text({"answer": "42"} if item is None else item, text)
+    prompt = (Message(role="user", content="What is 6 x 7?"),)
+    subject = Subject(task=replace(subject.task, prompt=prompt), rollout=subject.rollout)
+
+    async def scenario() -> tuple[Any, list[Body]]:
+        async with judging(reply, **{"retries": 0, **more}) as (panel, server):
+            try:
+                found: Score | GradeFailed = await evaluate(cfg, subject, JudgesAlone(panel), "s/r")
+            except GradeFailed as failed:
+                found = failed
+            return found, server.asked
+
+    return asyncio.run(scenario())
+
+
+def said(body: Body, role: str) -> str:
+    """Return all that was said in a role."""
+    return "\n".join(m["content"] for m in body["messages"] if m["role"] == role)
+
+
 @pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> str:
     """Put the key where the judge looks for it."""
@@ -147,6 +183,8 @@ class Fake:
     serving: Callable[..., Any] = serving
     judging: Callable[..., Any] = judging
     judge_config: Callable[..., JudgeConfig] = judge_config
+    grade: Callable[..., tuple[Any, list[Body]]] = grade
+    said: Callable[[Body, str], str] = said
 
 
 @pytest.fixture

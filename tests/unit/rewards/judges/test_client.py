@@ -434,6 +434,41 @@ def test_older_servers_get_max_tokens_and_no_seed(fake):
     assert "does not know seed" in found.notes[0]
 
 
+def test_a_seed_is_given_up_for_no_other_complaint(fake):
+    """Without seeds, votes and redraws would all be the same question."""
+
+    async def scenario():
+        async with fake.judging(lambda b, n: fake.status(400, "superseded model")) as (
+            panel,
+            server,
+        ):
+            first = await failure(panel["j"])
+            with pytest.raises(GradeFailed):
+                await ask(panel["j"], seed=5)
+            return first, server.asked
+
+    failed, asked = asyncio.run(scenario())
+    assert "superseded" in failed.message and len(asked) == 2
+    assert asked[1]["seed"] == 5
+
+
+def test_a_full_disk_costs_the_copy_on_disk_and_no_verdict(fake, tmp_path: Path, caplog):
+    taken = tmp_path / "file"
+    taken.write_text("")
+
+    async def scenario():
+        cache = {"folder": str(taken / "cache")}
+        async with fake.judging(lambda b, n: fake.verdict(result=1), cache=cache) as (
+            panel,
+            server,
+        ):
+            found = [await ask(panel["j"], text) for text in ("a", "b", "a")]
+            return [f.cached for f in found], len(server.asked)
+
+    assert asyncio.run(scenario()) == ([False, False, True], 2)
+    assert caplog.text.count("kept in memory alone") == 1
+
+
 def test_the_key_is_in_no_message_log_or_repr(fake, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.DEBUG)
 
