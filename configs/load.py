@@ -14,7 +14,7 @@ from configs.errors import ConfigError, Problem
 from configs.graders.shorthand import write_out
 from configs.graders.union import GRADER, GraderConfig
 from configs.infra import InfraConfig
-from configs.judges import JudgesFile
+from configs.judges import Judges, JudgesFile
 from configs.messages import explain
 from configs.redact import hide_variable
 from configs.schema import RunConfig, dump
