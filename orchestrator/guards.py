@@ -24,6 +24,7 @@ from rollouts.types import UpdateBounds
 _REFUSED = ("skip", "rollback", "stop")
 """Actions with which an update beyond its guard's limit is not applied."""
 _SHRUNK, _ROLLBACKS, _ALARMED = "guards/shrunk_for", "guards/rollbacks", "guards/alarmed"
+_STUCK = "guards/stuck"
 
 
 class Guards:
@@ -34,6 +35,7 @@ class Guards:
         self._board = MonitorBoard(cfg)
         self._shrunk_for = 0
         self._rollbacks = 0
+        self._stuck = False
         self._skips = 0
         self._alarmed: list[int] = []
         self._step = 0
@@ -95,6 +97,10 @@ class Guards:
         self._rollbacks += 1
         return go_back(self._board, self._step, to, steps, evaluations)
 
+    def cannot_roll_back(self) -> None:
+        """Tell that no checkpoint is known to be good, while a rollback is wanted."""
+        self._stuck = True
+
     def metrics(self) -> dict[str, float]:
         """Return the alarms as numbers, and what the next attempt must know."""
         return {
@@ -102,6 +108,7 @@ class Guards:
             _ALARMED: float(bool(self._alarmed) and self._alarmed[-1] == self._step),
             _SHRUNK: float(self._shrunk_for),
             _ROLLBACKS: float(self._rollbacks),
+            _STUCK: float(self._stuck),
         }
 
     def good(self, checkpoints: Iterable[int]) -> int | None:
@@ -130,10 +137,11 @@ class Guards:
                 f"{_say(fatal)}. The run ends here; to go on all the same, resume with "
                 f"{_fields(fatal)} set to warn"
             )
-        if unanswered := self._unanswered():
+        spent = self._rollbacks >= self._run.max_rollbacks
+        if (unanswered := self._unanswered()) and (spent or self._stuck):
             why = (
                 f"guards.max_rollbacks={self._run.max_rollbacks} were made"
-                if self._rollbacks >= self._run.max_rollbacks
+                if spent
                 else "no checkpoint is known to be good"
             )
             return (
@@ -169,6 +177,7 @@ class Guards:
         self._step = int(str(row["step"]))
         self._shrunk_for = int(figures.get(_SHRUNK) or 0)
         self._rollbacks = int(figures.get(_ROLLBACKS) or 0)
+        self._stuck = bool(figures.get(_STUCK))
         self._skips = self._skips + 1 if figures.get(SKIPPED) else 0
         if figures.get(_ALARMED):
             self._alarmed.append(self._step)

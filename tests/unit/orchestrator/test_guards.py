@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -339,6 +340,45 @@ def test_without_a_good_checkpoint_the_run_ends(tmp_path: Path):
     said = run(recipe(tmp_path, every=12, grad_norm={"action": "rollback"}), tmp_path / "r", actors)
     assert "A rollback is wanted, but no checkpoint is known to be good" in said
     assert lines(tmp_path / "r")[-1]["step"] == 14
+    again = run(
+        recipe(tmp_path, every=12, grad_norm={"action": "rollback"}), tmp_path / "r", actors
+    )
+    assert "no checkpoint is known to be good" in again
+    assert lines(tmp_path / "r")[-1]["step"] == 14
+
+
+def test_an_alarm_of_an_evaluation_is_answered_after_the_next_step(tmp_path: Path):
+    """Training's reward rises and the held-out one stays: `held_out` sees it at an evaluation."""
+
+    class Overfit(Actors):
+        async def grade(self, generated: GeneratedGroup) -> GroupSummary:
+            summary = await super().grade(generated)
+            high = summary.step > 24
+            rewards = (0.0, 0.0) if summary.step < 0 else (1.0, 1.0) if high else (0.0, 0.1)
+            pairs = zip(summary.rollouts, rewards, strict=True)
+            rollouts = tuple(replace(r, reward=reward) for r, reward in pairs)
+            return replace(
+                summary,
+                rollouts=rollouts,
+                samples=summary.samples if summary.step >= 0 else (),
+                oldest_version=self.published[-1][0],
+                newest_version=self.published[-1][0],
+            )
+
+    base = recipe(tmp_path).model_dump(mode="json")
+    base["eval"] = {"every": 5, "at_end": False}
+    base["sources"][0]["data"]["held_out"] = 100
+    base["sources"][0]["eval"] = {"samples": 2}
+    base["monitors"] = {"held_out": {"action": "rollback", "evaluations": 1}}
+    base["guards"] = {"reward": {"enabled": False}, "max_rollbacks": 1}
+    cfg = RunConfig.model_validate(base)
+    actors = Overfit()
+    said = run(cfg, tmp_path / "run", actors)
+    alarms = [a for a in lines(tmp_path / "run", "alarms.jsonl") if a["monitor"] == "held_out"]
+    raised = alarms[0]["step"]
+    assert raised % 5 == 0 and raised > 25
+    assert f"rolled back after step {raised + 1}: " in said and len(actors.loaded) == 1
+    assert (alarms[1]["step"], alarms[1]["event"]) == (raised + 1, "cleared")
 
 
 def test_checkpoints_that_a_rollback_may_need_are_kept(tmp_path: Path):
