@@ -39,14 +39,16 @@ def warn_monitors(cfg: RunConfig) -> Iterator[Problem]:
         "kl": "no reference runs",
     }
     for name, nothing in blind.items():
-        if nothing and getattr(monitors, name).action == "stop":
+        action = getattr(monitors, name).action
+        if nothing and action != "warn":
             yield Problem(
-                where=f"monitors.{name}.action", what=f"is stop, but {needs[name]}: it sees nothing"
+                where=f"monitors.{name}.action",
+                what=f"is {action}, but {needs[name]}: it sees nothing",
             )
     earliest = 2 * monitors.window + monitors.persist - 1
     compares = [name for name in _names(cfg) if name != "tampering"]  # it only counts
-    stops = any(getattr(getattr(monitors, name), "action", "") == "stop" for name in compares)
-    if stops and earliest > cfg.num_steps:
+    acts = any(getattr(getattr(monitors, name), "action", "warn") != "warn" for name in compares)
+    if acts and earliest > cfg.num_steps:
         yield Problem(
             where="monitors.window",
             what=f"is {monitors.window}, so no alarm comes before step {earliest}, and the run has "

@@ -44,7 +44,10 @@ class Guards:
         """Take up what an earlier attempt left; return the alarms that it raised and cleared."""
         for row in steps:
             self._remember(row)
-        return tuple(replay(self._board, steps, evaluations))
+        alarms = tuple(replay(self._board, steps, evaluations))
+        # An evaluation's alarm comes after the row of its step, which cannot tell of it.
+        self._shrink([a for a in alarms if a.step == self._step])
+        return alarms
 
     @property
     def standing(self) -> tuple[Alarm, ...]:
@@ -71,8 +74,7 @@ class Guards:
         self._step = int(str(row["step"]))
         alarms = self._board.trained(row)
         self._shrunk_for = max(0, self._shrunk_for - 1)
-        if any(a.event == "raised" and a.action == "shrink" for a in alarms):
-            self._shrunk_for = self._run.shrink_steps
+        self._shrink(alarms)
         self._skips = self._skips + 1 if Figures(row, "").get(SKIPPED) else 0
         if self._is_alarm(alarms):
             self._alarmed.append(self._step)
@@ -80,7 +82,9 @@ class Guards:
 
     def evaluated(self, row: Row) -> tuple[Alarm, ...]:
         """Take a row of eval.jsonl; return what it raises and clears."""
-        return self._board.evaluated(row)
+        alarms = self._board.evaluated(row)
+        self._shrink(alarms)
+        return alarms
 
     def wants_rollback(self) -> bool:
         """Return whether an alarm stands that is to be answered by a rollback, and one is left."""
@@ -155,6 +159,10 @@ class Guards:
                 f"ends here: {_say(standing)}"
             )
         return None
+
+    def _shrink(self, alarms: Sequence[Alarm]) -> None:
+        if any(a.event == "raised" and a.action == "shrink" for a in alarms):
+            self._shrunk_for = self._run.shrink_steps
 
     def _unanswered(self) -> list[Alarm]:
         return [a for a in self._board.standing if a.action == "rollback"]

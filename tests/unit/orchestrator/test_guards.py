@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from configs.schema import RunConfig
-from configs.validate import validate_run
+from configs.validate import find_warnings, validate_run
 from mixing.ledger import Ledger
 from mixing.mixer import Mixer
 from orchestrator.clock import PhaseClock
@@ -442,3 +442,5 @@ def test_a_rollback_needs_checkpoints_and_a_window_its_warm_up(tmp_path: Path):
     cfg = recipe(tmp_path, every=0, loss={"action": "rollback"}, warmup=30, max_rollbacks=0)
     wheres = [p.where for p in validate_run(cfg) if p.where.startswith("guards")]
     assert wheres == ["guards.warmup", "guards.loss.action", "guards.max_rollbacks"]
+    blind = recipe(tmp_path, kl={"action": "shrink"})
+    assert [p.where for p in find_warnings(blind) if "guards" in p.where] == ["guards.kl.action"]
