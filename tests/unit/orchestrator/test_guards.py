@@ -254,7 +254,7 @@ def test_a_smaller_rate_holds_for_its_steps(tmp_path: Path):
 def test_a_spike_is_skipped_before_it_is_applied(tmp_path: Path, guard: str):
     actors, clean = Actors(poison=poisoned(30)), Actors()
     other = {"loss": "grad_norm", "grad_norm": "loss"}[guard]
-    cfg = recipe(tmp_path, **{guard: {"action": "skip"}, other: {"enabled": False}})
+    cfg = recipe(tmp_path, steps=36, **{guard: {"action": "skip"}, other: {"enabled": False}})
     said = run(cfg, tmp_path / "run", actors)
     run(cfg, tmp_path / "clean", clean)
     rows = lines(tmp_path / "run")
@@ -401,7 +401,7 @@ def bad_luck(step: int) -> float:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_and_resumed_it_does_the_same(tmp_path: Path, seed: int):
-    """Rollbacks, smaller rates and skips, with five kills at random moments: the rows of an
+    """Rollbacks, smaller rates and skips, with three kills at random moments: the rows of an
     uninterrupted run."""
     cfg = recipe(
         tmp_path,
@@ -413,7 +413,7 @@ def test_killed_and_resumed_it_does_the_same(tmp_path: Path, seed: int):
     run(cfg, tmp_path / "whole", whole)
     assert whole.loaded and 0.1 in whole.factors
     rng = random.Random(seed)
-    for _ in range(5):
+    for _ in range(3):
         with attempt(cfg, tmp_path / "cut", Actors(poison=bad_luck)) as cut:
             asyncio.run(until(cut.training, rng.randrange(50, 900)))
     last = Actors(poison=bad_luck)
