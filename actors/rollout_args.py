@@ -47,8 +47,8 @@ def engine_args(cfg: EngineRun, engine_index: int) -> "AsyncEngineArgs":
 
     Sampling must be the distribution that is trained: the model folder's own generation defaults
     are left out, and logprobs are those after temperature. What must be deterministic is computed
-    alone on CPU, where vLLM's kernels are not batch-invariant, and without a prefix cache, whose
-    hits depend on who came before.
+    alone on CPU, where nothing says that vLLM's kernels are batch-invariant, and without a prefix
+    cache, whose hits depend on who came before.
     """
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs

@@ -18,7 +18,7 @@ from configs.validate_data import HUB_NAME, check_data
 from configs.validate_determinism import check_determinism
 from configs.validate_difficulty import check_difficulty, warn_difficulty
 from configs.validate_engines import check_path, check_ranks
-from configs.validate_guards import check_guards
+from configs.validate_guards import check_guards, warn_guards
 from configs.validate_judges import check_judges, warn_judges
 from configs.validate_mix import check_mix, warn_mix
 from configs.validate_monitors import check_monitors, warn_monitors
@@ -62,6 +62,7 @@ def find_warnings(cfg: RunConfig) -> list[Problem]:
         *warn_critic(cfg),
         *warn_eval(cfg),
         *warn_monitors(cfg),
+        *warn_guards(cfg),
         *_warn_model(cfg),
         *warn_judges(cfg),
     ]

@@ -31,6 +31,15 @@ def check_guards(cfg: RunConfig) -> Iterator[Problem]:
         )
 
 
+def warn_guards(cfg: RunConfig) -> Iterator[Problem]:
+    """Yield what is allowed and probably not meant."""
+    if cfg.guards.kl.action != "warn" and not cfg.needs_reference:
+        yield Problem(
+            where="guards.kl.action",
+            what=f"is {cfg.guards.kl.action}, but no reference runs: it sees nothing",
+        )
+
+
 def actions(cfg: RunConfig, action: str) -> list[str]:
     """Return the fields of the guards and monitors whose action it is."""
     sections = (("guards", cfg.guards), ("monitors", cfg.monitors))

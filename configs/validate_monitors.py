@@ -40,21 +40,24 @@ def warn_monitors(cfg: RunConfig) -> Iterator[Problem]:
         "kl": "no reference runs",
     }
     for name, nothing in blind.items():
-        if nothing and getattr(monitors, name).enabled and _says_stop(monitors, name):
+        action = getattr(monitors, name).action
+        if nothing and getattr(monitors, name).enabled and action != "warn":
             yield Problem(
-                where=f"monitors.{name}.action", what=f"is stop, but {needs[name]}: it sees nothing"
+                where=f"monitors.{name}.action",
+                what=f"is {action}, but {needs[name]}: it sees nothing",
             )
-    stopping = [name for name in _names(cfg) if _says_stop(monitors, name)]
-    for name in stopping:
+    acting = [name for name in _names(cfg) if _acts(monitors, name)]
+    for name in acting:
         if not getattr(monitors, name).enabled:
             yield Problem(
                 where=f"monitors.{name}.action",
-                what="is stop, but `enabled` is false: it does not watch",
+                what=f"is {getattr(monitors, name).action}, but `enabled` is false: it does not "
+                "watch",
             )
     earliest = 2 * monitors.window + monitors.persist - 1
     compares = [
         name
-        for name in stopping
+        for name in acting
         if name not in ("tampering", "canary")  # which only count
         and getattr(monitors, name).enabled
     ]
@@ -74,8 +77,8 @@ def warn_monitors(cfg: RunConfig) -> Iterator[Problem]:
             )
 
 
-def _says_stop(monitors: MonitorsConfig, name: str) -> bool:
-    return getattr(getattr(monitors, name), "action", "") == "stop"
+def _acts(monitors: MonitorsConfig, name: str) -> bool:
+    return getattr(getattr(monitors, name), "action", "warn") != "warn"
 
 
 def _names(cfg: RunConfig) -> tuple[str, ...]:

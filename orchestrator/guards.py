@@ -24,6 +24,7 @@ from rollouts.types import UpdateBounds
 _REFUSED = ("skip", "rollback", "stop")
 """Actions with which an update beyond its guard's limit is not applied."""
 _SHRUNK, _ROLLBACKS, _ALARMED = "guards/shrunk_for", "guards/rollbacks", "guards/alarmed"
+_STUCK = "guards/stuck"
 
 
 class Guards:
@@ -34,6 +35,7 @@ class Guards:
         self._board = MonitorBoard(cfg)
         self._shrunk_for = 0
         self._rollbacks = 0
+        self._stuck = False
         self._skips = 0
         self._alarmed: list[int] = []
         self._step = 0
@@ -42,7 +44,10 @@ class Guards:
         """Take up what an earlier attempt left; return the alarms that it raised and cleared."""
         for row in steps:
             self._remember(row)
-        return tuple(replay(self._board, steps, evaluations))
+        alarms = tuple(replay(self._board, steps, evaluations))
+        # An evaluation's alarm comes after the row of its step, which cannot tell of it.
+        self._shrink([a for a in alarms if a.step == self._step])
+        return alarms
 
     @property
     def standing(self) -> tuple[Alarm, ...]:
@@ -69,8 +74,7 @@ class Guards:
         self._step = int(str(row["step"]))
         alarms = self._board.trained(row)
         self._shrunk_for = max(0, self._shrunk_for - 1)
-        if any(a.event == "raised" and a.action == "shrink" for a in alarms):
-            self._shrunk_for = self._run.shrink_steps
+        self._shrink(alarms)
         self._skips = self._skips + 1 if Figures(row, "").get(SKIPPED) else 0
         if self._is_alarm(alarms):
             self._alarmed.append(self._step)
@@ -78,7 +82,9 @@ class Guards:
 
     def evaluated(self, row: Row) -> tuple[Alarm, ...]:
         """Take a row of eval.jsonl; return what it raises and clears."""
-        return self._board.evaluated(row)
+        alarms = self._board.evaluated(row)
+        self._shrink(alarms)
+        return alarms
 
     def wants_rollback(self) -> bool:
         """Return whether an alarm stands that is to be answered by a rollback, and one is left."""
@@ -95,6 +101,10 @@ class Guards:
         self._rollbacks += 1
         return go_back(self._board, self._step, to, steps, evaluations)
 
+    def cannot_roll_back(self) -> None:
+        """Tell that no checkpoint is known to be good, while a rollback is wanted."""
+        self._stuck = True
+
     def metrics(self) -> dict[str, float]:
         """Return the alarms as numbers, and what the next attempt must know."""
         return {
@@ -102,6 +112,7 @@ class Guards:
             _ALARMED: float(bool(self._alarmed) and self._alarmed[-1] == self._step),
             _SHRUNK: float(self._shrunk_for),
             _ROLLBACKS: float(self._rollbacks),
+            _STUCK: float(self._stuck),
         }
 
     def good(self, checkpoints: Iterable[int]) -> int | None:
@@ -130,10 +141,11 @@ class Guards:
                 f"{_say(fatal)}. The run ends here; to go on all the same, resume with "
                 f"{_fields(fatal)} set to warn"
             )
-        if unanswered := self._unanswered():
+        spent = self._rollbacks >= self._run.max_rollbacks
+        if (unanswered := self._unanswered()) and (spent or self._stuck):
             why = (
                 f"guards.max_rollbacks={self._run.max_rollbacks} were made"
-                if self._rollbacks >= self._run.max_rollbacks
+                if spent
                 else "no checkpoint is known to be good"
             )
             return (
@@ -147,6 +159,10 @@ class Guards:
                 f"ends here: {_say(standing)}"
             )
         return None
+
+    def _shrink(self, alarms: Sequence[Alarm]) -> None:
+        if any(a.event == "raised" and a.action == "shrink" for a in alarms):
+            self._shrunk_for = self._run.shrink_steps
 
     def _unanswered(self) -> list[Alarm]:
         return [a for a in self._board.standing if a.action == "rollback"]
@@ -169,6 +185,7 @@ class Guards:
         self._step = int(str(row["step"]))
         self._shrunk_for = int(figures.get(_SHRUNK) or 0)
         self._rollbacks = int(figures.get(_ROLLBACKS) or 0)
+        self._stuck = bool(figures.get(_STUCK))
         self._skips = self._skips + 1 if figures.get(SKIPPED) else 0
         if figures.get(_ALARMED):
             self._alarmed.append(self._step)

@@ -210,6 +210,7 @@ async def _roll_back(parts: Parts, producer: RolloutProducer, step: int) -> bool
     with parts.clock.phase("checkpoint"):
         good = await asyncio.to_thread(parts.checkpoints.good, guards)
         if good is None:
+            guards.cannot_roll_back()
             return False
         cluster = parts.cluster
         await load_actors(parts.cfg, good, cluster)

@@ -428,6 +428,7 @@ def test_two_engines_two_ranks_and_staleness_run_and_a_dead_engine_ends_it(start
         rollout={"actors": quarter, "max_num_seqs": 64},
         eval={"at_start": False, "at_end": False},
         logging={"rollout_groups": 0},
+        reference={"actors": {"count": 2, "cpus": 0.1}, "refresh": {"every": 2}},
     )
     estimators = {"sums": "gae", "spell": "remax"}
     job = start(
@@ -435,6 +436,8 @@ def test_two_engines_two_ranks_and_staleness_run_and_a_dead_engine_ends_it(start
     )
     job.wait_for_steps(5)
     metrics = records(run_dir, "metrics.jsonl")
+    # copied after steps 2 and 4: the policy that trains next is the reference
+    assert metrics[1]["train/kl_ref"] > 2 * metrics[2]["train/kl_ref"]
     assert max(m["staleness/max"] for m in metrics) == 1
     assert "train/loss" not in metrics[0], "the policy waits while the critic warms up"
     assert all(m["train/minibatches"] == 4 for m in metrics[1:])
@@ -454,6 +457,35 @@ def test_two_engines_two_ranks_and_staleness_run_and_a_dead_engine_ends_it(start
     last = job.text()
     assert "rollout[" in last
     assert "Traceback" not in last
+
+
+def timeless(metrics: dict) -> dict:
+    return {k: v for k, v in metrics.items() if not k.startswith("time/") and "per_s" not in k}
+
+
+def test_deterministic_runs_are_equal_bit_for_bit_and_so_is_a_replay(start, tmp_path):
+    path = recipe(
+        tmp_path,
+        num_steps=2,
+        deterministic=True,
+        replay={"save": True},
+        eval={"at_start": False, "at_end": False},
+        checkpoint={"every": 0},
+        logging={"rollout_groups": 0},
+    )
+    rows = []
+    for name in ("one", "other"):
+        job = start(path, tmp_path / name)
+        assert job.wait() == 0, job.text()
+        rows.append([timeless(m) for m in records(tmp_path / name, "metrics.jsonl")])
+    assert len(rows[0]) == 2 and rows[0] == rows[1]
+    command = [BRAID, "train", "--replay", tmp_path / "one"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 steps have the run's metrics, bit for bit" in done.stdout
+    (tmp_path / "one" / "replay" / "step_2" / "rank_0.npz").unlink()
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 2 and "rank_0.npz" in refused.stderr
 
 
 def test_more_gpus_than_there_are_is_said_at_once(start, tmp_path):

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from configs.schema import RunConfig
-from configs.validate import validate_run
+from configs.validate import find_warnings, validate_run
 from mixing.ledger import Ledger
 from mixing.mixer import Mixer
 from orchestrator.clock import PhaseClock
@@ -253,7 +254,7 @@ def test_a_smaller_rate_holds_for_its_steps(tmp_path: Path):
 def test_a_spike_is_skipped_before_it_is_applied(tmp_path: Path, guard: str):
     actors, clean = Actors(poison=poisoned(30)), Actors()
     other = {"loss": "grad_norm", "grad_norm": "loss"}[guard]
-    cfg = recipe(tmp_path, **{guard: {"action": "skip"}, other: {"enabled": False}})
+    cfg = recipe(tmp_path, steps=36, **{guard: {"action": "skip"}, other: {"enabled": False}})
     said = run(cfg, tmp_path / "run", actors)
     run(cfg, tmp_path / "clean", clean)
     rows = lines(tmp_path / "run")
@@ -339,6 +340,45 @@ def test_without_a_good_checkpoint_the_run_ends(tmp_path: Path):
     said = run(recipe(tmp_path, every=12, grad_norm={"action": "rollback"}), tmp_path / "r", actors)
     assert "A rollback is wanted, but no checkpoint is known to be good" in said
     assert lines(tmp_path / "r")[-1]["step"] == 14
+    again = run(
+        recipe(tmp_path, every=12, grad_norm={"action": "rollback"}), tmp_path / "r", actors
+    )
+    assert "no checkpoint is known to be good" in again
+    assert lines(tmp_path / "r")[-1]["step"] == 14
+
+
+def test_an_alarm_of_an_evaluation_is_answered_after_the_next_step(tmp_path: Path):
+    """Training's reward rises and the held-out one stays: `held_out` sees it at an evaluation."""
+
+    class Overfit(Actors):
+        async def grade(self, generated: GeneratedGroup) -> GroupSummary:
+            summary = await super().grade(generated)
+            high = summary.step > 24
+            rewards = (0.0, 0.0) if summary.step < 0 else (1.0, 1.0) if high else (0.0, 0.1)
+            pairs = zip(summary.rollouts, rewards, strict=True)
+            rollouts = tuple(replace(r, reward=reward) for r, reward in pairs)
+            return replace(
+                summary,
+                rollouts=rollouts,
+                samples=summary.samples if summary.step >= 0 else (),
+                oldest_version=self.published[-1][0],
+                newest_version=self.published[-1][0],
+            )
+
+    base = recipe(tmp_path).model_dump(mode="json")
+    base["eval"] = {"every": 5, "at_end": False}
+    base["sources"][0]["data"]["held_out"] = 100
+    base["sources"][0]["eval"] = {"samples": 2}
+    base["monitors"] = {"held_out": {"action": "rollback", "evaluations": 1}}
+    base["guards"] = {"reward": {"enabled": False}, "max_rollbacks": 1}
+    cfg = RunConfig.model_validate(base)
+    actors = Overfit()
+    said = run(cfg, tmp_path / "run", actors)
+    alarms = [a for a in lines(tmp_path / "run", "alarms.jsonl") if a["monitor"] == "held_out"]
+    raised = alarms[0]["step"]
+    assert raised % 5 == 0 and raised > 25
+    assert f"rolled back after step {raised + 1}: " in said and len(actors.loaded) == 1
+    assert (alarms[1]["step"], alarms[1]["event"]) == (raised + 1, "cleared")
 
 
 def test_checkpoints_that_a_rollback_may_need_are_kept(tmp_path: Path):
@@ -361,7 +401,7 @@ def bad_luck(step: int) -> float:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_and_resumed_it_does_the_same(tmp_path: Path, seed: int):
-    """Rollbacks, smaller rates and skips, with five kills at random moments: the rows of an
+    """Rollbacks, smaller rates and skips, with three kills at random moments: the rows of an
     uninterrupted run."""
     cfg = recipe(
         tmp_path,
@@ -373,7 +413,7 @@ def test_killed_and_resumed_it_does_the_same(tmp_path: Path, seed: int):
     run(cfg, tmp_path / "whole", whole)
     assert whole.loaded and 0.1 in whole.factors
     rng = random.Random(seed)
-    for _ in range(5):
+    for _ in range(3):
         with attempt(cfg, tmp_path / "cut", Actors(poison=bad_luck)) as cut:
             asyncio.run(until(cut.training, rng.randrange(50, 900)))
     last = Actors(poison=bad_luck)
@@ -402,3 +442,5 @@ def test_a_rollback_needs_checkpoints_and_a_window_its_warm_up(tmp_path: Path):
     cfg = recipe(tmp_path, every=0, loss={"action": "rollback"}, warmup=30, max_rollbacks=0)
     wheres = [p.where for p in validate_run(cfg) if p.where.startswith("guards")]
     assert wheres == ["guards.warmup", "guards.loss.action", "guards.max_rollbacks"]
+    blind = recipe(tmp_path, kl={"action": "shrink"})
+    assert [p.where for p in find_warnings(blind) if "guards" in p.where] == ["guards.kl.action"]

@@ -106,7 +106,7 @@ def shown(board: MonitorBoard, rows: Iterator[dict[str, float]]) -> list[Alarm]:
 def test_a_planted_fault_is_caught_in_time(fault: str):
     guard = fault.partition(",")[0].split()[0]
     within = 12 if "slowly" in fault else CAUGHT_WITHIN[guard]
-    for seed in range(60):
+    for seed in range(40):
         raised = [a for a in shown(MonitorBoard(config()), run(seed, fault)) if a.event == "raised"]
         first = next(a for a in raised if a.monitor == f"guards/{guard}")
         assert ONSET < first.step <= ONSET + within, (seed, str(first))
