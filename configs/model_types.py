@@ -6,6 +6,7 @@ What is not listed here is still checked where it is loaded (`trainer.packing_ch
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 from configs.errors import Problem
 from configs.model_files import find_model_folder
@@ -80,4 +81,4 @@ def _read(folder: Path) -> dict[str, object] | None:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # `check_path` says what is missing
-    return found if isinstance(found, dict) else None
+    return cast("dict[str, object]", found) if isinstance(found, dict) else None
