@@ -47,7 +47,7 @@ from trainer.logprobs import LogprobHead
 BASELINE = ROOT / "benchmarks/baselines/trainer.json"
 VOCAB = 8192
 BIG_VOCAB = 150_000
-HEAD_TOKENS, HEAD_HIDDEN = 2048, 256
+HEAD_TOKENS, HEAD_HIDDEN = 1024, 128
 LONGEST = 2048
 
 

@@ -275,11 +275,15 @@ def _trained(
         offload=cfg.trainer.offload,
         bytes_per_param=width,
     )
+    note = ""
+    if cfg.trainer.lora is not None:
+        states = _frozen_states(cfg, shape.params, 2 * width * shape.largest_layer_params)
+        note = "without the adapter's own states"
     parts: dict[str, float] = {
         "model states": states.device_bytes,
         "activations": activation_bytes(
             shape,
-            tokens=cfg.batch.max_tokens_per_microbatch,
+            tokens=-(-cfg.batch.max_tokens_per_microbatch // cfg.trainer.sequence_parallel),
             bytes_per_number=width,
             checkpointing=cfg.trainer.gradient_checkpointing,
         ),
@@ -287,7 +291,18 @@ def _trained(
     }
     offloaded = cfg.trainer.offload != "none"
     host = states.host_bytes if device == "gpu" or offloaded else None
-    return _estimate(role, device, parts, host=host)
+    return _estimate(role, device, parts, host=host, note=note)
+
+
+def _frozen_states(cfg: RunConfig, params: int, gathered: int) -> ModelStates:
+    """What weights that are not trained take: whole, or a rank's part and the layer in use."""
+    weights = _bytes_per_number(cfg) * params
+    if cfg.trainer.zero_stage < 3:
+        return ModelStates(device_bytes=weights, host_bytes=0)
+    part = weights // cfg.trainer.actors.count
+    if cfg.trainer.offload == "parameters":
+        return ModelStates(device_bytes=gathered, host_bytes=part)
+    return ModelStates(device_bytes=gathered + part, host_bytes=0)
 
 
 def _reference(cfg: RunConfig, shape: ModelShape) -> MemoryEstimate:

@@ -110,7 +110,8 @@ class _ChunkedLogprob(torch.autograd.Function):
             part = slice(start, start + chunk)
             logp = _chunk_log_softmax(hidden[part], weight, bias, temperature[part])
             out[0, part] = logp.gather(1, targets[part].unsqueeze(1)).squeeze(1)
-            out[1, part] = -(logp.exp() * logp).sum(-1)
+            out[1, part] = -logp.exp().mul_(logp).sum(-1)
+            del logp  # before the next one is made
         return out
 
     @staticmethod
@@ -136,6 +137,7 @@ class _ChunkedLogprob(torch.autograd.Function):
             grad_hidden[part] = low @ weight
             if grad_weight is not None:
                 _accumulate(grad_weight, low, hidden[part].to(weight.dtype))
+            del logp, grad_logits, low  # before the next ones are made
         if grad_weight is not None:
             grad_weight = grad_weight.to(own)
         if grad_bias is not None:
@@ -144,11 +146,14 @@ class _ChunkedLogprob(torch.autograd.Function):
 
 
 def _grad_logits(logp: Tensor, targets: Tensor, grad: Tensor, with_entropy: bool) -> Tensor:
-    """Gradient by a chunk's tempered logits [chunk, V], from that of (logprobs, entropies)."""
-    prob = logp.exp()
+    """Gradient by a chunk's tempered logits [chunk, V], from that of (logprobs, entropies).
+
+    Overwrites `logp` where it can.
+    """
     if not with_entropy:
-        out = prob.mul_(-grad[0].unsqueeze(1))
+        out = logp.exp_().mul_(-grad[0].unsqueeze(1))
     else:
+        prob = logp.exp()
         out = prob * -grad[0].unsqueeze(1)
         plogp = prob * logp
         entropy = -plogp.sum(-1, keepdim=True)

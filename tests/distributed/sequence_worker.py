@@ -7,6 +7,7 @@ import numpy as np
 import trainer_worker as common
 
 from configs.algorithm import AlgorithmConfig
+from configs.schema import RunConfig
 from trainer.controls import Controls
 from trainer.objectives import resolve_loss
 
@@ -15,6 +16,16 @@ CASES: dict[str, dict[str, object]] = {
     "pairs-0": {"zero_stage": 0, "sequence_parallel": 2},
     "all-3": {"zero_stage": 3, "sequence_parallel": 4, "gradient_checkpointing": True},
 }
+
+KL: dict[str, object] = {"kl": {"coef": 0.1, "estimator": "straight_through"}}
+
+
+def optimise(engine: common.Probe, cfg: RunConfig, section: dict[str, object]) -> None:
+    """Give the engine another section `algorithm`."""
+    algorithm = AlgorithmConfig.model_validate(section)
+    engine.cfg = cfg.model_copy(update={"algorithm": algorithm})
+    engine._loss = resolve_loss(algorithm.loss)
+    engine._controls = Controls.start(algorithm)
 
 
 def run(rank: int, world: int, models: Path, out: Path) -> None:
@@ -29,32 +40,21 @@ def run(rank: int, world: int, models: Path, out: Path) -> None:
         proximal = common.drifted_from(engine, samples)
         sections = common.objectives() if case == "pairs" else {"ppo_clip-token_mean": KL}
         for name, section in sections.items():
-            algorithm = AlgorithmConfig.model_validate(section)
-            engine.cfg = cfg.model_copy(update={"algorithm": algorithm})
-            engine._loss = resolve_loss(algorithm.loss)
-            engine._controls = Controls.start(algorithm)
+            optimise(engine, cfg, section)
             pieces = common.deal(len(samples), rank=row, world=rows, micro=2)
             loss = common.train_drifted(engine, samples, pieces, proximal)
             if rank == 0:
                 found = {f"g/{n}": g for n, g in engine.seen.items()}
                 np.savez(out / f"{case}.{name}.npz", **found, loss=loss)
-        # a row of which some ranks have no token of a sample's own
-        short = common.lay_out(samples, [[int(np.argmin([len(s.token_ids) for s in samples]))]])
-        scores = engine.token_logprobs(short)[0]
-        metrics = engine.train_step(
-            0,
-            [
-                common.as_minibatch(
-                    common.lay_out(samples, [list(range(row, len(samples), rows))]), samples
-                )
-            ],
-        ).metrics
+        optimise(engine, cfg, KL)
+        # a row of which some ranks have no token of the sample's own
+        shortest = int(np.argmin([len(s.token_ids) for s in samples]))
+        scores = engine.token_logprobs(common.lay_out(samples, [[shortest]]))[0]
+        mine = common.lay_out(samples, [list(range(row, len(samples), rows))])
+        metrics = engine.train_step(0, [common.as_minibatch(mine, samples)]).metrics
         report[case] = {"short": scores.tolist(), "metrics": dict(metrics)}
         common.close(engine)
     (out / f"sequence_{rank}.json").write_text(json.dumps(report))
-
-
-KL: dict[str, object] = {"kl": {"coef": 0.1, "estimator": "straight_through"}}
 
 
 if __name__ == "__main__":
