@@ -94,7 +94,7 @@ def recipe(folder: Path, **changes: Any) -> RunConfig:
     data["model"]["path"] = str(ROOT / "configs/models/tiny")
     judge = {"base_url": "https://judge.example/v1", "model": "m", "api_key_env": "MYJUDGE"}
     data["judges"] = {"j": {"endpoint": judge}}
-    data["logging"] = {"wandb": "offline", "tensorboard": True}
+    data["logging"] = {"wandb": "offline"}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({**data, **changes}))
     return load_recipe(path)
