@@ -107,7 +107,7 @@ def stuck_cost(found: Probe, runs: int = 200) -> float:
 
 
 def leftovers(found: Probe, runs: int) -> dict[str, int]:
-    """Return processes, zombies, folders and descriptors more after the runs than before."""
+    """Return how many processes, zombies, folders and descriptors are there since the runs."""
     before = traces()
     fork = "import os\nfor _ in range(3):\n    if os.fork() == 0: os._exit(0)\nopen('f', 'w')\n"
     jobs = [Call(code=_CODE, function="total", args=[100])] * 19 + [Script(code=fork)]
@@ -117,17 +117,17 @@ def leftovers(found: Probe, runs: int) -> dict[str, int]:
             result = jail.run(jobs[i % len(jobs)])
             assert result.verdict is Verdict.OK, result
     after = traces()
-    return {name: after[name] - before[name] for name in after}
+    return {name: len(after[name] - before[name]) for name in after}
 
 
-def traces() -> dict[str, int]:
-    """Count what a sandbox could leave."""
+def traces() -> dict[str, set[str]]:
+    """Name what a sandbox could leave."""
     places = ("/dev/shm", tempfile.gettempdir())
     return {
-        "processes": len(Tree.descendants(os.getpid())),
-        "zombies": sum(map(_is_zombie, Tree.children(os.getpid()))),
-        "folders": sum(len(list(Path(p).glob("braid-sandbox-*"))) for p in places),
-        "descriptors": len(os.listdir("/proc/self/fd")),
+        "processes": set(map(str, Tree.descendants(os.getpid()))),
+        "zombies": {str(pid) for pid in Tree.children(os.getpid()) if _is_zombie(pid)},
+        "folders": {str(f) for p in places for f in Path(p).glob("braid-sandbox-*")},
+        "descriptors": set(os.listdir("/proc/self/fd")),
     }
 
 

@@ -319,9 +319,17 @@ def tiny_model(
     lists: Annotated[
         bool, typer.Option("--lists", help="Teach it JSON of lists, for json_extraction.yaml.")
     ] = False,
+    code: Annotated[
+        bool, typer.Option("--code", help="Teach it functions of one line, for code_tests.yaml.")
+    ] = False,
 ) -> None:
     """Make the quickstart's tiny model from procedurally generated text."""
-    module = "trainer.tiny_lists" if lists else "trainer.tiny_model"
+    if lists and code:
+        what = "--lists and --code are two models"
+        raise ConfigError(Problem(where="tiny-model", what=what, fix="Give one of them."))
+    module = (
+        "trainer.tiny_lists" if lists else "trainer.tiny_code" if code else "trainer.tiny_model"
+    )
     raise typer.Exit(_call([sys.executable, "-m", module, str(out), "--seed", str(seed)]))
 
 

@@ -9,27 +9,19 @@ around the JSON, and can be taught not to.
 
 import json
 import random
-import sys
-import time
 from collections.abc import Collection, Iterator
-from itertools import chain, islice
-from pathlib import Path
 
-import torch
 from pydantic import JsonValue
-from transformers import AutoModelForCausalLM
 
-from trainer.sft import Lesson, SftSettings, sft
-from trainer.tiny_model import RECIPE, build_tokenizer, read_arguments, save
+from trainer.sft import Lesson, SftSettings
+from trainer.tiny_course import Course
+from trainer.tiny_model import read_arguments
 from trainer.tiny_text import Care, filters, spoil
 
 PLAIN = "\nReturn the new list in the same format."
 """How the quickstart's questions end."""
 AS_JSON = "\nAs JSON."
 ROWS, HELD_OUT = 40, 40
-SETTINGS = SftSettings(steps=110, batch_size=32, lr=1.5e-3, warmup_steps=10)
-CARELESS_STEPS = 25
-CARE = Care(slip=0.5, wordy=0.2)
 
 
 def questions(seed: int) -> Iterator[tuple[str, dict[str, JsonValue]]]:
@@ -61,40 +53,19 @@ def rows(seed: int = 0) -> tuple[list[dict[str, JsonValue]], list[dict[str, Json
     return drawn[:ROWS], drawn[ROWS:]
 
 
-def banned_questions(folder: Path) -> set[str]:
-    """Return the prompts of the recipe's files."""
-    files = (folder / "lists.jsonl", folder / "lists_held_out.jsonl")
-    lines = [line for f in files for line in f.read_text(encoding="utf-8").splitlines()]
-    return {json.loads(line)["messages"][0]["content"] for line in lines}
-
-
-def build(out: Path, seed: int, settings: SftSettings = SETTINGS) -> None:
-    """Teach the quickstart's model and write it to `out`."""
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    start = RECIPE.parent.parent / "models" / "tiny"
-    tokenizer = build_tokenizer()
-    model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
-    banned = banned_questions(RECIPE.parent / "data")
-    careful = (settings.steps - CARELESS_STEPS) * settings.batch_size
-    stream = chain(
-        islice(lessons(2 * seed, Care(), banned), careful), lessons(2 * seed + 1, CARE, banned)
-    )
-    started = time.monotonic()
-
-    def report(step: int, loss: float) -> None:
-        if (step + 1) % 10 == 0:
-            seconds = time.monotonic() - started
-            sys.stderr.write(f"step {step + 1}: loss {loss:.3f}, {seconds:.0f} s\n")
-
-    sft(model, tokenizer, stream, settings, report)
-    save(model, tokenizer, out)
+COURSE = Course(
+    lessons=lessons,
+    files=("lists.jsonl", "lists_held_out.jsonl"),
+    settings=SftSettings(steps=110, batch_size=32, lr=1.5e-3, warmup_steps=10),
+    careless_steps=25,
+    care=Care(slip=0.5, wordy=0.2),
+)
 
 
 def main() -> None:
     """Read the command line and build."""
     args = read_arguments("trainer.tiny_lists", __doc__, "of the lessons")
-    build(args.out, args.seed)
+    COURSE.build(args.out, args.seed)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import pytest
 from configs.load import load_recipe
 from rewards.fields import prepare_json_fields
 from rewards.subject import Subject
-from trainer import tiny_lists, tiny_model
-from trainer.tiny_lists import banned_questions, lessons, rows
+from trainer import tiny_code, tiny_lists, tiny_model
+from trainer.tiny_lists import COURSE, lessons, rows
 from trainer.tiny_text import Care
 
 RECIPES = Path(__file__).parents[3] / "configs" / "recipes"
@@ -25,7 +25,7 @@ def read(name: str) -> list[dict[str, object]]:
 def test_the_files_are_the_rows_and_no_lesson_is_one_of_them():
     train, held_out = rows()
     assert (read("lists.jsonl"), read("lists_held_out.jsonl")) == (train, held_out)
-    banned = banned_questions(DATA)
+    banned = COURSE.banned(DATA)
     assert len(banned) == 80
     free = {lesson.question for lesson in islice(lessons(0, Care()), 4000)}
     taught = {lesson.question for lesson in islice(lessons(0, Care(), banned), 4000)}
@@ -47,7 +47,7 @@ def test_a_careful_lesson_is_paid_in_full_and_a_careless_one_in_part():
     assert 0 < sum(paid) / len(paid) < 1 and max(paid) < 1
 
 
-@pytest.mark.parametrize("made", [tiny_model, tiny_lists])
+@pytest.mark.parametrize("made", [tiny_model, tiny_lists, tiny_code])
 def test_a_folder_that_cannot_be_made_is_told_before_anything_is_trained(
     made: ModuleType,
     tmp_path: Path,
