@@ -13,7 +13,7 @@ RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
 NAMES = {"quickstart", "one_gpu", "eight_gpus", "multi_node"}
 
 
-MADE_FIRST = {"json_extraction"}
+MADE_FIRST = {"code_tests", "json_extraction"}
 """Recipes whose model a command makes, which they name; the quickstart's stands in for it."""
 
 
