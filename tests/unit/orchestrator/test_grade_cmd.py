@@ -1,6 +1,9 @@
 """`braid grade` prints what `graders/run` of the RFT API answers."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from orchestrator.cli import _main, app  # pyright: ignore[reportPrivateUsage]
 from orchestrator.grade_cmd import Graded
 from rewards.score import FailureKind, GradeFailed, Score, Usage
 
+ROOT = Path(__file__).parents[3]
 CHECK = {
     "type": "string_check",
     "name": "same",
@@ -149,3 +153,15 @@ def test_a_function_that_loads_here_and_not_in_its_process_ends_without_a_traceb
     assert _main(["grade", grader, "--item", "{}", "--sample", "4"]) == 1
     said = capsys.readouterr().err
     assert "GraderStartError" in said and "ONLY_HERE" in said and "Traceback" not in said
+
+
+def test_half_a_character_is_shown_as_its_escape():
+    """As a judge may write it, or a terminal that is not UTF-8."""
+    command = [sys.executable, "-c", "from orchestrator.cli import main; main()", "grade"]
+    command += ["{type: math}", "--item", '{"answer": "x"}', "--sample"]
+    sample = b"\\boxed{\xff}"
+    for more in ([], ["--json"]):
+        arguments = [*map(os.fsencode, command), sample, *map(os.fsencode, more)]
+        done = subprocess.run(arguments, capture_output=True, timeout=60, cwd=ROOT, check=False)
+        assert done.returncode == 0, done.stderr
+        assert more or b"\\udcff" in done.stdout
