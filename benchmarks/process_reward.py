@@ -1,6 +1,6 @@
 """Process reward against outcome reward on a task where guessing pays.
 
-    python benchmarks/process_reward.py [--seeds 1 2 3] [--steps 30] [--out FOLDER]
+    python benchmarks/process_reward.py [--kinds outcome process] [--seeds 1 2] [--out FOLDER]
 
 The task: is the value of `4 - 1 - 7` even or odd? Half of all guesses are right, so the outcome
 says little about how an answer came about; each line of the working can be checked by a rule.
@@ -11,8 +11,11 @@ runs), then trained on the same rows, in equal steps, under each reward:
     process   and all steps are (grader `steps`), credited to the rollout as a whole
     credit    the same, credited to the tokens that wrote the steps
 
-Held-out questions are asked of the exported policies here, outside of any run, at temperature 1:
-the share of right answers, of answers all of whose steps are right, and of those that are both.
+In all of them the steps are verified by a rule; under `outcome` that is only looked at. Held-out
+questions are asked of the exported policies here, outside of any run, at temperature 1: the share
+of right answers, of answers all of whose steps are right, and of those that are both. Writes
+`benchmarks/baselines/process_reward.json` and the plot `docs/process_reward.png`; runs that are in
+the folder already are not made again.
 """
 
 import argparse
@@ -23,8 +26,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -34,6 +35,9 @@ from rollouts.types import Rollout, Task
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "configs" / "models" / "tiny"
+BASELINE = ROOT / "benchmarks" / "baselines" / "process_reward.json"
+PLOT = ROOT / "docs" / "process_reward.png"
+COLOURS = {"outcome": "#e69f00", "process": "#0072b2", "credit": "#009e73"}
 QUESTION = "State the final answer to the following arithmetic problem: "
 STEP = re.compile(r"(-?\d+)([+-])(\d)=(-?\d+)")
 FORM = r"(?:-?\d+[+-]\d=-?\d+\n){2}(?:even|odd)"
@@ -141,15 +145,17 @@ def recipe(kind: str, data: Path, policy: Path, *, seed: int, steps: int) -> dic
     """Return the run of one kind of reward; all else is the same."""
     by_rule = {"type": "function", "use": "benchmarks.process_reward:step_is_right"}
     split = {"by": "regex", "pattern": r"\S+=\S+", "max_steps": 4}
-    rewards: list[dict[str, object]] = [{"name": "answer", "grader": _last_word()}]
-    objective: dict[str, object] = {}
-    if kind != "outcome":
-        verified = {"type": "steps", "split": split, "verify": by_rule}
-        rewards.append({"name": "steps", "grader": verified})
-        rewards.append({"name": "form", "weight": 0, "grader": {"type": "format", "pattern": FORM}})
-        objective = {"gates": [{"part": "steps", "needs": "form"}]}
+    steps_part: dict[str, object] = {
+        "name": "steps",
+        "weight": 0 if kind == "outcome" else 1,
+        "grader": {"type": "steps", "split": split, "verify": by_rule},
+    }
     if kind == "credit":
-        rewards[1]["credit"] = {}
+        steps_part["credit"] = {}
+    last = {"type": "function", "use": "benchmarks.process_reward:last_word"}
+    form = {"name": "form", "weight": 0, "grader": {"type": "format", "pattern": FORM}}
+    rewards = [{"name": "answer", "grader": last}, steps_part, form]
+    gates = [] if kind == "outcome" else [{"part": "steps", "needs": "form"}]
     source = {
         "name": "parity",
         "data": {
@@ -157,7 +163,7 @@ def recipe(kind: str, data: Path, policy: Path, *, seed: int, steps: int) -> dic
             "held_out_file": str(data / "held_out.jsonl"),
         },
         "rewards": rewards,
-        "objective": objective,
+        "objective": {"gates": gates},
         "group_size": 8,
         "sampling": {"temperature": 1.0, "max_tokens": 32},
     }
@@ -180,10 +186,6 @@ def recipe(kind: str, data: Path, policy: Path, *, seed: int, steps: int) -> dic
     }
 
 
-def _last_word() -> dict[str, object]:
-    return {"type": "function", "use": "benchmarks.process_reward:last_word"}
-
-
 def last_word(rollout: Rollout, task: Task) -> float:
     """Pay 1 if the answer ends in the right word."""
     words = rollout.last_text.split()
@@ -191,13 +193,13 @@ def last_word(rollout: Rollout, task: Task) -> float:
 
 
 def train(kind: str, data: Path, policy: Path, out: Path, *, seed: int, steps: int) -> Path:
-    """Run one kind of reward and export what it learnt, unless that was done."""
+    """Run one kind of reward and export what it learnt, unless that was done; return the run."""
     import yaml
 
     name = f"{kind}-seed{seed}"
     file, run_dir, exported = out / f"{name}.yaml", out / name, out / f"{name}-policy"
     if exported.exists():
-        return exported
+        return run_dir
     shutil.rmtree(run_dir, ignore_errors=True)
     file.write_text(yaml.safe_dump(recipe(kind, data, policy, seed=seed, steps=steps)))
     braid = [Path(sys.executable).with_name("braid")]
@@ -209,7 +211,14 @@ def train(kind: str, data: Path, policy: Path, out: Path, *, seed: int, steps: i
             done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=False)
             if done.returncode != 0:
                 raise SystemExit(f"{name} ended with {done.returncode}; see {log.name}")
-    return exported
+    return run_dir
+
+
+def curves(run_dir: Path) -> dict[str, list[float]]:
+    """Return the shares of right answers and right steps while training, step by step."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").open()]
+    at = "source/parity/all/reward_part/"
+    return {part: [round(row[at + part], 4) for row in rows] for part in ("answer", "steps")}
 
 
 def measure(policy: Path, rows: Sequence[Row]) -> dict[str, float]:
@@ -258,46 +267,76 @@ def judge(text: str, row: Mapping[str, object]) -> tuple[bool, bool]:
     return bool(words) and words[-1] == row["answer"], right
 
 
+def draw(runs: Mapping[str, Any], path: Path) -> None:
+    """Draw what training saw: right answers and right steps, a line a run."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), dpi=120, sharey=True, layout="constrained")
+    for name, run in runs.items():
+        kind = name.partition(",")[0]
+        for panel, part in zip(axes, ("answer", "steps"), strict=True):
+            shown = [fmean(run[part][max(0, i - 2) : i + 3]) for i in range(len(run[part]))]
+            panel.plot(range(1, len(shown) + 1), shown, color=COLOURS[kind], label=kind)
+    titles = ("the last word is right", "all steps are right")
+    for panel, title in zip(axes, titles, strict=True):
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel("step (mean of five)")
+        panel.set_ylim(0, 1.02)
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    known = dict(zip(labels, handles, strict=True))
+    figure.legend(known.values(), known.keys(), loc="outside upper center", ncols=3, frameon=False)
+    figure.savefig(path)
+    plt.close(figure)
+
+
 def main() -> None:
-    """Print one JSON object: the warm start, and each kind of reward by seed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--kinds", nargs="+", default=["outcome", "process", "credit"])
+    """Make what runs are missing; print held-out shares; write the figures and the plot."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--kinds", nargs="+", choices=COLOURS, default=list(COLOURS))
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--warm-steps", type=int, default=700)
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs/process_reward")
+    parser.add_argument("--json", type=Path, default=BASELINE)
+    parser.add_argument("--plot", type=Path, default=PLOT)
     args = parser.parse_args()
-    out = args.out or Path(tempfile.mkdtemp(prefix="braid-process-reward-"))
-    out.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     rows = make_rows()
     held_out, rest = rows[:HELD_OUT], rows[HELD_OUT:]
     asked, taught = rest[:TRAIN], rest[TRAIN:]
     for name, part in (("train", asked), ("held_out", held_out)):
         lines = "".join(json.dumps(row) + "\n" for row in part)
-        (out / f"{name}.jsonl").write_text(lines)
-    start = out / "start"
+        (args.out / f"{name}.jsonl").write_text(lines)
+    start = args.out / "start"
     if not start.exists():
         warm_start(taught, start, args.warm_steps)
-    head = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(head, cwd=ROOT, capture_output=True, text=True, check=False)
-    found: dict[str, object] = {
-        "machine": platform.machine(),
-        "commit": commit.stdout.strip(),
-        "steps": args.steps,
-        "start": measure(start, held_out),
-        "runs": {},
-    }
-    print(json.dumps(found["start"]), file=sys.stderr, flush=True)
-    runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in args.kinds}
+    found: dict[str, Any] = json.loads(args.json.read_text()) if args.json.is_file() else {}
+    found |= {"machine": platform.machine(), "steps": args.steps, "start": measure(start, held_out)}
+    runs: dict[str, Any] = found.setdefault("runs", {})
+    print("start", json.dumps(found["start"]), flush=True)
     for seed in args.seeds:
         for kind in args.kinds:
-            began = time.monotonic()
-            policy = train(kind, out, start, out, seed=seed, steps=args.steps)
-            shares = measure(policy, held_out)
-            minutes = round((time.monotonic() - began) / 60, 2)
-            runs[kind].append({"seed": seed, **shares, "minutes": minutes})
-            print(kind, json.dumps(runs[kind][-1]), file=sys.stderr, flush=True)
-    print(json.dumps({**found, "runs": runs}, indent=1))
+            run_dir = train(kind, args.out, start, args.out, seed=seed, steps=args.steps)
+            held = measure(Path(f"{run_dir}-policy"), held_out)
+            name = f"{kind}, seed {seed}"
+            runs[name] = {"commit": _commit(), "held_out": held, **curves(run_dir)}
+            print(name, json.dumps(held), flush=True)
+            found["runs"] = dict(sorted(runs.items()))
+            args.json.write_text(json.dumps(found, indent=1) + "\n")
+            draw(found["runs"], args.plot)
+
+
+def _commit() -> str:
+    head = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(head, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 if __name__ == "__main__":
