@@ -1,4 +1,4 @@
-"""The gold grader beside the reward, with real processes; tampering that graders note."""
+"""The gold grader beside the reward, with real processes; what graders note of tampering."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,7 +12,8 @@ NOTING = """
 from rewards.score import Score
 
 def noting(rollout, task):
-    return Score(value=1.0, notes={"sub": {"tampering": ["ptrace", "fork"]}, "why": "x"})
+    noted = {"tampering": ["ptrace", "fork"], "canary_passed": 1}
+    return Score(value=1.0, notes={"sub": noted, "why": "x"})
 """
 
 
@@ -43,7 +44,7 @@ def test_gold_is_asked_apart_from_the_reward(
     graded, (fine, raised, nan) = asyncio.run(main())
     assert (graded.reward, graded.status) == (1.0, RolloutStatus.COMPLETED)
     assert graded.gold is None  # not asked
-    assert graded.tampering == 2
+    assert (graded.tampering, graded.canaries_passed) == (2, 1)
     assert fine == Gold(score=2.0)
     assert raised.score is None and "cannot judge" in raised.failure
     assert nan.score is None and nan.failure
