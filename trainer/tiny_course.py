@@ -45,7 +45,9 @@ class Course:
         torch.use_deterministic_algorithms(True)
         start = RECIPE.parent.parent / "models" / "tiny"
         tokenizer = build_tokenizer()
-        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            start, dtype=torch.float32, use_safetensors=True
+        )
         banned = self.banned(RECIPE.parent / "data")
         careful = (self.settings.steps - self.careless_steps) * self.settings.batch_size
         stream = chain(
