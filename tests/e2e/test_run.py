@@ -351,16 +351,12 @@ def test_a_run_leaves_everything_a_user_expects(start, tmp_path):
     assert AutoTokenizer.from_pretrained(out).chat_template
 
 
-def test_killed_interrupted_and_resumed_it_trains_every_step_once(start, tmp_path, scan_ports):
+def test_killed_interrupted_and_resumed_it_trains_every_step_once(start, tmp_path):
     run_dir, path = tmp_path / "run", recipe(tmp_path, num_steps=500)
 
     killed = start(path, run_dir)
     killed.wait_for_steps(3)
     family = killed.family()
-    ports = scan_ports(family)
-    assert {p.kind for p in ports} <= {"token", "metrics", "store", "silent"}, ports
-    assert sum(p.kind == "token" for p in ports) >= 4, "control, node, agents and workers"
-    assert {p.host for p in ports} == {"127.0.0.1"}, ports
     os.kill(killed.process.pid, signal.SIGKILL)
     killed.wait(30)
     assert_gone(family)
