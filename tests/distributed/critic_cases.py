@@ -76,11 +76,11 @@ class CriticProbe(CriticEngine):
 
     seen: dict[str, np.ndarray]
 
-    def _optimizer_step(self) -> float:
+    def _optimizer_step(self, loss: float) -> base.Update:
         self.seen = base.full_gradients(self.model.network)
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = 0.0
-        return super()._optimizer_step()
+        return super()._optimizer_step(loss)
 
 
 def run_gradients(rank: int, world: int, models: Path, out: Path) -> None:

@@ -31,14 +31,14 @@ class Probe(common.Probe):
     adapter: dict[str, np.ndarray]
     frozen = False
 
-    def _optimizer_step(self) -> float:
+    def _optimizer_step(self, loss: float) -> common.Update:
         trained = {n: p for n, p in self.model.network.named_parameters() if p.requires_grad}
         self.seen = {n: _numpy(safe_get_full_grad(p)) for n, p in trained.items()}
         self.adapter = {n: _numpy(_master(p)) for n, p in trained.items()}
         if self.frozen:
             for group in self._engine.basic_optimizer.param_groups:
                 group["lr"] = 0.0
-        return super(common.Probe, self)._optimizer_step()
+        return super(common.Probe, self)._optimizer_step(loss)
 
 
 def _master(parameter):  # type: ignore[no-untyped-def]
