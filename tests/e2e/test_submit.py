@@ -81,7 +81,8 @@ class RayCluster:
         ports = zip((*names, "runtime-env-agent"), free_ports(4), strict=True)
         own = [f"--{name}-port={port}" for name, port in ports]
         workers = ["--min-worker-port=0", "--max-worker-port=0"]
-        temporary = [f"--temp-dir={self._folder}/ray"] if "--head" in options else []
+        # Of its own: nodes that share one delete each other's copy of a job's working directory.
+        temporary = [f"--temp-dir={self._folder}/ray{number}"]
         store = "--object-store-memory=100000000"
         with (self._folder / f"node{number}.txt").open("w") as out:
             self._nodes.append(
@@ -103,7 +104,7 @@ class RayCluster:
 
     def said(self) -> str:
         """What the nodes said last, and Ray's own processes."""
-        logs = self._folder.glob("ray/session_2*/logs/*")
+        logs = self._folder.glob("ray*/session_2*/logs/*")
         own = [p for p in sorted(logs) if p.suffix in (".out", ".err", ".log") and p.stat().st_size]
         paths = [*sorted(self._folder.glob("node*.txt")), *own]
         return "".join(f"--- {p.name}\n{p.read_text()[-1500:]}\n" for p in paths)
