@@ -81,7 +81,8 @@ class RayCluster:
         ports = zip((*names, "runtime-env-agent"), free_ports(4), strict=True)
         own = [f"--{name}-port={port}" for name, port in ports]
         workers = ["--min-worker-port=0", "--max-worker-port=0"]
-        temporary = [f"--temp-dir={self._folder}/ray"] if "--head" in options else []
+        # Of its own: nodes that share one delete each other's copy of a job's working directory.
+        temporary = [f"--temp-dir={self._folder}/ray{number}"]
         store = "--object-store-memory=100000000"
         with (self._folder / f"node{number}.txt").open("w") as out:
             self._nodes.append(
@@ -103,7 +104,7 @@ class RayCluster:
 
     def said(self) -> str:
         """What the nodes said last, and Ray's own processes."""
-        logs = self._folder.glob("ray/session_2*/logs/*")
+        logs = self._folder.glob("ray*/session_2*/logs/*")
         own = [p for p in sorted(logs) if p.suffix in (".out", ".err", ".log") and p.stat().st_size]
         paths = [*sorted(self._folder.glob("node*.txt")), *own]
         return "".join(f"--- {p.name}\n{p.read_text()[-1500:]}\n" for p in paths)
@@ -246,7 +247,7 @@ def test_a_job_is_submitted_once_stopped_killed_and_goes_on(
     assert other.returncode == 2 and "with another recipe" in other.stderr
 
     ports = scan_ports(cluster.family())
-    assert {p.kind for p in ports} <= {"token", "metrics", "store", "silent"}, ports
+    assert not [p for p in ports if p.kind == "open"]
     assert sum(p.kind == "token" for p in ports) >= 8, "control, and each node's own"
 
     stopped = cluster.braid("stop", "quickstart")
@@ -286,15 +287,18 @@ def rollouts(run_dir: Path, step: int) -> list[dict]:
 
 
 PRIVATE = """
-import asyncio, sys, time
+import asyncio, sys
 import ray
 from configs.load import load_recipe
 from orchestrator.cluster import start_ray
 
-asyncio.run(start_ray(load_recipe(sys.argv[1])))
-ray.get(ray.remote(num_cpus=0)(lambda: None).remote(), timeout=120)
-print("up", flush=True)
-time.sleep(300)
+async def main():  # Ray's processes end with the thread that started them, a run's loop's
+    await start_ray(load_recipe(sys.argv[1]))
+    ray.get(ray.remote(num_cpus=0)(lambda: None).remote(), timeout=120)
+    print("up", flush=True)
+    await asyncio.sleep(300)
+
+asyncio.run(main())
 """
 
 
