@@ -28,9 +28,10 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe, apply `a.b=c` overrides, and check every field.
 
     An item of a list is named by its `name` or its index: `sources.arith.weight=2`. The paths
-    `model.path`, `reference.path` and those of each `data` are taken relative to the current
-    directory or, where they do not exist there, to the recipe's folder, and become absolute; one
-    found in neither place is left as it is, which makes a `model.path` or `hub` a hub name.
+    `model.path`, `reference.path`, those of judges, reward models and teachers, and those of each
+    `data` are taken relative to the current directory or, where they do not exist there, to the
+    recipe's folder, and become absolute; one found in neither place is left as it is, which makes
+    a `model.path` or `hub` a hub name.
 
     Raises:
         ConfigError: all problems of the file and the overrides.
@@ -190,9 +191,9 @@ def _resolve_paths(data: dict[str, JsonValue], folder: Path) -> None:
         keys = ("jsonl", "parquet", "hub", "held_out_file")
         holders += [(source.get("data"), key) for key in keys]
     holders += _judge_paths(data.get("judges"))
-    models = data.get("reward_models")
-    for model in models.values() if isinstance(models, dict) else ():
-        holders.append((_below(model, "model"), "path"))
+    for section in (data.get("reward_models"), data.get("teachers")):
+        for model in section.values() if isinstance(section, dict) else ():
+            holders.append((_below(model, "model"), "path"))
     for holder, key in holders:
         given = holder.get(key) if isinstance(holder, dict) else None
         if isinstance(holder, dict) and isinstance(given, str):

@@ -29,6 +29,7 @@ from configs.monitors import GoldConfig, MonitorsConfig, WatchConfig
 from configs.objective import CreditConfig, ObjectiveConfig
 from configs.plug import PlugConfig
 from configs.sandbox import SandboxConfig
+from configs.teachers import DistillConfig, Teachers
 from configs.training import ReferenceConfig, TrainerConfig, WeightSyncConfig
 
 
@@ -102,8 +103,10 @@ class SourceConfig(Config):
     """Where the tasks come from."""
     environment: PlugConfig = PlugConfig(use="single_turn")
     """The world a task is played in: `single_turn`, or `module:Class`."""
-    rewards: tuple[RewardConfig, ...]
-    """Parts of the reward."""
+    rewards: tuple[RewardConfig, ...] = ()
+    """Parts of the reward; may be empty where a teacher teaches the source."""
+    distill: DistillConfig | None = None
+    """A teacher whose word counts beside the reward, or in its place."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """How the parts are combined; empty sums them by weight."""
     gold: GoldConfig | None = None
@@ -119,8 +122,8 @@ class SourceConfig(Config):
     sampling: SamplingConfig = SamplingConfig()
     """How training completions are drawn."""
     advantage: PlugConfig = PlugConfig(use="grpo")
-    """Advantage estimator: `grpo`, `mean_baseline`, `rloo`, `grpo_process`, or `module:function` of
-    rewards [G] or of the group."""
+    """Advantage estimator: `grpo`, `mean_baseline`, `rloo`, `grpo_process`, `none` (rewards only
+    measure), or `module:function` of rewards [G] or of the group."""
     advantage_scope: Literal["group", "source", "batch"] = "group"
     """Rollouts whose standard deviation divides advantages: `group` leaves it to the estimator,
     `source` takes the step's of this source, `batch` the step's of all sources that say so."""
@@ -299,6 +302,8 @@ class RunConfig(Config):
     """Judges that graders may name, by that name."""
     reward_models: RewardModels = {}
     """Reward models that graders may name, by that name."""
+    teachers: Teachers = {}
+    """Teachers that sources may learn from, by that name."""
     reference: ReferenceConfig = ReferenceConfig()
     """Frozen reference."""
     trainer: TrainerConfig = TrainerConfig()

@@ -17,6 +17,7 @@ import ray
 from rich.console import Console
 from rich.progress import Progress
 
+from configs.errors import ConfigError, Problem
 from configs.schema import RunConfig, SourceConfig
 from mixing.sources import Source
 from orchestrator.baseline_stats import ItemSamples, SourceBaseline, describe
@@ -67,6 +68,11 @@ def execute(cfg: RunConfig, *, items: int, samples: int, as_json: bool) -> int:
         RunError: an actor failed; everything is freed again.
     """
     sources, contamination = check(cfg)
+    graded = tuple(s for s in cfg.sources if s.rewards)
+    if not graded:
+        what = "have no rewards, so there is nothing to measure them by"
+        raise ConfigError(Problem(where="sources", what=what, fix="Give one of them rewards."))
+    cfg = cfg.model_copy(update={"sources": graded})
     log, stop = Console(stderr=True), StopRequest()
     for problem in contamination.problems(cfg.decontaminate):
         log.print(f"warning: {problem}", style="yellow", markup=False, soft_wrap=True)

@@ -23,9 +23,16 @@ from actors.reward import RewardActor
 from actors.reward_model import RewardModelActor
 from actors.rollout import RolloutActor
 from actors.supervisor import Member, Supervisor, kill_member
+from actors.teacher import TeacherActor
 from actors.trainer import TrainerActor
 from configs.schema import RunConfig
-from configs.validate import is_judge, judge_role, reward_model_role, sampling_groups
+from configs.validate import (
+    is_judge,
+    judge_role,
+    reward_model_role,
+    sampling_groups,
+    teacher_role,
+)
 from orchestrator.plan import plan_bundles
 
 log = logging.getLogger("braid.cluster")
@@ -48,7 +55,7 @@ def _environment(role: str, cpus: float) -> dict[str, str]:
     }
     if role != "reward":
         env["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
-    if not _has_gpu() and role in ("trainer", "reference"):
+    if not _has_gpu() and role.startswith(("trainer", "reference", "teachers.")):
         env["DS_ACCELERATOR"] = "cpu"
     return env
 
@@ -149,10 +156,17 @@ class SamplingCluster:
             )
             for name in cfg.reward_models
         }
-        handles = [{n: [m.handle for m in own] for n, own in g.items()} for g in (judges, models)]
+        teachers = {
+            name: self._create_all(
+                teacher_role(name), TeacherActor, bundles, lambda i, name=name: (cfg, name)
+            )
+            for name in (cfg.teachers if self.trains else ())
+        }
+        groups = (judges, models, teachers)
+        handles = [{n: [m.handle for m in own] for n, own in g.items()} for g in groups]
         self.judges = handles[0]
         reward = self._create_all("reward", RewardActor, bundles, lambda i: (cfg, *handles))
-        asked = [m for group in (judges, models) for own in group.values() for m in own]
+        asked = [m for group in groups for own in group.values() for m in own]
         self.rollout = RolloutFleet(rollout, self.supervisor, cfg.health)
         self.reward = RewardFleet(reward, self.supervisor, cfg.health)
         return [

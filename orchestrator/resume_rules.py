@@ -43,6 +43,7 @@ _FREE_OF_JUDGE = (
     *(field for field in JudgeConfig.model_fields if field not in ("endpoint", "engines")),
 )
 """Of each judge: which model it is, and how it is asked, says what is learned."""
+_FREE_OF_TEACHER = ("actors", "max_tokens_per_batch", "timeout_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,7 @@ def changed_fields(
         *(f"sources.{s.name}.{field}" for s in before.sources for field in own),
         *(f"judges.{name}.{field}" for name in before.judges for field in _FREE_OF_JUDGE),
         *(f"reward_models.{name}.actors" for name in before.reward_models),
+        *(f"teachers.{name}.{field}" for name in before.teachers for field in _FREE_OF_TEACHER),
         *moved,
     )
     return tuple(

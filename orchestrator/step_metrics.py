@@ -45,7 +45,8 @@ def step_metrics(cfg: RunConfig, done: TrainedStep) -> dict[str, float]:
     """Return the flat metrics of one step; `orchestrator.run_totals` adds the sums so far."""
     groups, version = done.groups, done.step - 1
     tokens = sum(r.num_completion_tokens for g in groups for r in g.rollouts)
-    rewards = np.array([r for g in groups for r in g.rewards])
+    graded = {s.name for s in cfg.sources if s.rewards}
+    rewards = np.array([r for g in groups if g.source in graded for r in g.rewards])
     ages = [staleness(g, version) for g in groups]
     metrics: dict[str, float] = {
         "step": done.step,
@@ -55,13 +56,14 @@ def step_metrics(cfg: RunConfig, done: TrainedStep) -> dict[str, float]:
         "completion_tokens_per_s": tokens / done.wall_s,
         "staleness/max": max(ages),
         "staleness/mean": float(np.mean(ages)),
-        "reward/mean": float(rewards.mean()),
-        "reward/std": float(rewards.std()),
         "sync/bytes": done.sync.bytes,
         **done.ledger,
         **done.difficulty,
         **done.judges,
     }
+    if len(rewards):
+        metrics["reward/mean"] = float(rewards.mean())
+        metrics["reward/std"] = float(rewards.std())
     if done.sync.gap_median is not None and done.sync.gap_max is not None:
         metrics["sync/logprob_gap_median"] = done.sync.gap_median
         metrics["sync/logprob_gap_max"] = done.sync.gap_max
@@ -96,6 +98,7 @@ def _source(cfg: RunConfig, source: SourceConfig, done: TrainedStep) -> dict[str
                 pass_threshold=eval_settings(cfg, source).pass_threshold,
                 version=done.step - 1,
                 gated={gate.part for gate in source.objective.gates},
+                rewarded=bool(source.rewards),
             )
             found.update((f"{kind}/{key}", value) for key, value in pool_metrics(pool))
     if graded:

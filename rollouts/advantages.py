@@ -71,6 +71,11 @@ def rloo(rewards: F64) -> F64:
     return (rewards - rewards.mean()) * (len(rewards) / (len(rewards) - 1))
 
 
+def none(rewards: F64) -> F64:
+    """Return 0 for each: rewards measure and do not train, as where a teacher alone teaches."""
+    return np.zeros_like(rewards)
+
+
 def grpo_process(group: GroupCredit) -> list[F64]:
     """Return GRPO with process supervision (arXiv:2402.03300, section 4.1.3) besides the outcome.
 
@@ -113,6 +118,7 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "mean_baseline": mean_baseline,
     "rloo": rloo,
     "grpo_process": grpo_process,
+    "none": none,
 }
 
 

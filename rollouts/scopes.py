@@ -91,7 +91,9 @@ def _scales(pools: Mapping[str, Sequence[SampleHandle]]) -> dict[str, float]:
 
 
 def scaled(sample: TrainingSample, scale: float) -> TrainingSample:
-    """Return the sample with its advantages multiplied."""
-    if scale == 1:
+    """Return the sample with its advantages multiplied, and what its teacher says added."""
+    if scale != 1:
+        sample = replace(sample, advantages=sample.advantages * np.float32(scale))
+    if sample.taught is None:
         return sample
-    return replace(sample, advantages=sample.advantages * np.float32(scale))
+    return replace(sample, advantages=sample.advantages + sample.taught, taught=None)

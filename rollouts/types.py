@@ -279,6 +279,8 @@ class RolloutStats:
     """None where there is no text."""
     gold: Gold | None = None
     tampering: int = 0
+    teacher_gap: float | None = None
+    """Sum of log(sampler / teacher) over its sampled tokens, in nats; None where nobody teaches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,6 +338,9 @@ class TrainingSample:
     """[L]"""
     temperature: F32
     """[L]"""
+    taught: F32 | None = None
+    """[L], what the source's teacher adds to the advantages; None where it has none. Apart from
+    them, because no estimator and no scope scales it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
