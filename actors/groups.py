@@ -9,12 +9,14 @@ from typing import Any, TypeAlias
 
 from ray.actor import ActorHandle
 
+from actors.lessons import EncodedRows
 from actors.rollout import EngineInfo, ReceiveReport
 from actors.supervisor import Member, Supervisor
 from actors.sync_plan import Manifest, SendReport, SyncInit
 from actors.trainer import LogprobGap, RankPlan
 from configs.schema import HealthConfig
 from rewards.judges.meter import add_up
+from rollouts.conversations import Conversation
 from rollouts.types import (
     GeneratedGroup,
     GroupRequest,
@@ -173,6 +175,19 @@ class ReferenceFleet(_Group):
         return dataclasses.replace(batch, minibatches=minibatches)
 
 
+class LessonGroup(_Group):
+    """What encodes conversations."""
+
+    async def encode(self, rows: Sequence[Conversation]) -> EncodedRows:
+        """Have rows encoded and stored."""
+        return await self._least_busy(
+            lambda lessons, _: lessons.encode.remote(tuple(rows)),
+            weight=len(rows),
+            doing=f"encode {len(rows)} rows",
+            timeout_s=self._health.train_s,
+        )
+
+
 class TrainerGroup(_Group):
     """The ZeRO ranks."""
 
@@ -190,6 +205,16 @@ class TrainerGroup(_Group):
             timeout_s=self._health.train_s,
         )
         return results[0]
+
+    async def mean_loss(self, batch: TrainBatch) -> float:
+        """Return -log policy per loss token of a batch, with the weights as they are."""
+        plans = [_rank_plan(batch, r) for r in range(self.dp_size)]
+        sums: tuple[float, ...] = await self._each(
+            lambda trainer, rank: trainer.likelihood.remote(plans[rank]),
+            doing=f"held-out loss after step {batch.step}",
+            timeout_s=self._health.train_s,
+        )
+        return -sum(sums) / sum(m.num_loss_tokens for m in batch.minibatches)
 
     async def manifest(self) -> Manifest:
         """Return what tensors travel to the engines."""

@@ -106,6 +106,16 @@ class TrainerActor:
             seconds={"fetch": fetched - began, **outcome.seconds},
         )
 
+    def likelihood(self, plan: RankPlan) -> float:
+        """Return the sum of log policy over the loss tokens of this rank's rows; trains nothing."""
+        total = 0.0
+        for minibatch in plan.minibatches:
+            batches = fetch_micro_batches(minibatch.grid[0], timeout_s=self._cfg.health.train_s)
+            for batch, scores in zip(batches, self.engine.token_logprobs(batches), strict=True):
+                total += float(scores[batch.loss_mask].sum(dtype=np.float64))
+        self._progress += 1
+        return total
+
     def open_sync(self, init: SyncInit | None, manifest: Manifest) -> None:
         """Join the weight-sync group of a new generation, leaving the old one.
 

@@ -17,6 +17,7 @@ from configs.infra import InfraConfig
 from configs.judges import Judges, JudgesFile
 from configs.messages import explain
 from configs.schema import RunConfig, dump
+from configs.sft import AnyRecipe, SftConfig
 from configs.validate_judges import check_judges_file
 from configs.yaml_text import Document, KeyPath, read_document, write_document
 
@@ -36,7 +37,61 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: all problems of the file and the overrides.
     """
-    path = Path(path)
+    document, set_by = _open(Path(path), overrides)
+    data = _of_kind(document, "run", path)
+    folder = Path(path).resolve().parent
+    _resolve_paths(data, folder)
+    document.problems.extend(_inline_graders(data, folder))
+    return _validated(document, set_by, RunConfig)
+
+
+def load_sft(path: Path | str, overrides: Sequence[str] = ()) -> SftConfig:
+    """Read a recipe of supervised fine-tuning, as `load_recipe` reads a run's.
+
+    Raises:
+        ConfigError: all problems of the file and the overrides.
+    """
+    document, set_by = _open(Path(path), overrides)
+    data = _of_kind(document, "sft", path)
+    keys = ("jsonl", "parquet", "held_out_file")
+    holders = [(data.get("model"), "path"), *((data.get("data"), key) for key in keys)]
+    _resolve_held(holders, Path(path).resolve().parent)
+    return _validated(document, set_by, SftConfig)
+
+
+def load_any(path: Path | str) -> AnyRecipe:
+    """Read the recipe that a run directory was made by, whichever kind it is.
+
+    Raises:
+        ConfigError: all problems of the file.
+    """
+    document, _ = _open(Path(path), ())
+    return load_sft(path) if _kind(document) == "sft" else load_recipe(path)
+
+
+_COMMANDS = {"run": "braid run", "sft": "braid sft"}
+"""Kind of recipe -> the command that takes it."""
+
+
+def _kind(document: Document) -> str:
+    kind = _below(document.data, "type")
+    return kind if isinstance(kind, str) else "run"
+
+
+def _of_kind(document: Document, wanted: str, path: Path | str) -> dict[str, JsonValue]:
+    """Return the document's data; ConfigError if it is another command's recipe."""
+    kind = _kind(document)
+    if kind != wanted and kind in _COMMANDS:
+        what = f"is a recipe for `{_COMMANDS[kind]}`"
+        fix = f"Give it there; a recipe for `{_COMMANDS[wanted]}` "
+        fix += f"says `type: {wanted}`." if wanted != "run" else "has no `type`."
+        raise ConfigError(Problem(where=str(path), what=what, fix=fix))
+    assert isinstance(document.data, dict)
+    return document.data
+
+
+def _open(path: Path, overrides: Sequence[str]) -> tuple[Document, dict[KeyPath, str]]:
+    """Read a recipe's document and put the overrides in; return which of them set what."""
     document = read_document(_read(path), path.name)
     if document.problems and document.data is None:
         raise ConfigError(document.problems)
@@ -48,17 +103,11 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         problem = _override(document.data, override, set_by)
         if problem is not None:
             document.problems.append(problem)
-    _resolve_paths(document.data, path.resolve().parent)
-    document.problems.extend(_inline_graders(document.data, path.resolve().parent))
-    cfg, problems = _validate(document, set_by)
-    problems = [*document.problems, *problems]
-    if problems or cfg is None:
-        raise ConfigError(problems)
-    return cfg
+    return document, set_by
 
 
-def save_config(cfg: RunConfig, path: Path) -> None:
-    """Write the resolved config so that `load_recipe` reads it back equal; atomic."""
+def save_config(cfg: BaseModel, path: Path) -> None:
+    """Write the resolved config so that `load_any` reads it back equal; atomic."""
     beside = path.with_name(f".{path.name}.tmp")
     with beside.open("w", encoding="utf-8") as file:
         file.write(write_document(dump(cfg)))
@@ -84,15 +133,17 @@ def _read(path: Path) -> str:
         ) from None
 
 
-def _validate(
-    document: Document, set_by: dict[KeyPath, str]
-) -> tuple[RunConfig | None, list[Problem]]:
+def _validated(document: Document, set_by: dict[KeyPath, str], root: type[M]) -> M:
     """Check plain data against the schema, strictly: text is no number, 5.0 no integer."""
+    problems = list(document.problems)
     try:
-        return RunConfig.model_validate_json(to_json(document.data), strict=True), []
+        cfg = root.model_validate_json(to_json(document.data), strict=True)
     except ValidationError as error:
         details = error.errors(include_url=False)
-    return None, _explained(details, document, set_by, RunConfig)
+        raise ConfigError([*problems, *_explained(details, document, set_by, root)]) from None
+    if problems:
+        raise ConfigError(problems)
+    return cfg
 
 
 def _explained(
@@ -194,6 +245,11 @@ def _resolve_paths(data: dict[str, JsonValue], folder: Path) -> None:
     for section in (data.get("reward_models"), data.get("teachers")):
         for model in section.values() if isinstance(section, dict) else ():
             holders.append((_below(model, "model"), "path"))
+    _resolve_held(holders, folder)
+
+
+def _resolve_held(holders: Sequence[tuple[JsonValue, str]], folder: Path) -> None:
+    """Make absolute what each mapping has under its key: a path, or a list of them."""
     for holder, key in holders:
         given = holder.get(key) if isinstance(holder, dict) else None
         if isinstance(holder, dict) and isinstance(given, str):

@@ -6,7 +6,7 @@ several fields are properties; checks across fields live in `configs.validate`.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import BaseModel, Field, JsonValue, model_validator
 
 from configs.algorithm import AlgorithmConfig
 from configs.base import (
@@ -352,6 +352,6 @@ class RunConfig(Config):
         return any(self.kl_coef(s) > 0 for s in self.sources)
 
 
-def dump(cfg: RunConfig) -> dict[str, Any]:
+def dump(cfg: BaseModel) -> dict[str, Any]:
     """Return the resolved config as plain YAML-ready data."""
     return cfg.model_dump(mode="json")

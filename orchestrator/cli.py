@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from configs.errors import ConfigError, Problem
-from configs.load import load_recipe
+from configs.load import load_recipe, load_sft
 from orchestrator.import_cmd import import_app
 from orchestrator.interrupt import Signalled
 from orchestrator.judge_cmd import judge_app
@@ -88,6 +88,36 @@ def run(
     for warning in find_warnings(cfg):
         _stderr().print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     from orchestrator.run import execute
+
+    path = run_dir or Path("runs") / cfg.name
+    raise typer.Exit(execute(cfg, path, resume.value, accept_changes=accept_changes))
+
+
+@app.command()
+def sft(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file, e.g. configs/recipes/sft.yaml.")],
+    overrides: Overrides = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Run directory; default runs/NAME.")
+    ] = None,
+    resume: Annotated[
+        Resume, typer.Option("--resume", help="auto: go on from the newest checkpoint.")
+    ] = Resume.NEVER,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Resume although rows, code or model changed.")
+    ] = False,
+    only_plan: Annotated[
+        bool, typer.Option("--plan", help="Show what it would run, and start nothing.")
+    ] = False,
+) -> None:
+    """Fine-tune on conversations: the trainer of a run, without engines and graders."""
+    cfg = load_sft(recipe, overrides or ())
+    if only_plan:
+        from orchestrator.sft_plan import plan_sft
+
+        Console().print(plan_sft(cfg), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(0)
+    from orchestrator.sft import execute
 
     path = run_dir or Path("runs") / cfg.name
     raise typer.Exit(execute(cfg, path, resume.value, accept_changes=accept_changes))

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,9 +13,16 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from actors.errors import RunError
-from actors.groups import ReferenceFleet, RewardFleet, RolloutFleet, TrainerGroup
+from actors.groups import (
+    LessonGroup,
+    ReferenceFleet,
+    RewardFleet,
+    RolloutFleet,
+    TrainerGroup,
+)
 from actors.heartbeat import Heartbeat
 from actors.judge import JudgeActor
+from actors.lessons import LessonActor
 from actors.placement import BundleDemand, Placement, Seat, reserve
 from actors.reference import ReferenceActor
 from actors.rendezvous import RendezvousActor
@@ -37,6 +44,8 @@ from orchestrator.plan import plan_bundles
 
 log = logging.getLogger("braid.cluster")
 _CONTROL = {"control": 1}
+_UNSEATED = ("rendezvous", "lessons")
+"""Roles that reserve nothing and may be anywhere."""
 RAY_START_ATTEMPTS = 3
 
 
@@ -86,18 +95,12 @@ async def start_ray(cfg: RunConfig) -> None:
                 raise RunError(f"Ray {where} did not start in {attempt} tries: {error}") from error
 
 
-class SamplingCluster:
-    """The engines and graders of a recipe: enough to sample and grade.
+class ActorCluster:
+    """Actors of a recipe: reserved, started, watched and freed together. Use `start`, then
+    `close`."""
 
-    Use `start`, then `close`.
-    """
-
-    rollout: RolloutFleet
-    reward: RewardFleet
-    judges: Mapping[str, Sequence[ActorHandle]]
-    """Engines of each judge that has some."""
-    trains: ClassVar[bool] = False
-    """Whether trainer and reference are started too."""
+    trainer: TrainerGroup
+    rendezvous: Member
 
     def __init__(self, cfg: RunConfig):
         self._cfg = cfg
@@ -105,15 +108,23 @@ class SamplingCluster:
         self._placement: Placement | None = None
         self._members: list[Member] = []
 
+    def _roles(self) -> Container[str] | None:
+        """Return the roles that are started; None for all of the run."""
+        return None
+
+    def _create_groups(self, bundles: Sequence[BundleDemand]) -> list[Awaitable[Any]]:
+        """Create the actors; return what is to be awaited until they are started."""
+        raise NotImplementedError
+
     @classmethod
-    async def start(cls, cfg: RunConfig) -> Self:
+    async def start(cls, cfg: RunConfig, *more: Any) -> Self:
         """Reserve, create and start all actors, side by side.
 
         Raises:
             ConfigError: the cluster has no room, or an actor found the input wrong.
             ActorFailure: an actor died or did not come up in `health.start_s`.
         """
-        cluster = cls(cfg)
+        cluster = cls(cfg, *more)
         try:
             await cluster._start()
         except BaseException:
@@ -131,13 +142,110 @@ class SamplingCluster:
                 ),
                 labels=b.labels,
             )
-            for b in plan_bundles(cfg, None if self.trains else sampling_groups(cfg))
+            for b in plan_bundles(cfg, self._roles())
         ]
         self._placement = await reserve(
             bundles, timeout_s=cfg.health.placement_s, can_grow=cfg.ray_address is not None
         )
         await asyncio.gather(*self._create_groups(bundles))
         self.supervisor.watch(self._members)
+
+    async def _begin(self, member: Member, answer: Awaitable[Any]) -> Any:
+        """Await an actor's start and note where it runs."""
+        limit = self._cfg.health.start_s
+        result = await self.supervisor.call(member, answer, doing="start", timeout_s=limit)
+        beat: Heartbeat = await self.supervisor.call(
+            member, member.handle.heartbeat.remote(), doing="first heartbeat", timeout_s=limit
+        )
+        member.processes, member.node, member.node_id = beat.processes, beat.node, beat.node_id
+        return result
+
+    def _create_all(
+        self, role: str, cls: type, bundles: Sequence[BundleDemand], args: Any
+    ) -> list[Member]:
+        indices = sorted(s.index for b in bundles for s in b.seats if s.role == role)
+        return [self._create(role, i, cls, args(i)) for i in indices]
+
+    def _create(self, role: str, index: int, cls: type, args: tuple[Any, ...]) -> Member:
+        seated: Mapping[str, object] = {"num_cpus": 0}
+        node = "?"
+        if role not in _UNSEATED:
+            assert self._placement is not None
+            seated = self._placement.options(role, index)
+            node = self._placement.node(role, index)
+        cpus = float(str(seated["num_cpus"]))
+        make: Any = ray.remote  # whose types know no concurrency groups
+        remote = make(concurrency_groups=_CONTROL)(cls)
+        handle: ActorHandle = remote.options(
+            **seated,
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env={"env_vars": _environment(role, cpus)},
+        ).remote(*args)
+        member = Member(role=role, index=index, handle=handle, node=node)
+        self._members.append(member)
+        return member
+
+    def _create_trainers(self, bundles: Sequence[BundleDemand]) -> Awaitable[Any]:
+        """Create the ranks and the store at which they meet; return what starts them."""
+        cfg = self._cfg
+        self.rendezvous = self._create("rendezvous", 0, RendezvousActor, ())
+        world = cfg.trainer.actors.count
+        members = self._create_all("trainer", TrainerActor, bundles, lambda i: (cfg, i, world))
+        self.trainer = TrainerGroup(members, self.supervisor, cfg.health)
+        return self._start_trainers(members)
+
+    async def _start_trainers(self, members: Sequence[Member]) -> None:
+        host, port = await self._begin(self.rendezvous, self.rendezvous.handle.address.remote())
+        await asyncio.gather(*(self._begin(m, m.handle.start.remote(host, port)) for m in members))
+
+    async def close(self) -> None:
+        """Free every actor and its processes. Safe to call at any point of a start."""
+        await self.supervisor.close()
+        graceful = [m for m in self._members if m.role in ("rollout", "reward") or is_judge(m.role)]
+        closing = [asyncio.ensure_future(_quietly(m.handle.close.remote())) for m in graceful]
+        if closing:
+            await asyncio.wait(closing, timeout=10)
+        await asyncio.gather(*(asyncio.to_thread(kill_member, m) for m in self._members))
+        if self._placement is not None:
+            self._placement.release()
+
+
+class LessonCluster(ActorCluster):
+    """The trainer, and what encodes rows for it: enough for supervised learning.
+
+    Args:
+        lessons: arguments of the `LessonActor`.
+    """
+
+    lessons: LessonGroup
+
+    def __init__(self, cfg: RunConfig, lessons: tuple[Any, ...]):
+        super().__init__(cfg)
+        self._lessons = lessons
+
+    def _roles(self) -> Container[str] | None:
+        return ("trainer",)
+
+    def _create_groups(self, bundles: Sequence[BundleDemand]) -> list[Awaitable[Any]]:
+        training = self._create_trainers(bundles)
+        lessons = self._create("lessons", 0, LessonActor, self._lessons)
+        self.lessons = LessonGroup([lessons], self.supervisor, self._cfg.health)
+        return [training, self._begin(lessons, lessons.handle.start.remote())]
+
+
+class SamplingCluster(ActorCluster):
+    """The engines and graders of a recipe: enough to sample and grade."""
+
+    rollout: RolloutFleet
+    reward: RewardFleet
+    judges: Mapping[str, Sequence[ActorHandle]]
+    """Engines of each judge that has some."""
+    trains: ClassVar[bool] = False
+    """Whether trainer and reference are started too."""
+
+    def _roles(self) -> Container[str] | None:
+        return None if self.trains else sampling_groups(self._cfg)
 
     def _create_groups(self, bundles: Sequence[BundleDemand]) -> list[Awaitable[Any]]:
         """Create the actors; return what is to be awaited until they are started."""
@@ -178,82 +286,26 @@ class SamplingCluster:
         calls = [self._begin(m, m.handle.start.remote(self._cfg, m.index)) for m in members]
         self.rollout.infos = tuple(await asyncio.gather(*calls))
 
-    async def _begin(self, member: Member, answer: Awaitable[Any]) -> Any:
-        """Await an actor's start and note where it runs."""
-        limit = self._cfg.health.start_s
-        result = await self.supervisor.call(member, answer, doing="start", timeout_s=limit)
-        beat: Heartbeat = await self.supervisor.call(
-            member, member.handle.heartbeat.remote(), doing="first heartbeat", timeout_s=limit
-        )
-        member.processes, member.node, member.node_id = beat.processes, beat.node, beat.node_id
-        return result
-
-    def _create_all(
-        self, role: str, cls: type, bundles: Sequence[BundleDemand], args: Any
-    ) -> list[Member]:
-        indices = sorted(s.index for b in bundles for s in b.seats if s.role == role)
-        return [self._create(role, i, cls, args(i)) for i in indices]
-
-    def _create(self, role: str, index: int, cls: type, args: tuple[Any, ...]) -> Member:
-        seated: Mapping[str, object] = {"num_cpus": 0}
-        node = "?"
-        if role != "rendezvous":
-            assert self._placement is not None
-            seated = self._placement.options(role, index)
-            node = self._placement.node(role, index)
-        cpus = float(str(seated["num_cpus"]))
-        make: Any = ray.remote  # whose types know no concurrency groups
-        remote = make(concurrency_groups=_CONTROL)(cls)
-        handle: ActorHandle = remote.options(
-            **seated,
-            max_restarts=0,
-            max_task_retries=0,
-            runtime_env={"env_vars": _environment(role, cpus)},
-        ).remote(*args)
-        member = Member(role=role, index=index, handle=handle, node=node)
-        self._members.append(member)
-        return member
-
-    async def close(self) -> None:
-        """Free every actor and its processes. Safe to call at any point of a start."""
-        await self.supervisor.close()
-        graceful = [m for m in self._members if m.role in ("rollout", "reward") or is_judge(m.role)]
-        closing = [asyncio.ensure_future(_quietly(m.handle.close.remote())) for m in graceful]
-        if closing:
-            await asyncio.wait(closing, timeout=10)
-        await asyncio.gather(*(asyncio.to_thread(kill_member, m) for m in self._members))
-        if self._placement is not None:
-            self._placement.release()
-
 
 class Cluster(SamplingCluster):
     """Everything that a run has reserved and started."""
 
-    trainer: TrainerGroup
     reference: ReferenceFleet | None
-    rendezvous: Member
     trains = True
 
     def _create_groups(self, bundles: Sequence[BundleDemand]) -> list[Awaitable[Any]]:
         cfg = self._cfg
-        self.rendezvous = self._create("rendezvous", 0, RendezvousActor, ())
+        training = self._create_trainers(bundles)
         starting = super()._create_groups(bundles)
         reference = self._create_all("reference", ReferenceActor, bundles, lambda i: (cfg,))
-        world = cfg.trainer.actors.count
-        trainer = self._create_all("trainer", TrainerActor, bundles, lambda i: (cfg, i, world))
-        self.trainer = TrainerGroup(trainer, self.supervisor, cfg.health)
         self.reference = (
             ReferenceFleet(reference, self.supervisor, cfg.health) if reference else None
         )
         return [
-            self._start_trainers(trainer),
+            training,
             *starting,
             *(self._begin(m, m.handle.start.remote()) for m in reference),
         ]
-
-    async def _start_trainers(self, members: Sequence[Member]) -> None:
-        host, port = await self._begin(self.rendezvous, self.rendezvous.handle.address.remote())
-        await asyncio.gather(*(self._begin(m, m.handle.start.remote(host, port)) for m in members))
 
 
 async def _quietly(answer: Awaitable[object]) -> None:

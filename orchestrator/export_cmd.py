@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from configs.errors import ConfigError, Problem
-from configs.load import load_recipe
+from configs.load import load_any
 from orchestrator.checkpoints import CheckpointRef, find_damage, list_steps, newest_good
 
 
@@ -22,7 +22,7 @@ def export_command(run_dir: Path, step: str, out: Path) -> list[str]:
         raise ConfigError(
             Problem(where=str(out), what="exists and is not empty", fix="Give another folder.")
         )
-    cfg = load_recipe(run_dir / "config.yaml")
+    cfg = load_any(run_dir / "config.yaml")
     checkpoint = _choose(run_dir / "checkpoints", step)
     module = [sys.executable, "-m", "trainer.export"]
     return [*module, str(checkpoint.trainer), cfg.model.path, str(out)]

@@ -171,9 +171,7 @@ def rollout(index: int, logprobs: list[float]) -> Rollout:
         versions=(VersionSpan(version=0, start=0, end=n),),
     )
     turn = Turn(prompt_ids=np.array([5, 6], np.int32), completion=done, text="x")
-    return Rollout(
-        index=index, turns=(turn,), status=RolloutStatus.COMPLETED, reward_parts={}
-    )
+    return Rollout(index=index, turns=(turn,), status=RolloutStatus.COMPLETED, reward_parts={})
 
 
 def graded(

@@ -1,0 +1,91 @@
+"""The lesson actor: encodes conversations and puts them into the store, so that no token passes
+the driver. transformers is imported when it starts: the driver imports this module too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import ray
+
+from actors.heartbeat import Heartbeat, beat
+from actors.rollout_render import load_tokenizer
+from configs.engines import ModelConfig
+from configs.errors import ConfigError, Problem
+from rollouts.conversations import Conversation
+from rollouts.types import SampleHandle
+
+if TYPE_CHECKING:
+    from trainer.conversations import ConversationEncoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedRows:
+    """What some rows became."""
+
+    samples: tuple[SampleHandle, ...]
+    too_long: tuple[str, ...]
+    """Rows, by name, with a sample of more than `max_model_len` tokens, which is left out."""
+
+
+class LessonActor:
+    """Encodes by the tokenizer of the model. Heartbeats run in a thread of their own."""
+
+    def __init__(self, model: ModelConfig, too_long: str):
+        self._model, self._too_long = model, too_long
+        self._encoder: ConversationEncoder | None = None
+        self._encoded = 0
+
+    def start(self) -> Heartbeat:
+        """Load the tokenizer.
+
+        Raises:
+            ConfigError: there is none, or it has no chat template.
+        """
+        from trainer.conversations import ConversationEncoder
+
+        self._encoder = ConversationEncoder(load_tokenizer(self._model), self._model.path)
+        return beat(0)
+
+    def encode(self, rows: Sequence[Conversation]) -> EncodedRows:
+        """Encode rows, in order.
+
+        Raises:
+            ConfigError: a row cannot be learnt from, or is too long where that is refused.
+        """
+        from trainer.conversations import UnusableConversation, training_sample
+
+        assert self._encoder is not None, "start() was not called"
+        samples, too_long = [], []
+        limit = self._model.max_model_len
+        for row in rows:
+            try:
+                encoded = self._encoder.encode(row)
+            except UnusableConversation as error:
+                raise ConfigError(Problem(where=row.name, what=str(error))) from error
+            for index, one in enumerate(encoded):
+                if len(one[0]) <= limit:
+                    samples.append(training_sample(one, name=row.name, index=index))
+                    continue
+                if self._too_long == "refuse":
+                    what = f"has {len(one[0])} tokens, more than model.max_model_len={limit}"
+                    fix = "Raise it, shorten the row, or set data.too_long to drop."
+                    raise ConfigError(Problem(where=row.name, what=what, fix=fix))
+                too_long.append(row.name)
+        self._encoded += len(rows)
+        ref = ray.put(tuple(samples))
+        handles = tuple(
+            SampleHandle(
+                ref=ref,
+                row=i,
+                num_tokens=len(s.token_ids),
+                num_loss_tokens=int(s.loss_mask.sum()),
+            )
+            for i, s in enumerate(samples)
+        )
+        return EncodedRows(samples=handles, too_long=tuple(dict.fromkeys(too_long)))
+
+    @ray.method(concurrency_group="control")
+    def heartbeat(self) -> Heartbeat:
+        """Answer that the actor lives."""
+        return beat(self._encoded)
