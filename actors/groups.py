@@ -139,6 +139,17 @@ class RewardFleet(_Group):
             for figure, value in add_up([c[name] for c in counts]).items()
         }
 
+    async def answers(
+        self, summary: GroupSummary, indices: Sequence[int], *, limit: int
+    ) -> tuple[tuple[int, str], ...]:
+        """Return the first distinct texts of a graded group, of the rollouts given, best first."""
+        return await self._least_busy(
+            lambda grader, _: grader.answers.remote(summary.group_ref, tuple(indices), limit),
+            weight=1,
+            doing=f"read {summary.group_id}",
+            timeout_s=self._health.generate_s,
+        )
+
     async def record(self, path: Path, step: int, refs: Sequence[Ref]) -> None:
         """Have the full text of groups appended to a file."""
         await self._one(

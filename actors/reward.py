@@ -164,6 +164,21 @@ class RewardActor:
         taught = tuple(teach(sample, score, source.distill) for sample, score in pairs)
         return taught, {sample.index: teacher_gap(sample, score) for sample, score in pairs}
 
+    async def answers(
+        self, ref: Ref, indices: Sequence[int], limit: int
+    ) -> tuple[tuple[int, str], ...]:
+        """Return the first texts of a graded group that differ, each with its rollout's index.
+
+        Args:
+            indices: rollouts to look at, best first.
+        """
+        group: RolloutGroup = await ref  # type: ignore[misc]
+        texts = {r.index: r.last_text for r in group.rollouts}
+        distinct: dict[str, int] = {}
+        for index in indices:
+            distinct.setdefault(texts[index], index)
+        return tuple((index, text) for text, index in list(distinct.items())[:limit])
+
     async def record(self, path: Path, step: int, refs: Sequence[Ref]) -> None:
         """Append the full text of groups to a JSONL file, one rollout a line."""
         lines: list[str] = []

@@ -17,6 +17,7 @@ from configs.sft import SftDataConfig
 from mixing.jsonl import JsonlTable
 from mixing.parquet import ParquetTable
 from mixing.row_filter import RowFilter
+from mixing.rows import read_content
 from mixing.tables import Place, Row, Table, value_at
 from rollouts.conversations import Conversation
 from rollouts.types import Message
@@ -161,16 +162,7 @@ def _read_message(value: JsonValue, column: str) -> tuple[Message, bool]:
     weight = given.get("weight", 1)
     if isinstance(weight, bool) or weight not in (0, 1):
         raise ValueError(f"`weight` of a message must be 0 or 1, is {weight!r:.60}")
-    return Message(role=cast(str, role), content=_content(given["content"])), weight == 1
-
-
-def _content(value: JsonValue) -> str:
-    if isinstance(value, str):
-        return value
-    parts = [p.get("text") if isinstance(p, dict) else None for p in cast("list[JsonValue]", value)]
-    if not isinstance(value, list) or not all(isinstance(p, str) for p in parts):
-        raise ValueError("`content` must be text, or a list of parts that are all text")
-    return "".join(cast("list[str]", parts))
+    return Message(role=cast(str, role), content=read_content(given["content"])), weight == 1
 
 
 def hash_of(messages: Sequence[Message]) -> int:

@@ -163,6 +163,55 @@ def baseline(
     raise typer.Exit(execute(cfg, items=items, samples=samples, as_json=as_json))
 
 
+class KeepChoice(StrEnum):
+    """Which answers `braid sample` keeps."""
+
+    PASSED = "passed"
+    BEST = "best"
+
+
+@app.command()
+def sample(
+    recipe: Recipe,
+    out: Annotated[Path, typer.Option("--out", help="JSONL file to write; must not exist.")],
+    overrides: Overrides = None,
+    source: Annotated[
+        str | None, typer.Option("--source", help="This source alone; default all.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Samples of each item.")] = 8,
+    items: Annotated[
+        int | None, typer.Option("--items", min=1, help="Items of each source; default all.")
+    ] = None,
+    keep: Annotated[
+        KeepChoice,
+        typer.Option("--keep", help="passed: answers that pass; best: the highest reward."),
+    ] = KeepChoice.PASSED,
+    per_item: Annotated[
+        int, typer.Option("--per-item", min=1, help="Different answers kept of an item, at most.")
+    ] = 1,
+    min_pass: Annotated[
+        float, typer.Option("--min-pass", min=0, max=1, help="Lowest pass rate of an item.")
+    ] = 0.0,
+    max_pass: Annotated[
+        float, typer.Option("--max-pass", min=0, max=1, help="Highest pass rate of an item.")
+    ] = 1.0,
+) -> None:
+    """Build SFT rows: sample the starting policy, grade, and keep what passes or is best."""
+    from orchestrator.sample_cmd import SampleOptions, execute
+
+    cfg = load_recipe(recipe, overrides or ())
+    options = SampleOptions(
+        source=source,
+        n=n,
+        items=items,
+        keep=keep.value,
+        per_item=per_item,
+        min_pass=min_pass,
+        max_pass=max_pass,
+    )
+    raise typer.Exit(execute(cfg, out, options))
+
+
 Grader = Annotated[
     str, typer.Argument(metavar="GRADER", help="Grader: file, or {...}; a recipe for --source.")
 ]

@@ -1,4 +1,4 @@
-"""What a recipe of supervised fine-tuning would run, before anything is started; loads nothing heavy."""
+"""What a recipe of supervised fine-tuning would run; starts nothing, loads nothing heavy."""
 
 from dataclasses import dataclass
 

@@ -254,6 +254,11 @@ def objectives() -> dict[str, dict[str, object]]:
         for level in ("token", "sequence", "geometric"):
             correction = {"weight": weight, "level": level, "low": 0.8, "high": 1.3}
             cases[f"{weight}-{level}"] = {"kl": kl, "correction": correction}
+    cases["supervised"] = {
+        "loss": {"use": "trainer.supervised:cross_entropy"},
+        "kl": kl,
+        "correction": {"weight": "none"},
+    }
     cases["drift"] = {"kl": kl, "correction": {"max_sequence_kl": 0.05}}
     return cases
 
