@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from actors.errors import ActorFailure
 from actors.groups import LessonGroup, TrainerGroup
 from actors.lessons import EncodedRows
+from configs.errors import ConfigError, Problem
 from mixing.conversations import rows_of_step
 from orchestrator.checkpoints import CheckpointError, CheckpointStore
 from orchestrator.display import duration
@@ -55,7 +56,8 @@ class School:
             RunError: an actor failed.
         """
         done = await self._restore()
-        await self._evaluate(done)
+        if self._evaluates(done):  # the start, or one that was cut off
+            await self._evaluate(done)
         coming = asyncio.create_task(self._encode(done + 1))
         try:
             while done < self._last:
@@ -80,11 +82,15 @@ class School:
 
     async def _after(self, step: int) -> None:
         """Evaluate and save, where that is due."""
-        cfg = self._cfg
-        if step == self._last or (cfg.eval.every and step % cfg.eval.every == 0):
+        if self._evaluates(step):
             await self._evaluate(step)
-        if cfg.checkpoint.every and step % cfg.checkpoint.every == 0:
+        every = self._cfg.checkpoint.every
+        if every and step % every == 0:
             await self._save(step)
+
+    def _evaluates(self, step: int) -> bool:
+        every = self._cfg.eval.every
+        return step in (0, self._last) or (every > 0 and step % every == 0)
 
     async def _restore(self) -> int:
         """Load the newest complete checkpoint; return its step, 0 without one."""
@@ -109,7 +115,10 @@ class School:
             end=None if self._cfg.num_steps else len(rows) * self._cfg.epochs,
         )
         conversations = await asyncio.to_thread(lambda: [rows[i] for i in indices])
-        return await self._lessons.encode(conversations)
+        encoded = await self._lessons.encode(conversations)
+        if not encoded.samples:
+            raise _all_too_long(f"step {step}")
+        return encoded
 
     def _plan(self, step: int, samples: Sequence[SampleHandle]) -> TrainBatch:
         return TrainBatch(
@@ -156,10 +165,15 @@ class School:
         total, tokens = 0.0, 0
         for first in range(0, len(rows), _AT_ONCE):
             some = [rows[i] for i in range(first, min(first + _AT_ONCE, len(rows)))]
-            batch = self._plan(step, (await self._lessons.encode(some)).samples)
+            samples = (await self._lessons.encode(some)).samples
+            if not samples:
+                continue
+            batch = self._plan(step, samples)
             count = sum(m.num_loss_tokens for m in batch.minibatches)
             total += count * await self._trainer.mean_loss(batch)
             tokens += count
+        if not tokens:
+            raise _all_too_long("the held-out rows")
         loss = total / tokens
         self._evaluated.add(step)
         self._sinks.log_eval(
@@ -192,3 +206,13 @@ class School:
         except ActorFailure:
             self._store.abandon(step)
             raise
+
+
+def _all_too_long(what: str) -> ConfigError:
+    return ConfigError(
+        Problem(
+            where="data.too_long",
+            what=f"is drop, and every row of {what} is longer than model.max_model_len",
+            fix="Raise model.max_model_len, or shorten the rows.",
+        )
+    )
