@@ -25,11 +25,20 @@ def fetch_micro_batches(plans: Sequence[MicroBatchPlan], *, timeout_s: float) ->
     objects = _get_all(refs, timeout_s=timeout_s)
     return [
         assemble(
-            [scaled(objects[h.ref][h.row], h.advantage_scale) for h in p.samples],
+            [
+                scaled(sample, h.advantage_scale)
+                for h in p.samples
+                for sample in _both(objects[h.ref][h.row])
+            ],
             None if p.ref_logprobs is None else objects[p.ref_logprobs],
         )
         for p in plans
     ]
+
+
+def _both(stored: TrainingSample | tuple[TrainingSample, ...]) -> tuple[TrainingSample, ...]:
+    """Return the samples that a handle stands for: one, or a pair."""
+    return stored if isinstance(stored, tuple) else (stored,)
 
 
 def _get_all(refs: Sequence[Ref], *, timeout_s: float) -> dict[Ref, Any]:

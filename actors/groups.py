@@ -16,7 +16,7 @@ from actors.sync_plan import Manifest, SendReport, SyncInit
 from actors.trainer import LogprobGap, RankPlan
 from configs.schema import HealthConfig
 from rewards.judges.meter import add_up
-from rollouts.conversations import Conversation
+from rollouts.conversations import Lesson
 from rollouts.types import (
     GeneratedGroup,
     GroupRequest,
@@ -189,7 +189,7 @@ class ReferenceFleet(_Group):
 class LessonGroup(_Group):
     """What encodes conversations."""
 
-    async def encode(self, rows: Sequence[Conversation]) -> EncodedRows:
+    async def encode(self, rows: Sequence[Lesson]) -> EncodedRows:
         """Have rows encoded and stored."""
         return await self._least_busy(
             lambda lessons, _: lessons.encode.remote(tuple(rows)),
@@ -217,15 +217,15 @@ class TrainerGroup(_Group):
         )
         return results[0]
 
-    async def mean_loss(self, batch: TrainBatch) -> float:
-        """Return -log policy per loss token of a batch, with the weights as they are."""
+    async def held_out(self, batch: TrainBatch) -> dict[str, float]:
+        """Return sums over a batch with the weights as they are, and the `count` to divide by."""
         plans = [_rank_plan(batch, r) for r in range(self.dp_size)]
-        sums: tuple[float, ...] = await self._each(
-            lambda trainer, rank: trainer.likelihood.remote(plans[rank]),
+        found: tuple[dict[str, float], ...] = await self._each(
+            lambda trainer, rank: trainer.held_out.remote(plans[rank]),
             doing=f"held-out loss after step {batch.step}",
             timeout_s=self._health.train_s,
         )
-        return -sum(sums) / sum(m.num_loss_tokens for m in batch.minibatches)
+        return {name: sum(f.get(name, 0.0) for f in found) for f in found for name in f}
 
     async def manifest(self) -> Manifest:
         """Return what tensors travel to the engines."""

@@ -12,8 +12,8 @@ from actors.heartbeat import Heartbeat, beat
 from actors.rollout_render import load_tokenizer
 from configs.engines import ModelConfig
 from configs.errors import ConfigError, Problem
-from rollouts.conversations import Conversation
-from rollouts.types import SampleHandle
+from rollouts.conversations import Lesson, Preference
+from rollouts.types import SampleHandle, TrainingSample
 
 if TYPE_CHECKING:
     from trainer.conversations import ConversationEncoder
@@ -47,43 +47,54 @@ class LessonActor:
         self._encoder = ConversationEncoder(load_tokenizer(self._model), self._model.path)
         return beat(0)
 
-    def encode(self, rows: Sequence[Conversation]) -> EncodedRows:
+    def encode(self, rows: Sequence[Lesson]) -> EncodedRows:
         """Encode rows, in order.
 
         Raises:
             ConfigError: a row cannot be learnt from, or is too long where that is refused.
         """
-        from trainer.conversations import UnusableConversation, training_sample
-
-        assert self._encoder is not None, "start() was not called"
-        samples, too_long = [], []
+        samples: list[tuple[TrainingSample, ...]] = []
+        too_long: list[str] = []
         limit = self._model.max_model_len
         for row in rows:
-            try:
-                encoded = self._encoder.encode(row)
-            except UnusableConversation as error:
-                raise ConfigError(Problem(where=row.name, what=str(error))) from error
-            for index, one in enumerate(encoded):
-                if len(one[0]) <= limit:
-                    samples.append(training_sample(one, name=row.name, index=index))
-                    continue
-                if self._too_long == "refuse":
-                    what = f"has {len(one[0])} tokens, more than model.max_model_len={limit}"
+            for unit in self._units(row):
+                longest = max(len(s.token_ids) for s in unit)
+                if longest <= limit:
+                    samples.append(unit)
+                elif self._too_long == "refuse":
+                    what = f"has {longest} tokens, more than model.max_model_len={limit}"
                     fix = "Raise it, shorten the row, or set data.too_long to drop."
                     raise ConfigError(Problem(where=row.name, what=what, fix=fix))
-                too_long.append(row.name)
+                else:
+                    too_long.append(row.name)
         self._encoded += len(rows)
         ref = ray.put(tuple(samples))
         handles = tuple(
             SampleHandle(
                 ref=ref,
                 row=i,
-                num_tokens=len(s.token_ids),
-                num_loss_tokens=int(s.loss_mask.sum()),
+                num_tokens=sum(len(s.token_ids) for s in unit),
+                num_loss_tokens=sum(int(s.loss_mask.sum()) for s in unit),
             )
-            for i, s in enumerate(samples)
+            for i, unit in enumerate(samples)
         )
         return EncodedRows(samples=handles, too_long=tuple(dict.fromkeys(too_long)))
+
+    def _units(self, row: Lesson) -> list[tuple[TrainingSample, ...]]:
+        """Return what of a row stays together: single samples, or a pair."""
+        from trainer.conversations import UnusableConversation, training_sample
+
+        assert self._encoder is not None, "start() was not called"
+        try:
+            if isinstance(row, Preference):
+                sides = [self._encoder.whole(m) for m in (row.chosen, row.rejected)]
+                return [
+                    tuple(training_sample(e, name=row.name, index=i) for i, e in enumerate(sides))
+                ]
+            found = self._encoder.encode(row)
+        except UnusableConversation as error:
+            raise ConfigError(Problem(where=row.name, what=str(error))) from error
+        return [(training_sample(e, name=row.name, index=i),) for i, e in enumerate(found)]
 
     @ray.method(concurrency_group="control")
     def heartbeat(self) -> Heartbeat:

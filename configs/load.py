@@ -17,7 +17,7 @@ from configs.infra import InfraConfig
 from configs.judges import Judges, JudgesFile
 from configs.messages import explain
 from configs.schema import RunConfig, dump
-from configs.sft import AnyRecipe, SftConfig
+from configs.sft import AnyRecipe, RewardModelRecipe, SftConfig
 from configs.validate_judges import check_judges_file
 from configs.yaml_text import Document, KeyPath, read_document, write_document
 
@@ -51,12 +51,25 @@ def load_sft(path: Path | str, overrides: Sequence[str] = ()) -> SftConfig:
     Raises:
         ConfigError: all problems of the file and the overrides.
     """
+    return _load_lessons(path, overrides, "sft", SftConfig)
+
+
+def load_reward_model(path: Path | str, overrides: Sequence[str] = ()) -> RewardModelRecipe:
+    """Read a recipe of a reward model's training, as `load_recipe` reads a run's.
+
+    Raises:
+        ConfigError: all problems of the file and the overrides.
+    """
+    return _load_lessons(path, overrides, "reward_model", RewardModelRecipe)
+
+
+def _load_lessons(path: Path | str, overrides: Sequence[str], kind: str, root: type[M]) -> M:
     document, set_by = _open(Path(path), overrides)
-    data = _of_kind(document, "sft", path)
+    data = _of_kind(document, kind, path)
     keys = ("jsonl", "parquet", "held_out_file")
     holders = [(data.get("model"), "path"), *((data.get("data"), key) for key in keys)]
     _resolve_held(holders, Path(path).resolve().parent)
-    return _validated(document, set_by, SftConfig)
+    return _validated(document, set_by, root)
 
 
 def load_any(path: Path | str) -> AnyRecipe:
@@ -65,11 +78,13 @@ def load_any(path: Path | str) -> AnyRecipe:
     Raises:
         ConfigError: all problems of the file.
     """
-    document, _ = _open(Path(path), ())
-    return load_sft(path) if _kind(document) == "sft" else load_recipe(path)
+    kind = _kind(_open(Path(path), ())[0])
+    if kind == "sft":
+        return load_sft(path)
+    return load_reward_model(path) if kind == "reward_model" else load_recipe(path)
 
 
-_COMMANDS = {"run": "braid run", "sft": "braid sft"}
+_COMMANDS = {"run": "braid run", "sft": "braid sft", "reward_model": "braid reward-model"}
 """Kind of recipe -> the command that takes it."""
 
 

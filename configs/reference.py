@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from configs.base import Config
 from configs.schema import RunConfig
-from configs.sft import SftConfig
+from configs.sft import RewardModelRecipe, SftConfig
 
 _HEAD = """# Recipe reference
 
@@ -20,7 +20,7 @@ Every knob of a recipe, its type, default and meaning. Made from the schema by
 
 Override any of them on the command line: `--set trainer.optimizer.lr=1e-5`,
 `--set sources.NAME.weight=2`. A run's sections begin with RunConfig, those of `braid sft` with
-SftConfig, which shares the others.
+SftConfig, of `braid reward-model` with RewardModelRecipe, which share the others.
 """
 
 
@@ -72,6 +72,7 @@ def render() -> str:
     seen: dict[type[BaseModel], None] = {}
     _sections(RunConfig, seen)
     _sections(SftConfig, seen)
+    _sections(RewardModelRecipe, seen)
     lines = [_HEAD]
     for model in seen:
         lines += [f"## {model.__name__}", "", " ".join((model.__doc__ or "").split()), ""]

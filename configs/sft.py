@@ -1,4 +1,4 @@
-"""The recipe of supervised fine-tuning: `braid sft`. It shares model, trainer, checkpoints and
+"""The recipes of `braid sft` and `braid reward-model`. They share model, trainer, checkpoints and
 logging with a run's, and `training_run` is that run as the trainer sees it."""
 
 from typing import Literal, TypeAlias
@@ -21,20 +21,15 @@ from configs.schema import (
 from configs.training import TrainerConfig
 
 
-class SftDataConfig(Config):
-    """Rows of conversations: exactly one of jsonl and parquet."""
+class RowsConfig(Config):
+    """Rows to learn from: exactly one of jsonl and parquet."""
 
     jsonl: Paths | None = None
     """Path or glob of JSONL files, or a list of them."""
     parquet: Paths | None = None
     """Path or glob of Parquet files, or a list of them."""
-    messages: str = "messages"
-    """Column with the conversation, a list of `role` and `content`; an assistant's message with
-    `weight: 0` is read and not trained on."""
     where: dict[str, JsonValue] = {}
     """Rows taken: column to a value, a list of values, or `{min:, max:}`; all must hold."""
-    train_on: Literal["all", "last"] = "all"
-    """Assistant's messages that are trained on: every one, or each row's last."""
     held_out: NonNegativeInt = 0
     """Rows held out for evaluation, chosen by hash of what comes before the first answer."""
     held_out_file: Paths | None = None
@@ -42,6 +37,27 @@ class SftDataConfig(Config):
     too_long: Literal["refuse", "drop"] = "refuse"
     """What becomes of a row longer than model.max_model_len: the run ends and names it, or goes on
     without it and counts it in `rows/too_long`."""
+
+
+class SftDataConfig(RowsConfig):
+    """Rows of conversations."""
+
+    messages: str = "messages"
+    """Column with the conversation, a list of `role` and `content`; an assistant's message with
+    `weight: 0` is read and not trained on."""
+    train_on: Literal["all", "last"] = "all"
+    """Assistant's messages that are trained on: every one, or each row's last."""
+
+
+class PreferenceDataConfig(RowsConfig):
+    """Rows of two answers, of which one is better."""
+
+    chosen: str = "chosen"
+    """Column with the better answer: a whole conversation of `role` and `content`, or its text."""
+    rejected: str = "rejected"
+    """Column with the other, written in the same way."""
+    prompt: str = "prompt"
+    """Column with what answers that are text reply to: text, or a list of messages."""
 
 
 class SftBatchConfig(Config):
@@ -62,11 +78,9 @@ class SftEvalConfig(Config):
     """Steps between evaluations; 0 for only those at start and end."""
 
 
-class SftConfig(Config):
-    """A whole run of supervised fine-tuning."""
+class LessonsConfig(Config):
+    """What `braid sft` and `braid reward-model` have in common."""
 
-    type: Literal["sft"]
-    """Tells this recipe from a run's."""
     name: Name
     """Name of the run; its default directory is `runs/<name>`."""
     seed: int = 1
@@ -79,8 +93,6 @@ class SftConfig(Config):
     """Cluster to join (`auto` or host:port); empty starts a private one on this machine."""
     model: ModelConfig
     """What is trained."""
-    data: SftDataConfig
-    """What it is trained on."""
     batch: SftBatchConfig = SftBatchConfig()
     """Batch arithmetic."""
     trainer: TrainerConfig = TrainerConfig()
@@ -95,14 +107,38 @@ class SftConfig(Config):
     """Deadlines."""
 
 
-AnyRecipe: TypeAlias = RunConfig | SftConfig
+class SftConfig(LessonsConfig):
+    """A whole run of supervised fine-tuning."""
+
+    type: Literal["sft"]
+    """Tells this recipe from others."""
+    data: SftDataConfig
+    """What is imitated."""
+
+
+class RewardModelRecipe(LessonsConfig):
+    """A whole training of a reward model, by the Bradley-Terry loss."""
+
+    type: Literal["reward_model"]
+    """Tells this recipe from others."""
+    data: PreferenceDataConfig
+    """What is preferred."""
+
+
+LessonRecipe: TypeAlias = SftConfig | RewardModelRecipe
+AnyRecipe: TypeAlias = RunConfig | LessonRecipe
 """What a run directory may have been made by."""
-LOSS = "trainer.supervised:cross_entropy"
+_OBJECTIVES: dict[str, tuple[str, Literal["token_mean", "sequence_mean"]]] = {
+    "sft": ("trainer.supervised:cross_entropy", "token_mean"),
+    "reward_model": ("trainer.reward_trainer:bradley_terry", "sequence_mean"),
+}
+"""Type of recipe -> its loss, and what the sum is divided by: answer tokens, or pairs."""
 
 
-def training_run(cfg: SftConfig, num_steps: int) -> RunConfig:
+def training_run(cfg: LessonRecipe, num_steps: int) -> RunConfig:
     """Return the run that trainer, placement and records see: the same sections, one source that
-    nothing samples, and the cross-entropy as its loss."""
+    nothing samples, and the recipe's loss."""
+    loss, aggregation = _OBJECTIVES[cfg.type]
     return RunConfig(
         name=cfg.name,
         seed=cfg.seed,
@@ -116,7 +152,9 @@ def training_run(cfg: SftConfig, num_steps: int) -> RunConfig:
             packing=cfg.batch.packing,
         ),
         algorithm=AlgorithmConfig(
-            loss=PlugConfig(use=LOSS), correction=CorrectionConfig(weight="none")
+            loss=PlugConfig(use=loss),
+            aggregation=aggregation,
+            correction=CorrectionConfig(weight="none"),
         ),
         trainer=cfg.trainer,
         checkpoint=cfg.checkpoint,

@@ -1,31 +1,31 @@
-"""Checks of an SFT recipe across fields: all problems at once, before any actor starts."""
+"""Checks of recipes of `braid sft` and `braid reward-model` across fields: all problems at once."""
 
 from collections.abc import Iterator
 
 from configs.data_files import missing
 from configs.errors import Problem
-from configs.sft import SftConfig, training_run
+from configs.sft import LessonRecipe, LessonsConfig, training_run
 from configs.validate import find_warnings, validate_run
 
 
-def validate_sft(cfg: SftConfig) -> list[Problem]:
+def validate_sft(cfg: LessonRecipe) -> list[Problem]:
     """Return every cross-field problem; empty when there is none."""
     shared = validate_run(training_run(cfg, cfg.num_steps or 1))
     return [*_check_data(cfg), *_check_actors(cfg), *_own(shared)]
 
 
-def warn_sft(cfg: SftConfig, num_steps: int) -> list[Problem]:
+def warn_sft(cfg: LessonRecipe, num_steps: int) -> list[Problem]:
     """Return what is allowed and probably not meant."""
     return _own(find_warnings(training_run(cfg, num_steps)))
 
 
 def _own(problems: list[Problem]) -> list[Problem]:
     """Keep those of sections that this recipe has."""
-    ours = set(SftConfig.model_fields) - {"eval", "data"}
+    ours = set(LessonsConfig.model_fields) - {"eval"}
     return [p for p in problems if p.where.split(".")[0] in ours]
 
 
-def _check_data(cfg: SftConfig) -> Iterator[Problem]:
+def _check_data(cfg: LessonRecipe) -> Iterator[Problem]:
     data = cfg.data
     if (data.jsonl is None) == (data.parquet is None):
         both = "both" if data.jsonl else "neither"
@@ -51,7 +51,7 @@ def _check_data(cfg: SftConfig) -> Iterator[Problem]:
         )
 
 
-def _check_actors(cfg: SftConfig) -> Iterator[Problem]:
+def _check_actors(cfg: LessonRecipe) -> Iterator[Problem]:
     if (other := cfg.trainer.actors.colocate_with) is not None:
         yield Problem(
             where="trainer.actors.colocate_with",

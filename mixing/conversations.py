@@ -13,13 +13,13 @@ from pydantic import JsonValue
 
 from configs.data_files import find_files
 from configs.errors import ConfigError, Problem
-from configs.sft import SftDataConfig
+from configs.sft import LessonRecipe, PreferenceDataConfig, RowsConfig, SftConfig, SftDataConfig
 from mixing.jsonl import JsonlTable
 from mixing.parquet import ParquetTable
 from mixing.row_filter import RowFilter
 from mixing.rows import read_content
 from mixing.tables import Place, Row, Table, value_at
-from rollouts.conversations import Conversation
+from rollouts.conversations import Conversation, Lesson, Preference
 from rollouts.types import Message
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class RowFile(Generic[T]):
         return RowFile(self._table, self._read, self._places[chosen], self.content)
 
 
-def open_rows(data: SftDataConfig, read: Read[T]) -> tuple[RowFile[T], RowFile[T]]:
+def open_rows(data: RowsConfig, read: Read[T]) -> tuple[RowFile[T], RowFile[T]]:
     """Return the rows to train on and those held out, each row checked.
 
     Raises:
@@ -84,7 +84,7 @@ def open_rows(data: SftDataConfig, read: Read[T]) -> tuple[RowFile[T], RowFile[T
 
 
 def _scan(
-    data: SftDataConfig, patterns: Sequence[str], at: str, read: Read[T]
+    data: RowsConfig, patterns: Sequence[str], at: str, read: Read[T]
 ) -> tuple[RowFile[T], NDArray[np.uint64]]:
     files, row_filter = find_files(patterns), RowFilter(data.where, "data.where")
     jsonl = data.jsonl is not None
@@ -116,10 +116,50 @@ def _scan(
     return RowFile(table, read, found, content.hexdigest()), np.array(hashes, dtype=np.uint64)
 
 
-def conversations(data: SftDataConfig) -> Read[Conversation]:
+def open_lessons(cfg: LessonRecipe) -> tuple[RowFile[Lesson], RowFile[Lesson]]:
+    """Return what a recipe trains on and holds out; errors are those of `open_rows`."""
+    if isinstance(cfg, SftConfig):
+        return open_rows(cfg.data, conversations(cfg.data))
+    return open_rows(cfg.data, preferences(cfg.data))
+
+
+def preferences(data: PreferenceDataConfig) -> Read[Lesson]:
+    """Return how a row of `data` is read as a preference."""
+
+    def read(row: Row, name: str) -> tuple[Lesson, int]:
+        asked = row.get(data.prompt)
+        sides: list[tuple[Message, ...]] = []
+        for column in (data.chosen, data.rejected):
+            if isinstance(row.get(column), str):
+                sides.append(_answered(row, column, asked, data.prompt))
+            else:
+                sides.append(read_messages(row, column)[0])
+            if sides[-1][-1].role != "assistant":
+                raise ValueError(f"`{column}` must end with an assistant's message")
+        chosen, rejected = sides
+        if chosen == rejected:
+            raise ValueError(f"`{data.chosen}` and `{data.rejected}` are the same")
+        if chosen[:-1] != rejected[:-1] and chosen[0] != rejected[0]:
+            raise ValueError(f"`{data.chosen}` and `{data.rejected}` answer different prompts")
+        return Preference(name=name, chosen=chosen, rejected=rejected), hash_of(chosen[:1])
+
+    return read
+
+
+def _answered(row: Row, column: str, asked: JsonValue, prompt: str) -> tuple[Message, ...]:
+    """Return the conversation of an answer that is text."""
+    answer = Message(role="assistant", content=str(row[column]))
+    if isinstance(asked, str) and asked:
+        return (Message(role="user", content=asked), answer)
+    if not isinstance(asked, list):
+        raise ValueError(f"`{column}` is text, so `{prompt}` must hold what it replies to")
+    return (*read_messages(row, prompt)[0], answer)
+
+
+def conversations(data: SftDataConfig) -> Read[Lesson]:
     """Return how a row of `data` is read as a conversation."""
 
-    def read(row: Row, name: str) -> tuple[Conversation, int]:
+    def read(row: Row, name: str) -> tuple[Lesson, int]:
         messages, weights = read_messages(row, data.messages)
         answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
         if not answers:

@@ -18,7 +18,8 @@ import typer
 from rich.console import Console
 
 from configs.errors import ConfigError, Problem
-from configs.load import load_recipe, load_sft
+from configs.load import load_recipe, load_reward_model, load_sft
+from configs.sft import LessonRecipe
 from orchestrator.import_cmd import import_app
 from orchestrator.interrupt import Signalled
 from orchestrator.judge_cmd import judge_app
@@ -93,34 +94,67 @@ def run(
     raise typer.Exit(execute(cfg, path, resume.value, accept_changes=accept_changes))
 
 
+RunDirectory = Annotated[
+    Path | None, typer.Option("--run-dir", help="Run directory; default runs/NAME.")
+]
+ResumeChoice = Annotated[
+    Resume, typer.Option("--resume", help="auto: go on from the newest checkpoint.")
+]
+AcceptChanges = Annotated[
+    bool, typer.Option("--accept-changes", help="Resume although rows, code or model changed.")
+]
+OnlyPlan = Annotated[
+    bool, typer.Option("--plan", help="Show what it would run, and start nothing.")
+]
+
+
 @app.command()
 def sft(
     recipe: Annotated[Path, typer.Argument(help="Recipe file, e.g. configs/recipes/sft.yaml.")],
     overrides: Overrides = None,
-    run_dir: Annotated[
-        Path | None, typer.Option("--run-dir", help="Run directory; default runs/NAME.")
-    ] = None,
-    resume: Annotated[
-        Resume, typer.Option("--resume", help="auto: go on from the newest checkpoint.")
-    ] = Resume.NEVER,
-    accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Resume although rows, code or model changed.")
-    ] = False,
-    only_plan: Annotated[
-        bool, typer.Option("--plan", help="Show what it would run, and start nothing.")
-    ] = False,
+    run_dir: RunDirectory = None,
+    resume: ResumeChoice = Resume.NEVER,
+    accept_changes: AcceptChanges = False,
+    only_plan: OnlyPlan = False,
 ) -> None:
     """Fine-tune on conversations: the trainer of a run, without engines and graders."""
     cfg = load_sft(recipe, overrides or ())
+    raise typer.Exit(_learn(cfg, run_dir, resume, accept_changes, only_plan))
+
+
+@app.command("reward-model")
+def reward_model(
+    recipe: Annotated[
+        Path, typer.Argument(help="Recipe file, e.g. configs/recipes/reward_model.yaml.")
+    ],
+    overrides: Overrides = None,
+    run_dir: RunDirectory = None,
+    resume: ResumeChoice = Resume.NEVER,
+    accept_changes: AcceptChanges = False,
+    only_plan: OnlyPlan = False,
+) -> None:
+    """Train a reward model on preferences, by the Bradley-Terry loss."""
+    cfg = load_reward_model(recipe, overrides or ())
+    raise typer.Exit(_learn(cfg, run_dir, resume, accept_changes, only_plan))
+
+
+def _learn(
+    cfg: LessonRecipe,
+    run_dir: Path | None,
+    resume: Resume,
+    accept_changes: bool,
+    only_plan: bool,
+) -> int:
+    """Learn from rows, or say what that would be."""
     if only_plan:
         from orchestrator.sft_plan import plan_sft
 
         Console().print(plan_sft(cfg), markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(0)
+        return 0
     from orchestrator.sft import execute
 
     path = run_dir or Path("runs") / cfg.name
-    raise typer.Exit(execute(cfg, path, resume.value, accept_changes=accept_changes))
+    return execute(cfg, path, resume.value, accept_changes=accept_changes)
 
 
 @app.command()

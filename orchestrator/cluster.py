@@ -186,12 +186,14 @@ class ActorCluster:
         self._members.append(member)
         return member
 
-    def _create_trainers(self, bundles: Sequence[BundleDemand]) -> Awaitable[Any]:
+    def _create_trainers(
+        self, bundles: Sequence[BundleDemand], cls: type[TrainerActor] = TrainerActor
+    ) -> Awaitable[Any]:
         """Create the ranks and the store at which they meet; return what starts them."""
         cfg = self._cfg
         self.rendezvous = self._create("rendezvous", 0, RendezvousActor, ())
         world = cfg.trainer.actors.count
-        members = self._create_all("trainer", TrainerActor, bundles, lambda i: (cfg, i, world))
+        members = self._create_all("trainer", cls, bundles, lambda i: (cfg, i, world))
         self.trainer = TrainerGroup(members, self.supervisor, cfg.health)
         return self._start_trainers(members)
 
@@ -215,20 +217,21 @@ class LessonCluster(ActorCluster):
     """The trainer, and what encodes rows for it: enough for supervised learning.
 
     Args:
+        trainer: class of the ranks.
         lessons: arguments of the `LessonActor`.
     """
 
     lessons: LessonGroup
 
-    def __init__(self, cfg: RunConfig, lessons: tuple[Any, ...]):
+    def __init__(self, cfg: RunConfig, trainer: type[TrainerActor], lessons: tuple[Any, ...]):
         super().__init__(cfg)
-        self._lessons = lessons
+        self._trainer, self._lessons = trainer, lessons
 
     def _roles(self) -> Container[str] | None:
         return ("trainer",)
 
     def _create_groups(self, bundles: Sequence[BundleDemand]) -> list[Awaitable[Any]]:
-        training = self._create_trainers(bundles)
+        training = self._create_trainers(bundles, self._trainer)
         lessons = self._create("lessons", 0, LessonActor, self._lessons)
         self.lessons = LessonGroup([lessons], self.supervisor, self._cfg.health)
         return [training, self._begin(lessons, lessons.handle.start.remote())]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from configs.errors import ConfigError, Problem
 from configs.load import load_any
+from configs.sft import RewardModelRecipe
 from orchestrator.checkpoints import CheckpointRef, find_damage, list_steps, newest_good
 
 
@@ -25,7 +26,8 @@ def export_command(run_dir: Path, step: str, out: Path) -> list[str]:
     cfg = load_any(run_dir / "config.yaml")
     checkpoint = _choose(run_dir / "checkpoints", step)
     module = [sys.executable, "-m", "trainer.export"]
-    return [*module, str(checkpoint.trainer), cfg.model.path, str(out)]
+    kind = ["--reward-model"] if isinstance(cfg, RewardModelRecipe) else []
+    return [*module, str(checkpoint.trainer), cfg.model.path, str(out), *kind]
 
 
 def _choose(folder: Path, step: str) -> CheckpointRef:

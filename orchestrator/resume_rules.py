@@ -45,7 +45,7 @@ _FREE_OF_JUDGE = (
 )
 """Of each judge: which model it is, and how it is asked, says what is learned."""
 _FREE_OF_TEACHER = ("actors", "max_tokens_per_batch", "timeout_s")
-_FREE_OF_SFT = ("epochs", "data.jsonl", "data.parquet", "data.held_out_file", "data.too_long")
+_FREE_OF_LESSONS = ("epochs", "data.jsonl", "data.parquet", "data.held_out_file", "data.too_long")
 """Paths among them: the rows' content is compared by hash."""
 
 
@@ -72,7 +72,7 @@ def changed_fields(
         moved: fields that name files whose content is what it was, wherever it lies now.
     """
     old, new = _flatten(dump(before), ""), _flatten(dump(after), "")
-    named = _free_by_name(before) if isinstance(before, RunConfig) else _FREE_OF_SFT
+    named = _free_by_name(before) if isinstance(before, RunConfig) else _FREE_OF_LESSONS
     free = (*_FREE, *named, *moved)
     return tuple(
         FieldChange(

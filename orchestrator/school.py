@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
+from pydantic import JsonValue
+
 from actors.errors import ActorFailure
 from actors.groups import LessonGroup, TrainerGroup
 from actors.lessons import EncodedRows
@@ -162,31 +164,23 @@ class School:
         rows = self._made.held_out
         if not len(rows) or step in self._evaluated:
             return
-        total, tokens = 0.0, 0
+        sums: dict[str, float] = {}
         for first in range(0, len(rows), _AT_ONCE):
             some = [rows[i] for i in range(first, min(first + _AT_ONCE, len(rows)))]
             samples = (await self._lessons.encode(some)).samples
             if not samples:
                 continue
-            batch = self._plan(step, samples)
-            count = sum(m.num_loss_tokens for m in batch.minibatches)
-            total += count * await self._trainer.mean_loss(batch)
-            tokens += count
-        if not tokens:
+            found = await self._trainer.held_out(self._plan(step, samples))
+            sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+        count = sums.pop("count", 0.0)
+        if not count:
             raise _all_too_long("the held-out rows")
-        loss = total / tokens
+        figures: dict[str, JsonValue] = {name: value / count for name, value in sums.items()}
         self._evaluated.add(step)
-        self._sinks.log_eval(
-            {
-                "step": step,
-                "source": "held_out",
-                "rows": len(rows),
-                "loss": loss,
-                "perplexity": math.exp(min(loss, 700.0)),
-                "loss_tokens": tokens,
-            }
-        )
-        self._say(f"held-out loss after step {step}: {loss:.4f} over {tokens} tokens")
+        where: dict[str, JsonValue] = {"step": step, "source": "held_out", "rows": len(rows)}
+        self._sinks.log_eval({**where, **figures, "count": count})
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        self._say(f"held out after step {step}: {shown} (over {count:.0f})")
 
     async def _save(self, step: int, *, last: bool = False) -> None:
         """Commit a checkpoint of `step`, unless there is one. One that fails leaves the earlier

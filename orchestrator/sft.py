@@ -1,4 +1,4 @@
-"""Supervised fine-tuning from recipe to checkpoint: check, start the trainer, train, free.
+"""Learning from rows, from recipe to checkpoint: check, start the trainer, train, free.
 
 The rows of a step are a function of recipe and step alone, so a checkpoint holds nothing of the
 driver's, and a resumed run goes on with the very rows that come next. Signals act as in
@@ -12,7 +12,8 @@ from pathlib import Path
 import ray
 from rich.console import Console
 
-from configs.sft import SftConfig
+from actors.trainer import RewardTrainerActor, TrainerActor
+from configs.sft import LessonRecipe, SftConfig
 from configs.validate_sft import warn_sft
 from orchestrator.cluster import LessonCluster, start_ray
 from orchestrator.hashes import Hashed, run_hashes
@@ -26,7 +27,7 @@ from orchestrator.sft_plan import Prepared, prepare
 log = logging.getLogger("braid.sft")
 
 
-def execute(cfg: SftConfig, run_dir: Path, resume: str, *, accept_changes: bool = False) -> int:
+def execute(cfg: LessonRecipe, run_dir: Path, resume: str, *, accept_changes: bool = False) -> int:
     """Train to the end; return the exit code. Arguments and errors are `orchestrator.run`'s."""
     made = prepare(cfg)
     console = Console()
@@ -66,7 +67,8 @@ async def _run(made: Prepared, directory: RunDir, console: Console) -> int:
             await stop.or_else(start_ray(made.run))
             listen()  # Ray has put a handler of its own in place of ours, which aborts
             lessons = (made.cfg.model, made.cfg.data.too_long)
-            cluster = await stop.or_else(LessonCluster.start(made.run, lessons))
+            trainer = TrainerActor if isinstance(made.cfg, SftConfig) else RewardTrainerActor
+            cluster = await stop.or_else(LessonCluster.start(made.run, trainer, lessons))
             try:
                 school = School(
                     made,

@@ -5,26 +5,26 @@ from dataclasses import dataclass
 from configs.errors import ConfigError
 from configs.model_files import find_model_folder, read_model_shape
 from configs.schema import RunConfig
-from configs.sft import SftConfig, training_run
+from configs.sft import LessonRecipe, training_run
 from configs.validate_sft import validate_sft, warn_sft
-from mixing.conversations import RowFile, conversations, num_steps, open_rows
+from mixing.conversations import RowFile, num_steps, open_lessons
 from orchestrator.memory import estimate_memory
 from orchestrator.plan import plan_bundles
-from rollouts.conversations import Conversation
+from rollouts.conversations import Lesson
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """A checked recipe, and what it comes to."""
 
-    cfg: SftConfig
+    cfg: LessonRecipe
     run: RunConfig
     """As trainer, placement and records see it."""
-    training: RowFile[Conversation]
-    held_out: RowFile[Conversation]
+    training: RowFile[Lesson]
+    held_out: RowFile[Lesson]
 
 
-def prepare(cfg: SftConfig) -> Prepared:
+def prepare(cfg: LessonRecipe) -> Prepared:
     """Check a recipe and read its rows through.
 
     Raises:
@@ -33,14 +33,14 @@ def prepare(cfg: SftConfig) -> Prepared:
     problems = validate_sft(cfg)
     if problems:
         raise ConfigError(problems)
-    training, held_out = open_rows(cfg.data, conversations(cfg.data))
+    training, held_out = open_lessons(cfg)
     per_step = cfg.batch.rows_per_step
     steps = num_steps(len(training), epochs=cfg.epochs, rows_per_step=per_step)
     run = training_run(cfg, cfg.num_steps or steps)
     return Prepared(cfg=cfg, run=run, training=training, held_out=held_out)
 
 
-def plan_sft(cfg: SftConfig) -> str:
+def plan_sft(cfg: LessonRecipe) -> str:
     """Return the plan in words; ConfigError with everything wrong with it."""
     made = prepare(cfg)
     folder = find_model_folder(cfg.model.path)

@@ -235,7 +235,7 @@ class SampleHandle:
     """Where one training sample lies and what planning needs to know of it."""
 
     ref: Ref
-    """To a tuple of TrainingSample."""
+    """To a tuple of TrainingSample, or of pairs of them, which stay side by side."""
     row: int
     """Its place in that tuple."""
     num_tokens: int

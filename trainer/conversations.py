@@ -62,6 +62,17 @@ class ConversationEncoder:
                 rows.append(self._join(pieces, conversation))
         return rows
 
+    def whole(self, messages: Sequence[Message]) -> Encoded:
+        """Return a conversation as a reward model reads it (`trainer.reward_scorer`): scored at its
+        last token."""
+        done: Any = self._tokenizer.apply_chat_template(
+            _plain(messages), tokenize=True, return_dict=False
+        )
+        ids = np.array([int(i) for i in done], np.int32)
+        if len(ids) < 2:
+            raise UnusableConversation("the chat template makes less than two tokens of it")
+        return ids, np.arange(len(ids)) == len(ids) - 1
+
     def _pieces(
         self, conversation: Conversation, answers: Sequence[int]
     ) -> list[tuple[str, str, bool]] | None:

@@ -1,6 +1,7 @@
 """Turn a trainer checkpoint into a Hugging Face folder.
 
-`python -m trainer.export CHECKPOINT_TRAINER_DIR MODEL_PATH OUT [--dtype float32|bfloat16]`
+`python -m trainer.export CHECKPOINT_TRAINER_DIR MODEL_PATH OUT [--dtype float32|bfloat16]
+[--reward-model]`
 """
 
 import argparse
@@ -11,12 +12,17 @@ from pathlib import Path
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from configs.errors import ConfigError, Problem
 from configs.schema import ModelConfig
 from trainer.checkpoint import TAG, TrainerCard, read_card
 from trainer.model import DTYPES, check_tokenizer, load_hf_config
+from trainer.reward_trainer import score_config
 
 _PREFIX = "network."
 """Where PolicyModel holds the Hugging Face network."""
@@ -31,13 +37,21 @@ _TOKENIZER_FILES = (
 )
 
 
-def export(checkpoint: Path, model_path: str, out: Path, *, dtype: str | None = None) -> None:
+def export(
+    checkpoint: Path,
+    model_path: str,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    reward_model: bool = False,
+) -> None:
     """Write safetensors, config and tokenizer to the new folder `out`.
 
     Args:
         checkpoint: The `trainer` folder of a checkpoint, of any ZeRO stage and rank count.
         model_path: The model that the run started from; gives config and tokenizer.
         dtype: `float32` or `bfloat16`; None keeps the one trained in.
+        reward_model: what was trained is a sequence classifier of one output.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
@@ -46,9 +60,10 @@ def export(checkpoint: Path, model_path: str, out: Path, *, dtype: str | None = 
     card = read_card(checkpoint)
     cfg = ModelConfig(path=model_path)
     check_tokenizer(cfg)
-    config = load_hf_config(cfg)
+    config = score_config(cfg) if reward_model else load_hf_config(cfg)
     torch_dtype = DTYPES[dtype or card.dtype]
-    network = AutoModelForCausalLM.from_config(config, dtype=torch_dtype)
+    kind = AutoModelForSequenceClassification if reward_model else AutoModelForCausalLM
+    network = kind.from_config(config, dtype=torch_dtype)
     weights = {
         name.removeprefix(_PREFIX): tensor.to(torch_dtype)
         for name, tensor in _full_weights(checkpoint, card).items()
@@ -115,9 +130,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("model_path", help="model that the run started from")
     parser.add_argument("out", type=Path, help="new folder to write")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: the one trained in")
+    parser.add_argument("--reward-model", action="store_true", help="it is a reward model's")
     args = parser.parse_args(argv)
     try:
-        export(args.checkpoint, args.model_path, args.out, dtype=args.dtype)
+        export(
+            args.checkpoint,
+            args.model_path,
+            args.out,
+            dtype=args.dtype,
+            reward_model=args.reward_model,
+        )
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -63,13 +63,14 @@ class Trainer:
             self.stop.event.set()
         return StepResult(policy_version=batch.step, metrics={"loss": 1.0}, seconds={})
 
-    async def mean_loss(self, batch: TrainBatch) -> float:
+    async def held_out(self, batch: TrainBatch) -> dict[str, float]:
         """Every row's loss per token is its number."""
         handles = [
             h for m in batch.minibatches for row in m.grid for plan in row for h in plan.samples
         ]
         tokens = sum(h.num_loss_tokens for h in handles)
-        return sum(int(str(h.ref)[1:]) * h.num_loss_tokens for h in handles) / tokens
+        loss = sum(int(str(h.ref)[1:]) * h.num_loss_tokens for h in handles)
+        return {"loss": loss, "count": tokens}
 
     async def save(self, folder: Path) -> None:
         (folder / "seen.json").write_text(json.dumps(self.seen))
@@ -174,7 +175,7 @@ def test_held_out_loss_is_over_tokens(made: Prepared, tmp_path: Path):
     rows = lines(tmp_path / "run/eval.jsonl")
     assert [r["step"] for r in rows] == [0, 4, 8, 11]
     assert all(r["loss"] == pytest.approx(expected) for r in rows)
-    assert rows[0]["loss_tokens"] == sum(n + 1 for n in numbers)
+    assert rows[0]["count"] == sum(n + 1 for n in numbers)
 
 
 def test_rows_that_are_too_long_are_counted(made: Prepared, tmp_path: Path):
