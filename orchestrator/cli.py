@@ -202,6 +202,7 @@ class KeepChoice(StrEnum):
 
     PASSED = "passed"
     BEST = "best"
+    PAIRS = "pairs"
 
 
 @app.command()
@@ -218,7 +219,10 @@ def sample(
     ] = None,
     keep: Annotated[
         KeepChoice,
-        typer.Option("--keep", help="passed: answers that pass; best: the highest reward."),
+        typer.Option(
+            "--keep",
+            help="passed: answers that pass; best: the highest reward; pairs: best and worst.",
+        ),
     ] = KeepChoice.PASSED,
     per_item: Annotated[
         int, typer.Option("--per-item", min=1, help="Different answers kept of an item, at most.")
@@ -230,7 +234,8 @@ def sample(
         float, typer.Option("--max-pass", min=0, max=1, help="Highest pass rate of an item.")
     ] = 1.0,
 ) -> None:
-    """Build SFT rows: sample the starting policy, grade, and keep what passes or is best."""
+    """Build rows to learn from: sample the starting policy, grade, and keep what passes or is
+    best, or pairs of best and worst."""
     from orchestrator.sample_cmd import SampleOptions, execute
 
     cfg = load_recipe(recipe, overrides or ())

@@ -1,4 +1,5 @@
-"""SFT rows out of a policy's own answers: rejection sampling (arXiv:2308.01825) and best of n.
+"""Rows out of a policy's own answers: rejection sampling (arXiv:2308.01825) and best of n, to
+imitate, and pairs of the best and the worst, to prefer.
 
 Items are kept by their pass rate, answers by their reward; truncated ones never, since what they
 would teach is not to stop. Rows stand in the order of the source's items and are written as a
@@ -38,7 +39,7 @@ class SampleOptions:
     source: str | None
     n: int
     items: int | None
-    keep: Literal["passed", "best"]
+    keep: Literal["passed", "best", "pairs"]
     per_item: int
     min_pass: float
     max_pass: float
@@ -140,11 +141,16 @@ async def _sample(
             fate, indices = select(summary, options, threshold)
             if fate != "kept":
                 return Kept(source=source.name, fate=fate)
-            limit = 1 if options.keep == "best" else options.per_item
+            limit = {"passed": options.per_item, "best": 1, "pairs": 2}[options.keep]
             texts = await cluster.reward.answers(summary, indices, limit=limit)
             rate = pass_rate(summary, threshold)
             request = by_id[summary.group_id]
-            rows = tuple(_row(request, summary, index, text, rate) for index, text in texts)
+            if options.keep == "pairs":
+                if len(texts) < 2:
+                    return Kept(source=source.name, fate="nothing to keep")
+                rows = (_pair(request, summary, texts, rate),)
+            else:
+                rows = tuple(_row(request, summary, index, text, rate) for index, text in texts)
             return Kept(source=source.name, fate="kept", rows=rows)
 
         return await sample_all(cfg, cluster, requests, log, take)
@@ -177,23 +183,45 @@ def select(
     if options.keep == "passed":
         whole = [(reward, i) for reward, i in whole if reward >= threshold]
     best_first = sorted(whole, key=lambda pair: (-pair[0], pair[1]))
+    if options.keep == "pairs":
+        ends = best_first[:1] + best_first[-1:]
+        told = len(best_first) > 1 and ends[0][0] > ends[1][0] and ends[0][0] >= threshold
+        best_first = ends if told else []
     return ("kept", [i for _, i in best_first]) if best_first else ("nothing to keep", [])
 
 
 def _row(
     request: GroupRequest, summary: GroupSummary, index: int, text: str, rate: float
 ) -> dict[str, JsonValue]:
-    messages: list[JsonValue] = [
-        *({"role": m.role, "content": m.content} for m in request.task.prompt),
-        {"role": "assistant", "content": text},
-    ]
     return {
-        "messages": messages,
+        "messages": [*_prompt(request), {"role": "assistant", "content": text}],
         "source": summary.source,
         "item": summary.task_id,
         "reward": summary.rollouts[index].reward,
         "pass_rate": round(rate, 6),
     }
+
+
+def _pair(
+    request: GroupRequest,
+    summary: GroupSummary,
+    texts: Sequence[tuple[int, str]],
+    rate: float,
+) -> dict[str, JsonValue]:
+    (best, chosen), (worst, rejected) = texts
+    return {
+        "prompt": _prompt(request),
+        "chosen": chosen,
+        "rejected": rejected,
+        "source": summary.source,
+        "item": summary.task_id,
+        "rewards": [summary.rollouts[best].reward, summary.rollouts[worst].reward],
+        "pass_rate": round(rate, 6),
+    }
+
+
+def _prompt(request: GroupRequest) -> list[JsonValue]:
+    return [{"role": m.role, "content": m.content} for m in request.task.prompt]
 
 
 def report(cfg: RunConfig, kept: Sequence[Kept]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer
 
-from configs.load import load_recipe, load_sft
+from configs.load import load_recipe, load_reward_model, load_sft
 from orchestrator.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -97,8 +97,8 @@ def _wrong_recipe(given: list[str], overrides: list[str]) -> str | None:
         if not (ROOT / recipe).is_file():
             return f"there is no {recipe}"
         if (ROOT / recipe).parent.name == "recipes":  # below lie graders and judges
-            load = load_sft if Path(recipe).stem == "sft" else load_recipe
-            load(ROOT / recipe, overrides)
+            kinds = {"sft": load_sft, "reward_model": load_reward_model}
+            kinds.get(Path(recipe).stem, load_recipe)(ROOT / recipe, overrides)
     return None
 
 

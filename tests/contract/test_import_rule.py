@@ -131,12 +131,12 @@ def test_making_a_plan_loads_nothing_heavy():
         loaded_by(
             "from pathlib import Path\n"
             "from configs.load import load_any\n"
-            "from configs.sft import SftConfig\n"
+            "from configs.schema import RunConfig\n"
             "from orchestrator.plan import make_plan\n"
             "from orchestrator.sft_plan import plan_sft\n"
             "for r in Path('configs/recipes').glob('*.yaml'):\n"
             "    cfg = load_any(r)\n"
-            "    plan_sft(cfg) if isinstance(cfg, SftConfig) else make_plan(cfg)"
+            "    make_plan(cfg) if isinstance(cfg, RunConfig) else plan_sft(cfg)"
         )
         == []
     )

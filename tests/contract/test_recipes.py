@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from configs.load import load_any, load_recipe, load_sft, save_config
+from configs.load import load_any, load_recipe, save_config
 from configs.schema import RunConfig
 from configs.validate_sft import warn_sft
 from orchestrator.plan import make_plan
 from orchestrator.sft_plan import prepare
 
 ROOT = Path(__file__).parents[2]
-FINE_TUNING = ROOT / "configs" / "recipes" / "sft.yaml"
-RECIPES = sorted(set((ROOT / "configs" / "recipes").glob("*.yaml")) - {FINE_TUNING})
+LESSONS = [ROOT / "configs" / "recipes" / f"{name}.yaml" for name in ("sft", "reward_model")]
+RECIPES = sorted(set((ROOT / "configs" / "recipes").glob("*.yaml")) - set(LESSONS))
 RECIPES += [ROOT / "configs" / "recipes" / "algorithms" / "distillation.yaml"]
 NAMES = {"quickstart", "one_gpu", "eight_gpus", "multi_node"}
 
@@ -57,8 +57,10 @@ def test_gpu_recipes_use_what_they_say(
     assert all(b.gpus <= hosts_of for b in plan.bundles)
 
 
-def test_the_fine_tuning_recipe_has_no_problem_and_survives_saving(tmp_path: Path):
-    cfg = load_sft(FINE_TUNING)
+@pytest.mark.parametrize("recipe", LESSONS, ids=lambda p: p.stem)
+def test_a_recipe_of_lessons_has_no_problem_and_survives_saving(recipe: Path, tmp_path: Path):
+    cfg = load_any(recipe)
+    assert not isinstance(cfg, RunConfig)
     made = prepare(cfg)
     assert warn_sft(cfg, made.run.num_steps) == []
     assert len(made.held_out) == cfg.data.held_out

@@ -12,8 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.errors import ConfigError
-from configs.sft import SftDataConfig
-from mixing.conversations import conversations, num_steps, open_rows, rows_of_step
+from configs.sft import PreferenceDataConfig, SftDataConfig
+from mixing.conversations import (
+    conversations,
+    num_steps,
+    open_rows,
+    preferences,
+    rows_of_step,
+)
 
 ASK, SAY = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
@@ -152,3 +158,41 @@ def test_the_order_is_the_seeds_and_differs_from_epoch_to_epoch():
 
     assert epoch(1, 1) == epoch(1, 1) != epoch(2, 1)
     assert epoch(1, 1) != epoch(1, 2)
+
+
+def preference(**row: Any) -> dict[str, Any]:
+    return {"prompt": "q", "chosen": "good", "rejected": "bad", **row}
+
+
+def test_preferences_as_text_and_as_conversations(tmp_path: Path):
+    whole = {"chosen": [ASK, SAY], "rejected": [ASK, {**SAY, "content": "b"}]}
+    rows = [preference(), preference(prompt=[ASK, SAY, ASK]), whole]
+    data = PreferenceDataConfig(jsonl=(write(tmp_path, rows),))
+    found, _ = open_rows(data, preferences(data))
+    said = [[(m.role, m.content) for m in found[i].chosen] for i in range(3)]  # type: ignore[union-attr]
+    assert said == [
+        [("user", "q"), ("assistant", "good")],
+        [("user", "q"), ("assistant", "a"), ("user", "q"), ("assistant", "good")],
+        [("user", "q"), ("assistant", "a")],
+    ]
+    assert found[0].rejected[-1].content == "bad"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (preference(rejected="good"), "are the same"),
+        (preference(prompt=None), "must hold what it replies to"),
+        ({"chosen": [ASK, SAY]}, "has no `rejected`"),
+        (preference(chosen=[ASK]), "must end with an assistant's message"),
+        (
+            {"chosen": [ASK, SAY], "rejected": [{**ASK, "content": "other"}, SAY]},
+            "answer different prompts",
+        ),
+    ],
+)
+def test_malformed_preferences_are_named(tmp_path: Path, row: dict[str, Any], says: str):
+    data = PreferenceDataConfig(jsonl=(write(tmp_path, [row]),))
+    with pytest.raises(ConfigError) as error:
+        open_rows(data, preferences(data))
+    assert says in error.value.problems[0].what

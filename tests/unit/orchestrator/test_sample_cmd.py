@@ -71,6 +71,9 @@ def group(rewards: Sequence[float | None]) -> GroupSummary:
         ([None, None], {}, "invalid", []),
         ([0, CUT + 1, 0, 0], {}, "nothing to keep", []),  # what was cut off teaches not to stop
         ([0, CUT + 1, 1, 0], {"keep": "best"}, "kept", [2, 0, 3]),
+        ([0.5, 0, 1, 0], {"keep": "pairs"}, "kept", [2, 3]),
+        ([1, 1, 1, None], {"keep": "pairs"}, "nothing to keep", []),
+        ([0.5, 0], {"keep": "pairs"}, "nothing to keep", []),  # the better one is no right one
         ([1, 1, 1, 1], {"max_pass": 0.75}, "too easy", []),
         ([0, 0, 0, 1], {"min_pass": 0.5}, "too hard", []),
         ([0, 0, 1, 1], {"min_pass": 0.5, "max_pass": 0.5}, "kept", [2, 3]),
