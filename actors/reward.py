@@ -165,14 +165,14 @@ class RewardActor:
         return taught, {sample.index: teacher_gap(sample, score) for sample, score in pairs}
 
     async def answers(
-        self, ref: Ref, indices: Sequence[int], limit: int
+        self, group: RolloutGroup, indices: Sequence[int], limit: int
     ) -> tuple[tuple[int, str], ...]:
         """Return the first texts of a graded group that differ, each with its rollout's index.
 
         Args:
+            group: handed over by reference; Ray puts what it refers to in its place.
             indices: rollouts to look at, best first.
         """
-        group: RolloutGroup = await ref  # type: ignore[misc]
         texts = {r.index: r.last_text for r in group.rollouts}
         distinct: dict[str, int] = {}
         for index in indices:

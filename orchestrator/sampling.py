@@ -100,4 +100,10 @@ async def sample_all(
             progress.advance(bar)
             return taken
 
-        return list(await asyncio.gather(*(one(r) for r in requests)))
+        asked = [asyncio.create_task(one(r)) for r in requests]
+        try:
+            return list(await asyncio.gather(*asked))
+        finally:  # after a failure nobody waits for the others
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)

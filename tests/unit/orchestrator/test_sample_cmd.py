@@ -12,7 +12,7 @@ from actors.reward import RewardActor
 from configs.errors import ConfigError
 from configs.load import load_recipe
 from orchestrator.sample_cmd import Kept, SampleOptions, _chosen, report, select
-from rollouts.types import GroupSummary, RolloutStats, RolloutStatus
+from rollouts.types import GroupSummary, RolloutGroup, RolloutStats, RolloutStatus
 
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "configs" / "recipes" / "quickstart.yaml"
@@ -139,16 +139,9 @@ def test_the_report_has_every_item():
     ]
 
 
-async def _answers(texts: list[str], indices: list[int], limit: int) -> tuple[tuple[int, str], ...]:
-    ref: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    ref.set_result(
-        SimpleNamespace(
-            rollouts=[SimpleNamespace(index=i, last_text=t) for i, t in enumerate(texts)]
-        )
-    )
-    return await RewardActor.answers(cast(Any, None), ref, indices, limit)
-
-
 def test_equal_answers_are_kept_once():
-    found = asyncio.run(_answers(["a", "b", "a", "c"], [2, 0, 3, 1], 2))
+    texts = ["a", "b", "a", "c"]
+    rollouts = [SimpleNamespace(index=i, last_text=t) for i, t in enumerate(texts)]
+    group = cast(RolloutGroup, SimpleNamespace(rollouts=rollouts))
+    found = asyncio.run(RewardActor.answers(cast(Any, None), group, [2, 0, 3, 1], 2))
     assert found == ((2, "a"), (3, "c"))
