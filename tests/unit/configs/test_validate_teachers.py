@@ -198,3 +198,8 @@ def test_a_resumed_run_keeps_its_teacher_and_may_place_it_elsewhere(tmp_path: Pa
     assert all(c.allowed for c in changed_fields(before, placed))
     other = run_config({"distill": {"teacher": "big", "coef": 0.5}})
     assert [c.allowed for c in changed_fields(before, other)] == [False]
+
+
+def test_the_plan_evaluates_what_is_graded_alone():
+    assert make_plan(run_config()).evaluation == ()
+    assert len(make_plan(run_config({"rewards": REWARDS})).evaluation) == 1
