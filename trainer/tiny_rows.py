@@ -1,8 +1,8 @@
 """Rows to learn from for the tiny model: `python -m trainer.tiny_rows FOLDER`.
 
-Writes `right_answers.jsonl`, questions of the quickstart's three kinds with their right answers, and
-`preferences.jsonl`, others with a right and a spoilt one. No held-out question of the quickstart
-is among them.
+Writes `right_answers.jsonl`, questions of the quickstart's three kinds with their right answers,
+and `preferences.jsonl`, others with a right and a spoilt one. No held-out question of the
+quickstart is among them.
 """
 
 import argparse

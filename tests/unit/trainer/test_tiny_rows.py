@@ -1,4 +1,4 @@
-"""The rows of the recipes of lessons are those that their module makes, and hold nothing held out."""
+"""The rows of the recipes are those that their module makes, and hold nothing held out."""
 
 import json
 from pathlib import Path
