@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, cast
@@ -18,11 +17,12 @@ import typer
 from rich.console import Console
 
 from configs.errors import ConfigError, Problem
-from configs.load import load_recipe, load_reward_model, load_sft
-from configs.sft import LessonRecipe
+from configs.load import load_recipe
+from orchestrator.cli_options import Overrides, Recipe, Resume
 from orchestrator.import_cmd import import_app
 from orchestrator.interrupt import Signalled
 from orchestrator.judge_cmd import judge_app
+from orchestrator.learn_cmd import reward_model, sample, sft
 from orchestrator.render_cmd import render
 
 app = typer.Typer(
@@ -36,21 +36,10 @@ app = typer.Typer(
 app.add_typer(import_app, name="import")
 app.add_typer(judge_app, name="judge")
 app.command()(render)
+app.command()(sft)
+app.command("reward-model")(reward_model)
+app.command()(sample)
 BAD_INPUT, FAILED = 2, 1
-
-
-class Resume(StrEnum):
-    """What to do with a run directory that already holds a run."""
-
-    AUTO = "auto"
-    NEVER = "never"
-
-
-Recipe = Annotated[Path, typer.Argument(help="Recipe file, e.g. configs/recipes/quickstart.yaml.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Override one field; repeatable."),
-]
 
 
 @app.command()
@@ -94,69 +83,6 @@ def run(
     raise typer.Exit(execute(cfg, path, resume.value, accept_changes=accept_changes))
 
 
-RunDirectory = Annotated[
-    Path | None, typer.Option("--run-dir", help="Run directory; default runs/NAME.")
-]
-ResumeChoice = Annotated[
-    Resume, typer.Option("--resume", help="auto: go on from the newest checkpoint.")
-]
-AcceptChanges = Annotated[
-    bool, typer.Option("--accept-changes", help="Resume although rows, code or model changed.")
-]
-OnlyPlan = Annotated[
-    bool, typer.Option("--plan", help="Show what it would run, and start nothing.")
-]
-
-
-@app.command()
-def sft(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file, e.g. configs/recipes/sft.yaml.")],
-    overrides: Overrides = None,
-    run_dir: RunDirectory = None,
-    resume: ResumeChoice = Resume.NEVER,
-    accept_changes: AcceptChanges = False,
-    only_plan: OnlyPlan = False,
-) -> None:
-    """Fine-tune on conversations: the trainer of a run, without engines and graders."""
-    cfg = load_sft(recipe, overrides or ())
-    raise typer.Exit(_learn(cfg, run_dir, resume, accept_changes, only_plan))
-
-
-@app.command("reward-model")
-def reward_model(
-    recipe: Annotated[
-        Path, typer.Argument(help="Recipe file, e.g. configs/recipes/reward_model.yaml.")
-    ],
-    overrides: Overrides = None,
-    run_dir: RunDirectory = None,
-    resume: ResumeChoice = Resume.NEVER,
-    accept_changes: AcceptChanges = False,
-    only_plan: OnlyPlan = False,
-) -> None:
-    """Train a reward model on preferences, by the Bradley-Terry loss."""
-    cfg = load_reward_model(recipe, overrides or ())
-    raise typer.Exit(_learn(cfg, run_dir, resume, accept_changes, only_plan))
-
-
-def _learn(
-    cfg: LessonRecipe,
-    run_dir: Path | None,
-    resume: Resume,
-    accept_changes: bool,
-    only_plan: bool,
-) -> int:
-    """Learn from rows, or say what that would be."""
-    if only_plan:
-        from orchestrator.sft_plan import plan_sft
-
-        Console().print(plan_sft(cfg), markup=False, highlight=False, soft_wrap=True)
-        return 0
-    from orchestrator.sft import execute
-
-    path = run_dir or Path("runs") / cfg.name
-    return execute(cfg, path, resume.value, accept_changes=accept_changes)
-
-
 @app.command()
 def plan(
     recipe: Recipe,
@@ -195,60 +121,6 @@ def baseline(
 
     cfg = load_recipe(recipe, overrides or ())
     raise typer.Exit(execute(cfg, items=items, samples=samples, as_json=as_json))
-
-
-class KeepChoice(StrEnum):
-    """Which answers `braid sample` keeps."""
-
-    PASSED = "passed"
-    BEST = "best"
-    PAIRS = "pairs"
-
-
-@app.command()
-def sample(
-    recipe: Recipe,
-    out: Annotated[Path, typer.Option("--out", help="JSONL file to write; must not exist.")],
-    overrides: Overrides = None,
-    source: Annotated[
-        str | None, typer.Option("--source", help="This source alone; default all.")
-    ] = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Samples of each item.")] = 8,
-    items: Annotated[
-        int | None, typer.Option("--items", min=1, help="Items of each source; default all.")
-    ] = None,
-    keep: Annotated[
-        KeepChoice,
-        typer.Option(
-            "--keep",
-            help="passed: answers that pass; best: the highest reward; pairs: best and worst.",
-        ),
-    ] = KeepChoice.PASSED,
-    per_item: Annotated[
-        int, typer.Option("--per-item", min=1, help="Different answers kept of an item, at most.")
-    ] = 1,
-    min_pass: Annotated[
-        float, typer.Option("--min-pass", min=0, max=1, help="Lowest pass rate of an item.")
-    ] = 0.0,
-    max_pass: Annotated[
-        float, typer.Option("--max-pass", min=0, max=1, help="Highest pass rate of an item.")
-    ] = 1.0,
-) -> None:
-    """Build rows to learn from: sample the starting policy, grade, and keep what passes or is
-    best, or pairs of best and worst."""
-    from orchestrator.sample_cmd import SampleOptions, execute
-
-    cfg = load_recipe(recipe, overrides or ())
-    options = SampleOptions(
-        source=source,
-        n=n,
-        items=items,
-        keep=keep.value,
-        per_item=per_item,
-        min_pass=min_pass,
-        max_pass=max_pass,
-    )
-    raise typer.Exit(execute(cfg, out, options))
 
 
 Grader = Annotated[
