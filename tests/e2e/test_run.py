@@ -297,7 +297,9 @@ def test_a_run_leaves_everything_a_user_expects(start, tmp_path):
         assert metrics["sync/logprob_gap_median"] < 1e-4
         assert metrics["sync/logprob_gap_max"] < 1e-3
     kl = [m["source/spell/all/teacher/kl"] for m in records(run_dir, "metrics.jsonl")]
-    assert abs(kl[0]) < 1e-4 < abs(kl[-1])  # the policy leaves its teacher, which stands still
+    assert (
+        abs(kl[0]) < 1e-4 < max(map(abs, kl))
+    )  # the policy leaves its teacher, which stands still
     assert "source/sums/all/teacher/kl" not in records(run_dir, "metrics.jsonl")[0]
     evaluations = records(run_dir, "eval.jsonl")
     assert [(e["step"], e["source"], e["n"]) for e in evaluations] == [
