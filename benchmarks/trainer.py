@@ -227,7 +227,9 @@ def measure_speed(args: argparse.Namespace) -> dict[str, object]:
         store = f"file://{folder}/store"
         dist.init_process_group("gloo", rank=0, world_size=1, init_method=store)
         engine = PolicyEngine(cfg, rank=0, world_size=1, total_optimizer_steps=1000)
-        network = AutoModelForCausalLM.from_pretrained(cfg.model.path, dtype=torch.float32).train()
+        network = AutoModelForCausalLM.from_pretrained(
+            cfg.model.path, dtype=torch.float32, use_safetensors=True
+        ).train()
 
     def bare(run: Callable[[PreTrainedModel, MicroBatch], None]) -> None:
         network.zero_grad(set_to_none=True)

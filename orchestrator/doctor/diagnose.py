@@ -44,5 +44,5 @@ def patient_of(recipe: RunConfig | None, judges_file: Path | None, run_dir: Path
     """
     judges: dict[str, JudgeConfig] = {} if recipe is None else dict(recipe.judges)
     if judges_file is not None:
-        judges.update(load_judges(judges_file))
+        judges.update(load_judges(judges_file).judges)
     return Patient(recipe=recipe, judges=judges, run_dir=run_dir or Path("runs"))

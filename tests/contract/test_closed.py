@@ -24,6 +24,7 @@ CALLS |= {"yaml.load", "yaml.full_load", "yaml.unsafe_load", "yaml.load_all", "p
 ALLOWED = {
     ("rewards/sandbox/inside/harness.py", "exec"),  # model-written code, inside the sandbox
     ("rewards/sandbox/inside/harness.py", "compile"),
+    ("trainer/tiny_code.py", "exec"),  # lines that the file itself made, for a model's lessons
 }
 """(file, what): why it may."""
 

@@ -186,6 +186,7 @@ def is_light(command: str) -> bool:
 
 OTHERWISE = {
     "tiny-model": ("tests/unit/trainer/test_tiny_model.py", "trainer.tiny_model"),
+    "watch": ("tests/report/test_live.py", '"watch"'),
     "judge calibrate": ("tests/unit/orchestrator/test_calibration.py", '"calibrate"'),
 }
 """Command that its test does not call by name -> that test, and what it calls."""

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from actors.critic import CriticActor
-from actors.fetch import fetch_micro_batches, fetch_value_batches
+from actors.fetch import fetch_stored, fetch_value_batches, lay_out
 from actors.groups import CriticGroup
 from actors.supervisor import Member, Supervisor
 from configs.schema import RunConfig
@@ -231,7 +231,7 @@ def test_whatever_the_layout_tokens_get_whitened_gae(store: Store, seed: int) ->
             pools.setdefault(name if scope == "source" else scope, []).append(naive_gae(s)[0])
     seen = 0
     for plan in (p for m in batch.minibatches for row in m.grid for p in row):
-        (micro,) = fetch_micro_batches([plan], timeout_s=1)
+        micro = lay_out(fetch_stored([plan], timeout_s=1)[0])
         (values,) = fetch_value_batches([plan], timeout_s=1)
         targets = values.returns[values.tokens.loss_mask]
         for place, handle in enumerate(plan.samples):

@@ -37,6 +37,7 @@ def recipe(**critic: object) -> RunConfig:
             "batch": {"groups_per_step": 2},
             "sources": [source("valued", "gae"), source("plain", "rloo")],
             "critic": critic,
+            "logging": {"rollout_groups": 0},
         }
     )
 
@@ -139,7 +140,9 @@ def run_step(
         clock=PhaseClock(),
         publisher=fakes,
         mixer=mixer,
-        recorder=SimpleNamespace(guards=Guards(cfg), trained=steps.append),
+        recorder=SimpleNamespace(
+            guards=Guards(cfg), trained=steps.append, rollouts_path=lambda step: None
+        ),
     )
     rolled_back, _ = asyncio.run(_step(parts, producer, step, groups))
     assert not rolled_back

@@ -122,6 +122,9 @@ class FakeCluster:
         )
         return SimpleNamespace(policy_version=batch.step, metrics={}, seconds={})
 
+    async def spell(self, *arguments: object) -> None:
+        pass
+
     async def record(self, *arguments: object) -> None:
         pass
 

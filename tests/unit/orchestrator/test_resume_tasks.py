@@ -283,7 +283,7 @@ def test_stopped_by_signals_it_trains_on_the_same_tasks(tmp_path: Path) -> None:
 
     for seed in range(3):
         with attempt(cfg, path, Actors(seed, FATES)) as run:
-            asyncio.run(stopped(run, 150 + 30 * seed))
+            asyncio.run(stopped(run, 100 + 20 * seed))
         report = read_report(path)
         assert report.balanced and report.in_flight > 0
     assert uninterrupted(cfg, path, 4, FATES).policy == whole.policy
@@ -294,7 +294,7 @@ def test_the_life_of_an_item_is_told_over_epochs_attempts_and_resumes(tmp_path: 
     cfg, path = recipe(tmp_path, 1), tmp_path / "run"
     for kill in range(2):
         with attempt(cfg, path, Actors(kill, ("flaky",))) as run:
-            asyncio.run(until(run.training, 250))
+            asyncio.run(until(run.training, 140))
     uninterrupted(cfg, path, 5, ("flaky",))
     task_id = next(t for t in (f"b/train/{i}" for i in range(1, 10)) if read_life(path, t))
     life = read_life(path, task_id)

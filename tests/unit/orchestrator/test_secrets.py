@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from actors.errors import ActorFailure, RunError
-from actors.reward import _append, _rollout_lines
+from actors.reward import _append
 from configs.errors import ConfigError, Problem
 from configs.load import load_recipe
 from configs.redact import HIDDEN, RedactingFormatter, is_secret_name, redact, redact_data
@@ -23,6 +23,7 @@ from orchestrator import cli
 from orchestrator.metrics import MetricSinks
 from orchestrator.run_dir import RunDir
 from rewards.process import _environment
+from rollouts.record import record
 from rollouts.types import (
     Boundary,
     GroupRequest,
@@ -135,7 +136,8 @@ def test_nothing_that_a_run_writes_holds_one(
         MetricSinks(cfg, directory) as sinks,
     ):
         logging.getLogger("braid.x").warning("%s", MESSAGE)
-        _append(directory.rollouts_path(10), _rollout_lines(group(), 10))
+        lines = [json.dumps(row, ensure_ascii=False) for row in record(group(), 10)]
+        _append(directory.rollouts_path(10), lines)
         sinks.log({"step": 10, "train/loss": 1.0})
         raise RuntimeError(MESSAGE)
     files = [p for p in run_dir.rglob("*") if p.is_file()]
