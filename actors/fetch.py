@@ -39,18 +39,20 @@ def fetch_stored(
     refs += [r for p in plans for r in (p.ref_logprobs, p.advantages) if r is not None]
     objects = _get_all(refs, timeout_s=timeout_s)
 
-    def stored(plan: MicroBatchPlan, place: int) -> StoredSample:
+    def stored(plan: MicroBatchPlan, place: int) -> tuple[StoredSample, ...]:
         handle = plan.samples[place]
         found = objects[handle.ref][handle.row]
         if isinstance(found, StoredSample):
-            return found
+            return (found,)
+        if isinstance(found, tuple):  # a pair, which stays side by side
+            return tuple(StoredSample(sample=sample, ref_logprobs=None) for sample in found)
         if plan.advantages is not None and (own := objects[plan.advantages][place]) is not None:
             found = replace(found, advantages=own)
         scores = None if plan.ref_logprobs is None else objects[plan.ref_logprobs][place]
         sample = scaled(found, handle.advantage_scale, handle.advantage_shift)
-        return StoredSample(sample=sample, ref_logprobs=scores)
+        return (StoredSample(sample=sample, ref_logprobs=scores),)
 
-    return [tuple(stored(p, i) for i in range(len(p.samples))) for p in plans]
+    return [tuple(s for i in range(len(p.samples)) for s in stored(p, i)) for p in plans]
 
 
 def lay_out(stored: Sequence[StoredSample]) -> MicroBatch:

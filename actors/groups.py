@@ -9,12 +9,14 @@ from typing import Any, TypeAlias
 from ray.actor import ActorHandle
 
 from actors.errors import RunError
+from actors.lessons import EncodedRows
 from actors.rollout import EngineInfo, ReceiveReport
 from actors.supervisor import Member, Supervisor
 from actors.sync_plan import Manifest, SendReport, SyncInit
 from actors.trainer import LogprobGap, RankPlan
 from configs.schema import HealthConfig
 from rewards.judges.meter import add_up
+from rollouts.conversations import Lesson
 from rollouts.distance import Distance
 from rollouts.gae import critic_batch
 from rollouts.types import (
@@ -150,6 +152,17 @@ class RewardFleet(_Group):
             for figure, value in add_up([c[name] for c in counts]).items()
         }
 
+    async def answers(
+        self, summary: GroupSummary, indices: Sequence[int], *, limit: int
+    ) -> tuple[tuple[int, str], ...]:
+        """Return the first distinct texts of a graded group, of the rollouts given, best first."""
+        return await self._least_busy(
+            lambda grader, _: grader.answers.remote(summary.group_ref, tuple(indices), limit),
+            weight=1,
+            doing=f"read {summary.group_id}",
+            timeout_s=self._health.generate_s,
+        )
+
     async def record(
         self,
         path: Path,
@@ -239,6 +252,19 @@ class ReferenceFleet(_Group):
             scores.update((id(p), r) for p, r in zip(plans[i::n], refs, strict=True))
 
         return _replace_plans(batch, lambda p: replace(p, ref_logprobs=scores.get(id(p))))
+
+
+class LessonGroup(_Group):
+    """What encodes conversations."""
+
+    async def encode(self, rows: Sequence[Lesson]) -> EncodedRows:
+        """Have rows encoded and stored."""
+        return await self._least_busy(
+            lambda lessons, _: lessons.encode.remote(tuple(rows)),
+            weight=len(rows),
+            doing=f"encode {len(rows)} rows",
+            timeout_s=self._health.train_s,
+        )
 
 
 def _replace_plans(
@@ -356,6 +382,17 @@ class TrainerGroup(_RankGroup):
             doing=f"score what is recorded of step {batch.step}",
             timeout_s=self._health.train_s,
         )
+
+    async def held_out(self, batch: TrainBatch) -> dict[str, float]:
+        """Return sums over a batch with the weights as they are, and the `count` to divide by."""
+        plans = [_rank_plan(batch, r // self._per_row) for r in range(len(self.members))]
+        found: tuple[dict[str, float], ...] = await self._each(
+            lambda trainer, rank: trainer.held_out.remote(plans[rank]),
+            doing=f"held-out loss after step {batch.step}",
+            timeout_s=self._health.train_s,
+        )
+        rows = found[:: self._per_row]  # ranks that share a row found the same
+        return {name: sum(f.get(name, 0.0) for f in rows) for f in rows for name in f}
 
     async def manifest(self) -> Manifest:
         """Return what tensors travel to the engines."""

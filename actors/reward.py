@@ -18,6 +18,7 @@ from ray.actor import ActorHandle
 from actors.heartbeat import Heartbeat, beat
 from actors.judge import EngineTransport
 from actors.reward_model import RewardModelLink
+from actors.teacher import TeacherLink
 from configs.judges import JudgeConfig
 from configs.redact import guard_output, redact_known
 from configs.schema import RunConfig
@@ -26,6 +27,7 @@ from rewards.judges.request import Transport
 from rewards.monitors.traits import answer_hash, in_slice, text_traits
 from rewards.pool import GraderPool
 from rollouts.advantages import resolve_advantage
+from rollouts.distill import teach, teacher_gap
 from rollouts.record import Spelled, record
 from rollouts.samples import (
     GroupCredits,
@@ -46,6 +48,7 @@ from rollouts.types import (
     RolloutGroup,
     RolloutStats,
     SampleHandle,
+    TrainingSample,
 )
 
 STORE_CHUNK_BYTES = 256 * 1024
@@ -61,15 +64,21 @@ class RewardActor:
         cfg: RunConfig,
         judges: Mapping[str, Sequence[ActorHandle]],
         reward_models: Mapping[str, Sequence[ActorHandle]],
+        teachers: Mapping[str, Sequence[ActorHandle]],
     ):
         """Start nothing yet.
 
         Args:
             judges: engines of each judge that has some.
             reward_models: actors of each reward model.
+            teachers: actors of each teacher; none where nothing is trained.
         """
         guard_output()
         self._cfg = cfg
+        self._teachers = {
+            name: TeacherLink(name, cfg.teachers[name], handles)
+            for name, handles in teachers.items()
+        }
         self._engines = judges
         links = {
             name: RewardModelLink(name, cfg.reward_models[name], handles)
@@ -112,7 +121,11 @@ class RewardActor:
             group = replace(group, greedy=graded.pop())
         group = without_baseline(replace(group, rollouts=tuple(graded)))
         credits = self._credit(group) if group.request.step >= 0 else None
-        samples = () if credits is None else self._store_samples(group, credits)
+        samples: tuple[TrainingSample, ...] = ()
+        gaps: dict[int, float] = {}
+        if credits is not None:
+            samples, gaps = await self._samples(group, credits)
+        taught = any(s.taught is not None and s.taught.any() for s in samples)
         self._graded += len(graded)
         versions = [v for r in graded for v in r.versions] or [-1]
         return GroupSummary(
@@ -120,14 +133,14 @@ class RewardActor:
             task_id=task.task_id,
             source=task.source,
             step=group.request.step,
-            rollouts=rollout_stats(group.rollouts, credits, _stats),
-            samples=samples,
+            rollouts=rollout_stats(group.rollouts, credits, lambda r: _stats(r, gaps.get(r.index))),
+            samples=_stored(samples),
             group_ref=ray.put(group),
             oldest_version=min(versions),
             newest_version=max(versions),
             generate_s=group.generate_s,
             grade_s=time.monotonic() - began,
-            has_signal=None if credits is None else credits.has_signal,
+            has_signal=None if credits is None else taught or credits.has_signal,
             reference=None if task.answer is None else answer_hash(task.answer),
             greedy=None if group.greedy is None else _stats(group.greedy),
         )
@@ -146,9 +159,11 @@ class RewardActor:
         source = self._cfg.source(group.request.task.source)
         return credit_group(group, source, self._estimators[source.name])
 
-    def _store_samples(
+    async def _samples(
         self, group: RolloutGroup, credits: GroupCredits
-    ) -> tuple[SampleHandle, ...]:
+    ) -> tuple[tuple[TrainingSample, ...], dict[int, float]]:
+        """Return the group's samples, taught where the source has a teacher, and by rollout how far
+        the sampler is from the teacher."""
         source = self._cfg.source(group.request.task.source)
         kl = self._cfg.algorithm.kl
         samples = to_training_samples(
@@ -158,22 +173,27 @@ class RewardActor:
             credits,
             kl_in_reward=kl.placement == "reward",
         )
-        handles: list[SampleHandle] = []
-        for chunk in chunk_for_store(samples, STORE_CHUNK_BYTES):
-            ref = ray.put(chunk)
-            handles.extend(
-                SampleHandle(
-                    ref=ref,
-                    row=row,
-                    num_tokens=len(sample.token_ids),
-                    num_loss_tokens=int(sample.loss_mask.sum()),
-                    advantage=mean_advantage(sample),
-                    advantage_variance=advantage_variance(sample),
-                    needs_values=source.needs_values,
-                )
-                for row, sample in enumerate(chunk)
-            )
-        return tuple(handles)
+        if source.distill is None or not samples:
+            return samples, {}
+        scores = await self._teachers[source.distill.teacher].score(samples)
+        pairs = list(zip(samples, scores, strict=True))
+        taught = tuple(teach(sample, score, source.distill) for sample, score in pairs)
+        return taught, {sample.index: teacher_gap(sample, score) for sample, score in pairs}
+
+    async def answers(
+        self, group: RolloutGroup, indices: Sequence[int], limit: int
+    ) -> tuple[tuple[int, str], ...]:
+        """Return the first texts of a graded group that differ, each with its rollout's index.
+
+        Args:
+            group: handed over by reference; Ray puts what it refers to in its place.
+            indices: rollouts to look at, best first.
+        """
+        texts = {r.index: r.last_text for r in group.rollouts}
+        distinct: dict[str, int] = {}
+        for index in indices:
+            distinct.setdefault(texts[index], index)
+        return tuple((index, text) for text, index in list(distinct.items())[:limit])
 
     async def record(
         self,
@@ -220,15 +240,33 @@ class RewardActor:
         await self._pool.close()
 
 
-def _stats(rollout: Rollout) -> RolloutStats:
-    known = plain_stats(rollout)
-    traits = text_traits(rollout)
+def _stored(samples: Sequence[TrainingSample]) -> tuple[SampleHandle, ...]:
+    handles: list[SampleHandle] = []
+    for chunk in chunk_for_store(samples, STORE_CHUNK_BYTES):
+        ref = ray.put(chunk)
+        handles.extend(
+            SampleHandle(
+                ref=ref,
+                row=row,
+                num_tokens=len(sample.token_ids),
+                num_loss_tokens=int(sample.loss_mask.sum()),
+                advantage=mean_advantage(sample),
+                advantage_variance=advantage_variance(sample),
+                needs_values=sample.gae is not None,
+            )
+            for row, sample in enumerate(chunk)
+        )
+    return tuple(handles)
+
+
+def _stats(rollout: Rollout, teacher_gap: float | None = None) -> RolloutStats:
     return replace(
-        known,
-        traits=traits,
+        plain_stats(rollout),
+        traits=text_traits(rollout),
         gold=rollout.gold,
         tampering=rollout.tampering,
         canaries_passed=rollout.canaries_passed,
+        teacher_gap=teacher_gap,
     )
 
 

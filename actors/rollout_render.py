@@ -17,29 +17,35 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class ChatRenderer:
-    """Renders with the tokenizer of `model.path`.
+def load_tokenizer(model: ModelConfig, where: str = "model.path") -> "PreTrainedTokenizerBase":
+    """Return the tokenizer of `model.path`.
 
     Args:
         where: field path of the model, for the error message.
 
     Raises:
-        ConfigError: there is no tokenizer, or it has no chat template.
+        ConfigError: there is none, or it has no chat template.
     """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model.path, **code_options(model))
+    except (OSError, ValueError) as error:
+        what = f"{model.path} has no tokenizer that transformers can load: {error}"
+        fix = "Save the tokenizer beside the model (tokenizer.save_pretrained)."
+        raise ConfigError(Problem(where=where, what=what, fix=fix)) from error
+    if tokenizer.chat_template is None:
+        what = f"the tokenizer of {model.path} has no chat template"
+        fix = "Set tokenizer.chat_template and save it, or start from an instruct model."
+        raise ConfigError(Problem(where=where, what=what, fix=fix))
+    return tokenizer
+
+
+class ChatRenderer:
+    """Renders with the tokenizer of `model.path`; see `load_tokenizer`."""
 
     def __init__(self, model: ModelConfig, where: str = "model.path"):
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(model.path, **code_options(model))
-        except (OSError, ValueError) as error:
-            what = f"{model.path} has no tokenizer that transformers can load: {error}"
-            fix = "Save the tokenizer beside the model (tokenizer.save_pretrained)."
-            raise ConfigError(Problem(where=where, what=what, fix=fix)) from error
-        if tokenizer.chat_template is None:
-            what = f"the tokenizer of {model.path} has no chat template"
-            fix = "Set tokenizer.chat_template and save it, or start from an instruct model."
-            raise ConfigError(Problem(where=where, what=what, fix=fix))
+        tokenizer = load_tokenizer(model, where)
         self._tokenizer: PreTrainedTokenizerBase = tokenizer
         added = (t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
         marks = sorted({*tokenizer.all_special_tokens, *added} - {""}, key=len, reverse=True)

@@ -67,7 +67,6 @@ class TrainerActor:
     def start(self, store_host: str, store_port: int) -> Heartbeat:
         """Join the other ranks through the run's store and build the engine."""
         from trainer.determinism import make_deterministic
-        from trainer.engine import PolicyEngine
 
         if self._cfg.deterministic:
             make_deterministic()
@@ -78,13 +77,18 @@ class TrainerActor:
             world_size=self._world,
             timeout_s=self._cfg.trainer.collective_timeout_s,
         )
-        self._engine = PolicyEngine(
+        self._engine = self._engine_class()(
             self._cfg,
             rank=self._rank,
             world_size=self._world,
             total_optimizer_steps=self._cfg.policy_updates,
         )
         return beat(self._progress)
+
+    def _engine_class(self) -> "type[PolicyEngine]":
+        from trainer.engine import PolicyEngine
+
+        return PolicyEngine
 
     def train_step(self, plan: RankPlan) -> StepResult:
         """Fetch this rank's samples and train all mini-batches of a step."""
@@ -113,6 +117,23 @@ class TrainerActor:
             metrics=outcome.metrics,
             seconds={"fetch": fetched - began, **outcome.seconds},
         )
+
+    def held_out(self, plan: RankPlan) -> dict[str, float]:
+        """Return sums over the loss tokens of this rank's rows, and their `count`; trains
+        nothing."""
+        found: dict[str, float] = {"count": 0.0}
+        for minibatch in plan.minibatches:
+            stored = fetch_stored(minibatch.grid[0], timeout_s=self._cfg.health.train_s)
+            batches = [lay_out(own) for own in stored]
+            for batch, scores in zip(batches, self.engine.token_logprobs(batches), strict=True):
+                for name, value in self._judged(scores[batch.loss_mask]).items():
+                    found[name] = found.get(name, 0.0) + value
+        self._progress += 1
+        return found
+
+    def _judged(self, logprobs: F32) -> dict[str, float]:
+        """Return what loss tokens come to: -log policy."""
+        return {"loss": -float(logprobs.sum(dtype=np.float64)), "count": float(len(logprobs))}
 
     def open_sync(self, init: SyncInit | None, manifest: Manifest) -> None:
         """Join the weight-sync group of a new generation, leaving the old one.
@@ -197,3 +218,23 @@ class TrainerActor:
     def heartbeat(self) -> Heartbeat:
         """Answer that the actor lives."""
         return beat(self._progress)
+
+
+class RewardTrainerActor(TrainerActor):
+    """One data-parallel rank of a reward model under training."""
+
+    def _engine_class(self) -> "type[PolicyEngine]":
+        from trainer.reward_trainer import RewardModelEngine
+
+        return RewardModelEngine
+
+    def _judged(self, logprobs: F32) -> dict[str, float]:
+        """Return what the scores of pairs come to: -log sigmoid of the margin, and who is right."""
+        pairs = logprobs.astype(np.float64).reshape(-1, 2)
+        margin = pairs[:, 0] - pairs[:, 1]
+        return {
+            "loss": float(np.logaddexp(0.0, -margin).sum()),
+            "accuracy": float((margin > 0).sum()),
+            "margin": float(margin.sum()),
+            "count": float(len(margin)),
+        }

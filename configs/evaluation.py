@@ -53,17 +53,18 @@ def doublings(largest: int) -> tuple[int, ...]:
 
 
 def due_sources(cfg: RunConfig, step: int, *, last: bool) -> tuple[str, ...]:
-    """Return the sources that are evaluated after `step`, in the recipe's order.
+    """Return the sources that are evaluated after `step`, in the recipe's order; those without
+    rewards, which nothing grades, never are.
 
     Args:
         last: no step comes after this one.
     """
-    names = tuple(s.name for s in cfg.sources)
+    names = tuple(s.name for s in cfg.sources if s.rewards)
     if last and cfg.eval.at_end:
         return names
     if step == 0:
         return names if cfg.eval.at_start else ()
-    every = {s.name: eval_settings(cfg, s).every for s in cfg.sources}
+    every = {name: eval_settings(cfg, cfg.source(name)).every for name in names}
     return tuple(n for n in names if every[n] > 0 and step % every[n] == 0)
 
 
@@ -72,7 +73,7 @@ def watched_sources(cfg: RunConfig) -> tuple[str, ...]:
     are evaluated during training."""
     if cfg.eval.watch is not None:
         return (cfg.eval.watch,)
-    return tuple(s.name for s in cfg.sources if eval_settings(cfg, s).every > 0)
+    return tuple(s.name for s in cfg.sources if s.rewards and eval_settings(cfg, s).every > 0)
 
 
 def check_eval(cfg: RunConfig) -> Iterator[Problem]:
@@ -129,7 +130,7 @@ def _check_patience(cfg: RunConfig) -> Iterator[Problem]:
             fix=f"Name one of {', '.join(names)}, or leave it empty for the mean.",
         )
         return
-    periodic = {s.name for s in cfg.sources if eval_settings(cfg, s).every > 0}
+    periodic = {s.name for s in cfg.sources if s.rewards and eval_settings(cfg, s).every > 0}
     if cfg.eval.patience > 0 and not periodic & set(watched_sources(cfg)):
         who = f"`{watch}`" if watch else "no source"
         yield Problem(

@@ -18,6 +18,7 @@ from configs.judges import Judges, JudgesFile
 from configs.messages import explain
 from configs.redact import hide_variable
 from configs.schema import RunConfig, dump
+from configs.sft import AnyRecipe, RewardModelRecipe, SftConfig
 from configs.validate_judges import check_judges_file
 from configs.validate_secrets import check_secrets
 from configs.yaml_text import Document, KeyPath, read_document, write_document
@@ -30,14 +31,86 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe, apply `a.b=c` overrides, and check every field.
 
     An item of a list is named by its `name` or its index: `sources.arith.weight=2`. The paths
-    `model.path`, `reference.path` and those of each `data` are taken relative to the current
-    directory or, where they do not exist there, to the recipe's folder, and become absolute; one
-    found in neither place is left as it is, which makes a `model.path` or `hub` a hub name.
+    `model.path`, `reference.path`, those of judges, reward models and teachers, and those of each
+    `data` are taken relative to the current directory or, where they do not exist there, to the
+    recipe's folder, and become absolute; one found in neither place is left as it is, which makes
+    a `model.path` or `hub` a hub name.
 
     Raises:
         ConfigError: all problems of the file and the overrides.
     """
-    path = Path(path)
+    document, set_by = _open(Path(path), overrides)
+    data = _of_kind(document, "run", path)
+    folder = Path(path).resolve().parent
+    _resolve_paths(data, folder)
+    document.problems.extend(_inline_graders(data, folder))
+    cfg = _validated(document, set_by, RunConfig)
+    _hide_keys(cfg.judges)
+    return _without_secrets(cfg)
+
+
+def load_sft(path: Path | str, overrides: Sequence[str] = ()) -> SftConfig:
+    """Read a recipe of supervised fine-tuning, as `load_recipe` reads a run's.
+
+    Raises:
+        ConfigError: all problems of the file and the overrides.
+    """
+    return _load_lessons(path, overrides, "sft", SftConfig)
+
+
+def load_reward_model(path: Path | str, overrides: Sequence[str] = ()) -> RewardModelRecipe:
+    """Read a recipe of a reward model's training, as `load_recipe` reads a run's.
+
+    Raises:
+        ConfigError: all problems of the file and the overrides.
+    """
+    return _load_lessons(path, overrides, "reward_model", RewardModelRecipe)
+
+
+def _load_lessons(path: Path | str, overrides: Sequence[str], kind: str, root: type[M]) -> M:
+    document, set_by = _open(Path(path), overrides)
+    data = _of_kind(document, kind, path)
+    keys = ("jsonl", "parquet", "held_out_file")
+    holders = [(data.get("model"), "path"), *((data.get("data"), key) for key in keys)]
+    _resolve_held(holders, Path(path).resolve().parent)
+    return _without_secrets(_validated(document, set_by, root))
+
+
+def load_any(path: Path | str) -> AnyRecipe:
+    """Read the recipe that a run directory was made by, whichever kind it is.
+
+    Raises:
+        ConfigError: all problems of the file.
+    """
+    kind = _kind(_open(Path(path), ())[0])
+    if kind == "sft":
+        return load_sft(path)
+    return load_reward_model(path) if kind == "reward_model" else load_recipe(path)
+
+
+_COMMANDS = {"run": "braid run", "sft": "braid sft", "reward_model": "braid reward-model"}
+"""Kind of recipe -> the command that takes it."""
+
+
+def _kind(document: Document) -> str:
+    kind = _below(document.data, "type")
+    return kind if isinstance(kind, str) else "run"
+
+
+def _of_kind(document: Document, wanted: str, path: Path | str) -> dict[str, JsonValue]:
+    """Return the document's data; ConfigError if it is another command's recipe."""
+    kind = _kind(document)
+    if kind != wanted and kind in _COMMANDS:
+        what = f"is a recipe for `{_COMMANDS[kind]}`"
+        fix = f"Give it there; a recipe for `{_COMMANDS[wanted]}` "
+        fix += f"says `type: {wanted}`." if wanted != "run" else "has no `type`."
+        raise ConfigError(Problem(where=str(path), what=what, fix=fix))
+    assert isinstance(document.data, dict)
+    return document.data
+
+
+def _open(path: Path, overrides: Sequence[str]) -> tuple[Document, dict[KeyPath, str]]:
+    """Read a recipe's document and put the overrides in; return which of them set what."""
     document = read_document(_read(path), path.name)
     if document.problems and document.data is None:
         raise ConfigError(document.problems)
@@ -49,13 +122,11 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         problem = _override(document.data, override, set_by)
         if problem is not None:
             document.problems.append(problem)
-    _resolve_paths(document.data, path.resolve().parent)
-    document.problems.extend(_inline_graders(document.data, path.resolve().parent))
-    cfg, problems = _validate(document, set_by)
-    problems = [*document.problems, *problems]
-    if problems or cfg is None:
-        raise ConfigError(problems)
-    _hide_keys(cfg.judges)
+    return document, set_by
+
+
+def _without_secrets(cfg: M) -> M:
+    """Return the recipe; ConfigError if a secret stands in it."""
     if problems := list(check_secrets(cfg)):
         raise ConfigError(problems)
     return cfg
@@ -68,8 +139,8 @@ def _hide_keys(judges: Judges) -> None:
             hide_variable(judge.endpoint.api_key_env)
 
 
-def save_config(cfg: RunConfig, path: Path) -> None:
-    """Write the resolved config so that `load_recipe` reads it back equal; atomic."""
+def save_config(cfg: BaseModel, path: Path) -> None:
+    """Write the resolved config so that `load_any` reads it back equal; atomic."""
     beside = path.with_name(f".{path.name}.tmp")
     with beside.open("w", encoding="utf-8") as file:
         file.write(write_document(dump(cfg)))
@@ -95,15 +166,17 @@ def _read(path: Path) -> str:
         ) from None
 
 
-def _validate(
-    document: Document, set_by: dict[KeyPath, str]
-) -> tuple[RunConfig | None, list[Problem]]:
+def _validated(document: Document, set_by: dict[KeyPath, str], root: type[M]) -> M:
     """Check plain data against the schema, strictly: text is no number, 5.0 no integer."""
+    problems = list(document.problems)
     try:
-        return RunConfig.model_validate_json(to_json(document.data), strict=True), []
+        cfg = root.model_validate_json(to_json(document.data), strict=True)
     except ValidationError as error:
         details = error.errors(include_url=False)
-    return None, _explained(details, document, set_by, RunConfig)
+        raise ConfigError([*problems, *_explained(details, document, set_by, root)]) from None
+    if problems:
+        raise ConfigError(problems)
+    return cfg
 
 
 def _explained(
@@ -203,6 +276,11 @@ def _resolve_paths(data: dict[str, JsonValue], folder: Path) -> None:
         keys = ("jsonl", "parquet", "hub", "held_out_file")
         holders += [(source.get("data"), key) for key in keys]
     holders += _asked_paths(data)
+    _resolve_held(holders, folder)
+
+
+def _resolve_held(holders: Sequence[tuple[JsonValue, str]], folder: Path) -> None:
+    """Make absolute what each mapping has under its key: a path, or a list of them."""
     for holder, key in holders:
         given = holder.get(key) if isinstance(holder, dict) else None
         if isinstance(holder, dict) and isinstance(given, str):
@@ -212,14 +290,16 @@ def _resolve_paths(data: dict[str, JsonValue], folder: Path) -> None:
 
 
 def _asked_paths(data: JsonValue) -> list[tuple[JsonValue, str]]:
-    """Return where judges and reward models have paths."""
+    """Return where judges, reward models and teachers have paths."""
     holders: list[tuple[JsonValue, str]] = []
-    judges, models = _below(data, "judges"), _below(data, "reward_models")
+    judges = _below(data, "judges")
     for judge in judges.values() if isinstance(judges, dict) else ():
         holders.append((_below(_below(judge, "engines"), "model"), "path"))
         holders.append((_below(judge, "calibration"), "anchors"))
-    for model in models.values() if isinstance(models, dict) else ():
-        holders.append((_below(model, "model"), "path"))
+    for section in ("reward_models", "teachers"):
+        models = _below(data, section)
+        for model in models.values() if isinstance(models, dict) else ():
+            holders.append((_below(model, "model"), "path"))
     return holders
 
 

@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from configs.base import Config
 from configs.schema import RunConfig
+from configs.sft import RewardModelRecipe, SftConfig
 
 _HEAD = """# Recipe reference
 
@@ -18,7 +19,8 @@ Every knob of a recipe, its type, default and meaning. Made from the schema by
 `python -m configs.reference > docs/recipe-reference.md`; a test keeps it true.
 
 Override any of them on the command line: `--set trainer.optimizer.lr=1e-5`,
-`--set sources.NAME.weight=2`.
+`--set sources.NAME.weight=2`. A run's sections begin with RunConfig, those of `braid sft` with
+SftConfig, of `braid reward-model` with RewardModelRecipe, which share the others.
 """
 
 
@@ -69,6 +71,8 @@ def render() -> str:
     """Return the whole page."""
     seen: dict[type[BaseModel], None] = {}
     _sections(RunConfig, seen)
+    _sections(SftConfig, seen)
+    _sections(RewardModelRecipe, seen)
     lines = [_HEAD]
     for model in seen:
         lines += [f"## {model.__name__}", "", " ".join((model.__doc__ or "").split()), ""]

@@ -6,7 +6,7 @@ several fields are properties; checks across fields live in `configs.validate`.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import BaseModel, Field, JsonValue, model_validator
 
 from configs.algorithm import AlgorithmConfig
 from configs.base import (
@@ -34,6 +34,7 @@ from configs.objective import CreditConfig, ObjectiveConfig
 from configs.plug import PlugConfig
 from configs.replay import ReplayConfig
 from configs.sandbox import SandboxConfig
+from configs.teachers import DistillConfig, Teachers
 from configs.training import ReferenceConfig, TrainerConfig, WeightSyncConfig
 
 
@@ -107,8 +108,10 @@ class SourceConfig(Config):
     """Where the tasks come from."""
     environment: PlugConfig = PlugConfig(use="single_turn")
     """The world a task is played in: `single_turn`, or `module:Class`."""
-    rewards: tuple[RewardConfig, ...]
-    """Parts of the reward."""
+    rewards: tuple[RewardConfig, ...] = ()
+    """Parts of the reward; may be empty where a teacher teaches the source."""
+    distill: DistillConfig | None = None
+    """A teacher whose word counts beside the reward, or in its place."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """How the parts are combined; empty sums them by weight."""
     gold: GoldConfig | None = None
@@ -125,8 +128,8 @@ class SourceConfig(Config):
     """How training completions are drawn."""
     advantage: PlugConfig = PlugConfig(use="grpo")
     """Advantage estimator: `grpo`, `mean_baseline`, `rloo`, `reinforce_pp`,
-    `reinforce_pp_baseline`, `remax`, `gae` (with a critic), `grpo_process`, or `module:function` of
-    rewards [G] or of the group."""
+    `reinforce_pp_baseline`, `remax`, `gae` (with a critic), `grpo_process`, `none` (rewards only
+    measure), or `module:function` of rewards [G] or of the group."""
     advantage_scope: Scope | None = None
     """Rollouts whose standard deviation divides advantages: `group` leaves it to the estimator,
     `source` takes the step's of this source, `batch` the step's of all sources that say so. Empty
@@ -320,6 +323,8 @@ class RunConfig(Config):
     """Judges that graders may name, by that name."""
     reward_models: RewardModels = {}
     """Reward models that graders may name, by that name."""
+    teachers: Teachers = {}
+    """Teachers that sources may learn from, by that name."""
     reference: ReferenceConfig = ReferenceConfig()
     """Frozen reference."""
     trainer: TrainerConfig = TrainerConfig()
@@ -402,6 +407,6 @@ class RunConfig(Config):
         return self.model_copy(update={"model": model, "trainer": trainer})
 
 
-def dump(cfg: RunConfig) -> dict[str, Any]:
+def dump(cfg: BaseModel) -> dict[str, Any]:
     """Return the resolved config as plain YAML-ready data."""
     return cfg.model_dump(mode="json")

@@ -25,6 +25,7 @@ from configs.validate_monitors import check_monitors, warn_monitors
 from configs.validate_objective import check_objective, warn_objective, warn_source_objective
 from configs.validate_parts import check_parts
 from configs.validate_refresh import check_refresh
+from configs.validate_teachers import check_teachers, warn_teachers
 from configs.validate_trainer import check_nvme, check_sequence_parallel
 
 
@@ -48,6 +49,7 @@ def validate_run(cfg: RunConfig) -> list[Problem]:
         *check_guards(cfg),
         *check_determinism(cfg),
         *check_refresh(cfg),
+        *check_teachers(cfg),
     ]
 
 
@@ -65,6 +67,7 @@ def find_warnings(cfg: RunConfig) -> list[Problem]:
         *warn_guards(cfg),
         *_warn_model(cfg),
         *warn_judges(cfg),
+        *warn_teachers(cfg),
     ]
 
 
@@ -78,14 +81,19 @@ def reward_model_role(name: str) -> str:
     return f"reward_models.{name}"
 
 
+def teacher_role(name: str) -> str:
+    """Return the role of a teacher's actors."""
+    return f"teachers.{name}"
+
+
 def is_judge(role: str) -> bool:
     """Whether a role is that of a judge's engines."""
     return role.startswith("judges.")
 
 
 def role_kind(role: str) -> str:
-    """Return what an infra file calls a role: all judges and reward models are `judge`."""
-    return "judge" if role.startswith(("judges.", "reward_models.")) else role
+    """Return what an infra file calls a role: judges, reward models and teachers are `judge`."""
+    return "judge" if role.startswith(("judges.", "reward_models.", "teachers.")) else role
 
 
 def sampling_groups(cfg: RunConfig) -> dict[str, ActorsConfig]:
@@ -108,6 +116,8 @@ def active_groups(cfg: RunConfig) -> dict[str, ActorsConfig]:
         groups["reference"] = cfg.reference.actors
     if cfg.needs_critic:
         groups["critic"] = cfg.critic.actors
+    for name, teacher in cfg.teachers.items():
+        groups[teacher_role(name)] = teacher.actors
     return {**groups, **sampling}
 
 
@@ -151,8 +161,9 @@ def _check_sources(cfg: RunConfig) -> Iterator[Problem]:
                 fix="Set it to refuse or warn, or decontaminate.procedural to false.",
             )
         at = f"sources.{source.name}.rewards"
-        if not source.rewards:
-            yield Problem(where=at, what="is empty", fix="Give at least one reward part.")
+        if not source.rewards and source.distill is None:
+            fix = "Give at least one reward part, or a teacher by `distill`."
+            yield Problem(where=at, what="is empty", fix=fix)
         for part, count in Counter(r.name for r in source.rewards).items():
             if count > 1:
                 yield Problem(where=at, what=f"{count} parts are called `{part}`")
@@ -389,7 +400,8 @@ def _warn_sources(cfg: RunConfig) -> Iterator[Problem]:
     for source in cfg.sources:
         at = f"sources.{source.name}"
         yield from warn_difficulty(cfg, source)
-        if source.group_size == 1 and not traits(source.advantage.use).learns_alone:
+        alone = source.distill is not None or traits(source.advantage.use).learns_alone
+        if source.group_size == 1 and not alone:
             yield Problem(
                 where=f"{at}.group_size",
                 what="is 1: a group of one has advantage 0, so the source trains nothing",

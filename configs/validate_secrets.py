@@ -4,9 +4,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import cast
 
+from pydantic import BaseModel
+
 from configs.errors import Problem
 from configs.redact import SHAPES, known_secrets
-from configs.schema import RunConfig, dump
+from configs.schema import dump
 
 _LEAST = 12
 """A shorter value of a variable may be a word that the recipe uses for itself."""
@@ -16,7 +18,7 @@ _FIELD = re.compile(
 """Names of plugs' arguments whose values would be secrets."""
 
 
-def check_secrets(cfg: RunConfig) -> Iterator[Problem]:
+def check_secrets(cfg: BaseModel) -> Iterator[Problem]:
     """Yield each text of the recipe that is a secret, or looks like one; never the text itself."""
     known = {value: name for value, name in known_secrets().items() if len(value) >= _LEAST}
     for where, key, text in _texts(dump(cfg), ""):

@@ -182,10 +182,10 @@ def _read_message(value: JsonValue, column: str) -> Message:
     role = "system" if given["role"] == "developer" else given["role"]
     if role not in _ROLES:
         raise ValueError(f"role {given['role']!r:.60} is not one of {', '.join(_ROLES)}")
-    return Message(role=cast(str, role), content=_read_content(given["content"]))
+    return Message(role=cast(str, role), content=read_content(given["content"]))
 
 
-def _read_content(value: JsonValue) -> str:
+def read_content(value: JsonValue) -> str:
     """Return a message's text, also of a list of text parts."""
     if isinstance(value, str):
         return value

@@ -1,32 +1,28 @@
 """The starting policy, sampled on training items: what each source would teach, before training.
 
 Starts the engines and the graders of the recipe, no trainer and no reference, and writes nothing.
-Signals, errors and the end free every actor, as in `orchestrator.run`.
 """
 
 import asyncio
 import json
-import random
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import ray
 from rich.console import Console
-from rich.progress import Progress
 
-from configs.schema import RunConfig, SourceConfig
+from configs.errors import ConfigError, Problem
+from configs.schema import RunConfig
 from mixing.sources import Source
 from orchestrator.baseline_stats import ItemSamples, SourceBaseline, describe
 from orchestrator.baseline_view import render_baseline
-from orchestrator.clock import PhaseClock
-from orchestrator.cluster import SamplingCluster, start_ray
+from orchestrator.cluster import SamplingCluster
 from orchestrator.loop import Stopped, StopRequest
-from orchestrator.producer import sample_and_grade
-from orchestrator.run import check, listen_for_signals
-from rollouts.types import GroupRequest, GroupSummary, RolloutStatus, Sampling
+from orchestrator.run import check
+from orchestrator.sampling import item_requests, on_sampling_cluster, sample_all
+from rollouts.types import GroupSummary, RolloutStatus
 
 NO_GO = 3
 """Exit code where some source is no-go."""
@@ -67,6 +63,11 @@ def execute(cfg: RunConfig, *, items: int, samples: int, as_json: bool) -> int:
         RunError: an actor failed; everything is freed again.
     """
     sources, contamination = check(cfg)
+    graded = tuple(s for s in cfg.sources if s.rewards)
+    if not graded:
+        what = "have no rewards, so there is nothing to measure them by"
+        raise ConfigError(Problem(where="sources", what=what, fix="Give one of them rewards."))
+    cfg = cfg.model_copy(update={"sources": graded})
     log, stop = Console(stderr=True), StopRequest()
     for problem in contamination.problems(cfg.decontaminate):
         log.print(f"warning: {problem}", style="yellow", markup=False, soft_wrap=True)
@@ -91,25 +92,25 @@ async def _measure(
     stop: StopRequest,
     log: Console,
 ) -> Baseline:
-    try:
-        with listen_for_signals(stop, lambda: log.print(f"{stop.name}: freeing the actors")) as on:
-            log.print(f"{cfg.name}: starting engines and graders")
-            await stop.or_else(start_ray(cfg))
-            on()  # Ray has put a handler of its own in place of ours, which aborts
-            cluster = await stop.or_else(SamplingCluster.start(cfg))
-            try:
-                requests = {
-                    s.name: _requests(cfg, s, sources[s.name], items, samples) for s in cfg.sources
-                }
-                began = time.monotonic()
-                groups = await stop.or_else(_sample(cfg, cluster, requests, log))
-                seconds = time.monotonic() - began
-            finally:
-                await cluster.close()
-    finally:
-        ray.shutdown()
+    requests = [
+        item_requests(cfg, s, sources[s.name], items=items, samples=samples, purpose="baseline")
+        for s in cfg.sources
+    ]
+
+    async def work(cluster: SamplingCluster) -> tuple[list[ItemSamples], float]:
+        async def take(summary: GroupSummary) -> ItemSamples:
+            return _item(summary)
+
+        began = time.monotonic()
+        found = await sample_all(cfg, cluster, [r for own in requests for r in own], log, take)
+        return found, time.monotonic() - began
+
+    found, seconds = await on_sampling_cluster(cfg, stop, log, work)
+    graded = iter(found)
+    groups = [[next(graded) for _ in own] for own in requests]
     figures = tuple(
-        describe(cfg, s, groups[s.name], _answers(sources[s.name])) for s in cfg.sources
+        describe(cfg, s, own, _answers(sources[s.name]))
+        for s, own in zip(cfg.sources, groups, strict=True)
     )
     return Baseline(
         name=cfg.name,
@@ -120,53 +121,6 @@ async def _measure(
         seconds=round(seconds, 3),
         sources=figures,
     )
-
-
-def _requests(
-    cfg: RunConfig, source: SourceConfig, data: Source, items: int, samples: int
-) -> list[GroupRequest]:
-    """Ask for items drawn evenly from the whole source; the same seed draws the same ones."""
-    draw = random.Random(f"{cfg.seed}/baseline/{source.name}")
-    chosen = draw.sample(range(data.size), min(items, data.size))
-    tasks = [data.task(item) for item in sorted(chosen)]
-    sampling = Sampling(
-        temperature=source.sampling.temperature, max_tokens=source.sampling.max_tokens
-    )
-    return [
-        GroupRequest(
-            group_id=f"{task.task_id}#baseline",
-            task=task,
-            group_size=samples,
-            sampling=sampling,
-            step=-1,
-        )
-        for task in tasks
-    ]
-
-
-async def _sample(
-    cfg: RunConfig,
-    cluster: SamplingCluster,
-    requests: dict[str, list[GroupRequest]],
-    log: Console,
-) -> dict[str, list[ItemSamples]]:
-    """Sample and grade all groups, twice as many at once as the engines have slots for."""
-    every = [r for own in requests.values() for r in own]
-    clock = PhaseClock()
-    slots = cfg.rollout.actors.count * cfg.rollout.max_num_seqs
-    room = asyncio.Semaphore(max(1, 2 * slots // every[0].group_size))
-    log.print(f"sampling {len(every)} items, {sum(r.group_size for r in every)} samples")
-    with Progress(console=log, transient=True, disable=not log.is_terminal) as progress:
-        bar = progress.add_task("sampled and graded", total=len(every))
-
-        async def one(request: GroupRequest) -> ItemSamples:
-            async with room:
-                summary = await sample_and_grade(cluster.rollout, cluster.reward, clock, request)
-            progress.advance(bar)
-            return _item(summary)
-
-        graded = iter(await asyncio.gather(*(one(r) for r in every)))
-    return {name: [next(graded) for _ in own] for name, own in requests.items()}
 
 
 def _item(summary: GroupSummary) -> ItemSamples:

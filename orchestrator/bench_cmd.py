@@ -95,7 +95,11 @@ def bench_source(path: Path, sets: Sequence[str], name: str, options: BenchOptio
     """
     cfg = load_recipe(path, sets)
     source = _source(cfg, name)
-    if problems := validate_rewards([source]):
+    problems = validate_rewards([source])
+    if not source.rewards:
+        what = "has no rewards, so there is nothing to try"
+        problems.append(Problem(where=f"sources.{name}", what=what, fix="Choose another source."))
+    if problems:
         raise ConfigError(problems)
     probes = find_probes(options.modules)
     data = open_source(source)

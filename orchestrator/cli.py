@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
@@ -21,9 +20,11 @@ from rich.console import Console
 from configs.errors import ConfigError, Problem
 from configs.load import load_recipe
 from configs.redact import guard_output, redact
+from orchestrator.cli_options import Overrides, Recipe, Resume
 from orchestrator.import_cmd import import_app
 from orchestrator.interrupt import Signalled
 from orchestrator.judge_cmd import judge_app
+from orchestrator.learn_cmd import reward_model, sample, sft
 from orchestrator.render_cmd import render
 from orchestrator.report.commands import diff, report, watch
 from orchestrator.submit_cmd import logs, status, stop, submit
@@ -38,23 +39,10 @@ app = typer.Typer(
 )
 app.add_typer(import_app, name="import")
 app.add_typer(judge_app, name="judge")
-for _command in (render, submit, status, logs, stop, report, watch, diff):
+for _command in (render, submit, status, logs, stop, report, watch, diff, sft, sample):
     app.command()(_command)
+app.command("reward-model")(reward_model)
 BAD_INPUT, FAILED = 2, 1
-
-
-class Resume(StrEnum):
-    """What to do with a run directory that already holds a run."""
-
-    AUTO = "auto"
-    NEVER = "never"
-
-
-Recipe = Annotated[Path, typer.Argument(help="Recipe file, e.g. configs/recipes/quickstart.yaml.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Override one field; repeatable."),
-]
 
 
 @app.command()

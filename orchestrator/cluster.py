@@ -14,9 +14,17 @@ from ray.exceptions import AuthenticationError, RayError
 
 from actors.critic import CriticActor
 from actors.errors import RunError
-from actors.groups import CriticGroup, ReferenceFleet, RewardFleet, RolloutFleet, TrainerGroup
+from actors.groups import (
+    CriticGroup,
+    LessonGroup,
+    ReferenceFleet,
+    RewardFleet,
+    RolloutFleet,
+    TrainerGroup,
+)
 from actors.heartbeat import Heartbeat
 from actors.judge import JudgeActor
+from actors.lessons import LessonActor
 from actors.placement import BundleDemand, Placement, Seat, reserve
 from actors.reference import ReferenceActor
 from actors.rendezvous import RendezvousActor
@@ -24,15 +32,24 @@ from actors.reward import RewardActor
 from actors.reward_model import RewardModelActor
 from actors.rollout import RolloutActor
 from actors.supervisor import Member, Supervisor, kill_member
+from actors.teacher import TeacherActor
 from actors.trainer import TrainerActor
 from configs.schema import RunConfig
-from configs.validate import is_judge, judge_role, reward_model_role, sampling_groups
+from configs.validate import (
+    is_judge,
+    judge_role,
+    reward_model_role,
+    sampling_groups,
+    teacher_role,
+)
 from orchestrator import ray_auth
 from orchestrator.plan import plan_bundles
 
 log = logging.getLogger("braid.cluster")
 _CONTROL = {"control": 1}
 _LOOPBACK = ("127.0.0.1", "::1")
+_UNSEATED = ("rendezvous", "lessons")
+"""Roles that reserve nothing and may be anywhere."""
 RAY_START_ATTEMPTS = 3
 
 
@@ -57,7 +74,7 @@ def _environment(role: str, cpus: float, *, deterministic: bool) -> dict[str, st
         env |= {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": host}
     if role != "reward":
         env["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
-    if not _has_gpu() and role in ("trainer", "reference", "critic"):
+    if not _has_gpu() and role.startswith(("trainer", "reference", "critic", "teachers.")):
         env["DS_ACCELERATOR"] = "cpu"
     return env
 
@@ -100,16 +117,9 @@ async def start_ray(cfg: RunConfig) -> None:
         await asyncio.to_thread(ray_auth.refuse_open, joined, gcs_address)
 
 
-class SamplingCluster:
-    """The engines and graders of a recipe: enough to sample and grade.
-
-    Use `start`, then `close`.
-    """
-
-    rollout: RolloutFleet
-    reward: RewardFleet
-    judges: Mapping[str, Sequence[ActorHandle]]
-    """Engines of each judge that has some."""
+class ActorCluster:
+    """Actors of a recipe: reserved, started, watched and freed together. Use `start`, then
+    `close`."""
 
     def __init__(self, cfg: RunConfig):
         self._cfg = cfg
@@ -117,15 +127,23 @@ class SamplingCluster:
         self._placement: Placement | None = None
         self._members: list[Member] = []
 
+    def _roles(self) -> Container[str] | None:
+        """Return the roles that are started; None for all of the run."""
+        return None
+
+    def _create_groups(self, bundles: Sequence[BundleDemand]) -> list[Awaitable[Any]]:
+        """Create the actors; return what is to be awaited until they are started."""
+        raise NotImplementedError
+
     @classmethod
-    async def start(cls, cfg: RunConfig) -> Self:
+    async def start(cls, cfg: RunConfig, *more: Any) -> Self:
         """Reserve, create and start all actors, side by side.
 
         Raises:
             ConfigError: the cluster has no room, or an actor found the input wrong.
             ActorFailure: an actor died or did not come up in `health.start_s`.
         """
-        cluster = cls(cfg)
+        cluster = cls(cfg, *more)
         try:
             await cluster._start()
         except BaseException:
@@ -151,42 +169,6 @@ class SamplingCluster:
         await asyncio.gather(*self._create_groups(bundles))
         self.supervisor.watch(self._members)
 
-    def _roles(self) -> Container[str] | None:
-        """Return the groups to start; None for all of the run."""
-        return sampling_groups(self._cfg)
-
-    def _create_groups(self, bundles: Sequence[BundleDemand]) -> list[Awaitable[Any]]:
-        """Create the actors; return what is to be awaited until they are started."""
-        cfg = self._cfg
-        rollout = self._create_all("rollout", RolloutActor, bundles, lambda i: ())
-        judges = {
-            name: self._create_all(
-                judge_role(name), JudgeActor, bundles, lambda i, name=name: (cfg, name, i)
-            )
-            for name, judge in cfg.judges.items()
-            if judge.engines is not None
-        }
-        models = {
-            name: self._create_all(
-                reward_model_role(name), RewardModelActor, bundles, lambda i, name=name: (cfg, name)
-            )
-            for name in cfg.reward_models
-        }
-        handles = [{n: [m.handle for m in own] for n, own in g.items()} for g in (judges, models)]
-        self.judges = handles[0]
-        reward = self._create_all("reward", RewardActor, bundles, lambda i: (cfg, *handles))
-        asked = [m for group in (judges, models) for own in group.values() for m in own]
-        self.rollout = RolloutFleet(rollout, self.supervisor, cfg.health)
-        self.reward = RewardFleet(reward, self.supervisor, cfg.health)
-        return [
-            self._start_engines(rollout),
-            *(self._begin(m, m.handle.start.remote()) for m in (*reward, *asked)),
-        ]
-
-    async def _start_engines(self, members: Sequence[Member]) -> None:
-        calls = [self._begin(m, m.handle.start.remote(self._cfg, m.index)) for m in members]
-        self.rollout.infos = tuple(await asyncio.gather(*calls))
-
     async def _begin(self, member: Member, answer: Awaitable[Any]) -> Any:
         """Await an actor's start and note where it runs."""
         limit = self._cfg.health.start_s
@@ -206,7 +188,7 @@ class SamplingCluster:
     def _create(self, role: str, index: int, cls: type, args: tuple[Any, ...]) -> Member:
         seated: Mapping[str, object] = {"num_cpus": 0}
         node = "?"
-        if role != "rendezvous":
+        if role not in _UNSEATED:
             assert self._placement is not None
             seated = self._placement.options(role, index)
             node = self._placement.node(role, index)
@@ -236,11 +218,13 @@ class SamplingCluster:
             self._placement.release()
 
 
-class TrainerCluster(SamplingCluster):
+class TrainerCluster(ActorCluster):
     """The trainer alone: enough to train on batches that were kept."""
 
     trainer: TrainerGroup
     rendezvous: Member
+    trains: type[TrainerActor] = TrainerActor
+    """Class of the ranks."""
 
     def _roles(self) -> Container[str] | None:
         return ("trainer",)
@@ -249,7 +233,7 @@ class TrainerCluster(SamplingCluster):
         cfg = self._cfg
         self.rendezvous = self._create("rendezvous", 0, RendezvousActor, ())
         world = cfg.trainer.actors.count
-        trainer = self._create_all("trainer", TrainerActor, bundles, lambda i: (cfg, i, world))
+        trainer = self._create_all("trainer", self.trains, bundles, lambda i: (cfg, i, world))
         self.trainer = TrainerGroup(
             trainer,
             self.supervisor,
@@ -263,7 +247,78 @@ class TrainerCluster(SamplingCluster):
         await asyncio.gather(*(self._begin(m, m.handle.start.remote(host, port)) for m in members))
 
 
-class Cluster(TrainerCluster):
+class LessonCluster(TrainerCluster):
+    """The trainer, and what encodes rows for it: enough for supervised learning.
+
+    Args:
+        trainer: class of the ranks.
+        lessons: arguments of the `LessonActor`.
+    """
+
+    lessons: LessonGroup
+
+    def __init__(self, cfg: RunConfig, trainer: type[TrainerActor], lessons: tuple[Any, ...]):
+        super().__init__(cfg)
+        self.trains, self._lessons = trainer, lessons
+
+    def _create_groups(self, bundles: Sequence[BundleDemand]) -> list[Awaitable[Any]]:
+        starting = super()._create_groups(bundles)
+        lessons = self._create("lessons", 0, LessonActor, self._lessons)
+        self.lessons = LessonGroup([lessons], self.supervisor, self._cfg.health)
+        return [*starting, self._begin(lessons, lessons.handle.start.remote())]
+
+
+class SamplingCluster(ActorCluster):
+    """The engines and graders of a recipe: enough to sample and grade."""
+
+    rollout: RolloutFleet
+    reward: RewardFleet
+    judges: Mapping[str, Sequence[ActorHandle]]
+    """Engines of each judge that has some."""
+
+    def _roles(self) -> Container[str] | None:
+        return sampling_groups(self._cfg)
+
+    def _create_groups(self, bundles: Sequence[BundleDemand]) -> list[Awaitable[Any]]:
+        cfg = self._cfg
+        rollout = self._create_all("rollout", RolloutActor, bundles, lambda i: ())
+        judges = {
+            name: self._create_all(
+                judge_role(name), JudgeActor, bundles, lambda i, name=name: (cfg, name, i)
+            )
+            for name, judge in cfg.judges.items()
+            if judge.engines is not None
+        }
+        models = {
+            name: self._create_all(
+                reward_model_role(name), RewardModelActor, bundles, lambda i, name=name: (cfg, name)
+            )
+            for name in cfg.reward_models
+        }
+        teachers = {  # of none here unless something is trained
+            name: self._create_all(
+                teacher_role(name), TeacherActor, bundles, lambda i, name=name: (cfg, name)
+            )
+            for name in cfg.teachers
+        }
+        groups = (judges, models, teachers)
+        handles = [{n: [m.handle for m in own] for n, own in g.items()} for g in groups]
+        self.judges = handles[0]
+        reward = self._create_all("reward", RewardActor, bundles, lambda i: (cfg, *handles))
+        asked = [m for group in groups for own in group.values() for m in own]
+        self.rollout = RolloutFleet(rollout, self.supervisor, cfg.health)
+        self.reward = RewardFleet(reward, self.supervisor, cfg.health)
+        return [
+            self._start_engines(rollout),
+            *(self._begin(m, m.handle.start.remote()) for m in (*reward, *asked)),
+        ]
+
+    async def _start_engines(self, members: Sequence[Member]) -> None:
+        calls = [self._begin(m, m.handle.start.remote(self._cfg, m.index)) for m in members]
+        self.rollout.infos = tuple(await asyncio.gather(*calls))
+
+
+class Cluster(TrainerCluster, SamplingCluster):
     """Everything that a run has reserved and started."""
 
     reference: ReferenceFleet | None
@@ -274,7 +329,7 @@ class Cluster(TrainerCluster):
 
     def _create_groups(self, bundles: Sequence[BundleDemand]) -> list[Awaitable[Any]]:
         cfg = self._cfg
-        starting = super()._create_groups(bundles)
+        starting = TrainerCluster._create_groups(self, bundles)
         starting += SamplingCluster._create_groups(self, bundles)
         reference = self._create_all("reference", ReferenceActor, bundles, lambda i: (cfg,))
         self.reference = (

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from configs.errors import ConfigError, Problem
-from configs.load import load_recipe
+from configs.load import load_any
+from configs.sft import RewardModelRecipe
 from orchestrator.checkpoints import CheckpointRef, find_damage, list_steps, newest_good
 
 
@@ -26,7 +27,7 @@ def export_command(run_dir: Path, step: str, out: Path, *, adapter: bool = False
         raise ConfigError(
             Problem(where=str(out), what="exists and is not empty", fix="Give another folder.")
         )
-    cfg = load_recipe(run_dir / "config.yaml")
+    cfg = load_any(run_dir / "config.yaml")
     if adapter and cfg.trainer.lora is None:
         raise ConfigError(
             Problem(
@@ -38,6 +39,7 @@ def export_command(run_dir: Path, step: str, out: Path, *, adapter: bool = False
     checkpoint = _choose(run_dir / "checkpoints", step)
     module = [sys.executable, "-m", "trainer.export"]
     flags = ["--adapter"] if adapter else []
+    flags += ["--reward-model"] if isinstance(cfg, RewardModelRecipe) else []
     return [*module, str(checkpoint.trainer), cfg.model.path, str(out), *flags]
 
 

@@ -46,7 +46,7 @@ _TEXT_FILES = (
 """Files of a model's folder that say what the model reads and is; hashed whole."""
 _BLOCKS, _BLOCK_BYTES = 64, 4096
 """What is read of a weight file besides its size: blocks spread over it, both ends included."""
-_MODEL = ("model.", "reference.", "critic.", "judges.", "reward_models.")
+_MODEL = ("model.", "reference.", "critic.", "judges.", "reward_models.", "teachers.")
 _DATA_PATHS = ("jsonl", "parquet", "hub", "held_out_file")
 """Fields of `data` that say where the rows lie."""
 
@@ -110,6 +110,8 @@ def run_hashes(cfg: RunConfig, data: Mapping[str, str]) -> dict[str, Hashed]:
             found.update(_model(f"judges.{name}", judge.engines.model.path))
     for name, model in cfg.reward_models.items():
         found.update(_model(f"reward_models.{name}", model.model.path))
+    for name, teacher in cfg.teachers.items():
+        found.update(_model(f"teachers.{name}", teacher.model.path))
     for section, value in dump(cfg).items():
         found[f"recipe.{section}"] = Hashed(hash=_digest(_canonical(value)), of="the recipe")
     return found

@@ -11,7 +11,13 @@ from configs.errors import Problem
 from configs.infra import GroupConfig, InfraConfig
 from configs.model_files import find_model_folder
 from configs.schema import ActorsConfig, RunConfig
-from configs.validate import active_groups, judge_role, reward_model_role, role_kind
+from configs.validate import (
+    active_groups,
+    judge_role,
+    reward_model_role,
+    role_kind,
+    teacher_role,
+)
 from configs.validate_infra import MAX_CLUSTER_NAME, MAX_JOB_NAME
 from orchestrator.hashes import files_in, plugs_of
 from orchestrator.plan import Bundle, plan_bundles
@@ -100,6 +106,10 @@ def _with_actors(cfg: RunConfig, placed: Mapping[str, ActorsConfig]) -> RunConfi
     sections["reward_models"] = {
         name: model.model_copy(update={"actors": placed[reward_model_role(name)]})
         for name, model in cfg.reward_models.items()
+    }
+    sections["teachers"] = {
+        name: teacher.model_copy(update={"actors": placed[teacher_role(name)]})
+        for name, teacher in cfg.teachers.items()
     }
     return cfg.model_copy(update=sections)
 
@@ -212,7 +222,9 @@ def _check_files(cfg: RunConfig, infra: InfraConfig, carrier: Carrier) -> Iterat
         f"judges.{name}.engines.model.path": judge.engines.model.path
         for name, judge in cfg.judges.items()
         if judge.engines is not None
-    } | {f"reward_models.{n}.model.path": m.model.path for n, m in cfg.reward_models.items()}
+    }
+    models |= {f"reward_models.{n}.model.path": m.model.path for n, m in cfg.reward_models.items()}
+    models |= {f"teachers.{n}.model.path": t.model.path for n, t in cfg.teachers.items()}
     policy = {
         "model.path": cfg.model.path,
         "reference.path": cfg.reference.path,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from configs.model_files import ModelShape, find_model_folder, read_model_shape
 from configs.schema import RunConfig
-from configs.validate import is_judge, judge_role, reward_model_role
+from configs.validate import is_judge, judge_role, reward_model_role, teacher_role
 
 GIB = 2**30
 _PROCESS_GIB = {"trainer": 0.36, "reference": 0.36, "critic": 0.36, "rollout": 0.95}
@@ -155,6 +155,7 @@ def estimate_memory(
         *(_or_unknown(role, _device(cfg, role), shape, make) for role, make in made.items()),
         *_judges(cfg, gpu_gib),
         *_reward_models(cfg),
+        *_teachers(cfg),
     )
 
 
@@ -198,6 +199,25 @@ def _reward_models(cfg: RunConfig) -> Iterator[MemoryEstimate]:
             return _estimate(role, device, parts, note="without activations")
 
         yield _or_unknown(role, device, _shape(model.model.path), make)
+
+
+def _teachers(cfg: RunConfig) -> Iterator[MemoryEstimate]:
+    """Yield what an actor of each teacher takes: as a reference, with a model of its own."""
+    for name, teacher in cfg.teachers.items():
+        role, device = teacher_role(name), "gpu" if teacher.actors.gpus > 0 else "cpu"
+        own = cfg.model_copy(update={"model": teacher.model})
+        tokens = teacher.max_tokens_per_batch
+
+        def make(
+            shape: ModelShape,
+            own: RunConfig = own,
+            role: str = role,
+            device: str = device,
+            tokens: int = tokens,
+        ) -> MemoryEstimate:
+            return _estimate(role, device, _scorer_parts(own, shape, tokens))
+
+        yield _or_unknown(role, device, _shape(teacher.model.path), make)
 
 
 def _shape(path: str) -> ModelShape | None:
@@ -305,20 +325,20 @@ def _frozen_states(cfg: RunConfig, params: int, gathered: int) -> ModelStates:
     return ModelStates(device_bytes=gathered + part, host_bytes=0)
 
 
-def _reference(cfg: RunConfig, shape: ModelShape) -> MemoryEstimate:
+def _scorer_parts(cfg: RunConfig, shape: ModelShape, tokens: int) -> dict[str, float]:
+    """Return what a forward pass of `tokens` without gradients takes."""
     assert shape.params is not None
     width = _bytes_per_number(cfg)
-    one_layer = activation_bytes(
-        shape,
-        tokens=cfg.batch.max_tokens_per_microbatch,
-        bytes_per_number=width,
-        checkpointing=False,
-    )
-    parts: dict[str, float] = {
+    kept = activation_bytes(shape, tokens=tokens, bytes_per_number=width, checkpointing=False)
+    return {
         "weights": width * shape.params,
-        "activations": one_layer / shape.layers,
+        "activations": kept / shape.layers,
         "logit chunk": logit_chunk_bytes(shape, chunk=cfg.trainer.logprob_chunk),
     }
+
+
+def _reference(cfg: RunConfig, shape: ModelShape) -> MemoryEstimate:
+    parts = _scorer_parts(cfg, shape, cfg.batch.max_tokens_per_microbatch)
     note = "taken to be as large as the policy" if cfg.reference.path else ""
     return _estimate("reference", _device(cfg, "reference"), parts, note=note)
 

@@ -57,7 +57,8 @@ def plan_evaluation(cfg: RunConfig, held_out: Mapping[str, int | None]) -> tuple
     Args:
         held_out: items held out of each source, None where they were not counted.
     """
-    return tuple(_evaluation(cfg, source, held_out[source.name]) for source in cfg.sources)
+    graded = (source for source in cfg.sources if source.rewards)
+    return tuple(_evaluation(cfg, source, held_out[source.name]) for source in graded)
 
 
 def _evaluation(cfg: RunConfig, source: SourceConfig, held_out: int | None) -> EvalPlan:

@@ -10,6 +10,7 @@ from configs.engines import RolloutConfig
 from configs.errors import Problem
 from configs.judges import JudgeConfig
 from configs.schema import RunConfig, dump
+from configs.sft import AnyRecipe
 
 _FREE = (
     "num_steps",
@@ -51,6 +52,9 @@ _FREE_OF_JUDGE = (
     *(field for field in JudgeConfig.model_fields if field not in ("endpoint", "engines")),
 )
 """Of each judge: which model it is, and how it is asked, says what is learned."""
+_FREE_OF_TEACHER = ("actors", "max_tokens_per_batch", "timeout_s")
+_FREE_OF_LESSONS = ("epochs", "data.jsonl", "data.parquet", "data.held_out_file", "data.too_long")
+"""Paths among them: the rows' content is compared by hash."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +72,7 @@ class FieldChange:
 
 
 def changed_fields(
-    before: RunConfig, after: RunConfig, *, moved: Collection[str] = ()
+    before: AnyRecipe, after: AnyRecipe, *, moved: Collection[str] = ()
 ) -> tuple[FieldChange, ...]:
     """List the fields that differ, in the recipe's order.
 
@@ -76,14 +80,8 @@ def changed_fields(
         moved: fields that name files whose content is what it was, wherever it lies now.
     """
     old, new = _flatten(dump(before), ""), _flatten(dump(after), "")
-    own = ("eval", "watch", "gold.fraction")
-    free = (
-        *_FREE,
-        *(f"sources.{s.name}.{field}" for s in before.sources for field in own),
-        *(f"judges.{name}.{field}" for name in before.judges for field in _FREE_OF_JUDGE),
-        *(f"reward_models.{name}.actors" for name in before.reward_models),
-        *moved,
-    )
+    named = _free_by_name(before) if isinstance(before, RunConfig) else _FREE_OF_LESSONS
+    free = (*_FREE, *named, *moved)
     return tuple(
         FieldChange(
             field=field,
@@ -93,6 +91,17 @@ def changed_fields(
         )
         for field in dict.fromkeys([*old, *new])
         if old.get(field) != new.get(field)
+    )
+
+
+def _free_by_name(cfg: RunConfig) -> tuple[str, ...]:
+    """Return what is free of each source, judge, reward model and teacher."""
+    own = ("eval", "watch", "gold.fraction")
+    return (
+        *(f"sources.{s.name}.{field}" for s in cfg.sources for field in own),
+        *(f"judges.{name}.{field}" for name in cfg.judges for field in _FREE_OF_JUDGE),
+        *(f"reward_models.{name}.actors" for name in cfg.reward_models),
+        *(f"teachers.{name}.{field}" for name in cfg.teachers for field in _FREE_OF_TEACHER),
     )
 
 

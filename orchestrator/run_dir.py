@@ -28,9 +28,9 @@ from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from configs.errors import ConfigError, Problem
-from configs.load import load_recipe, save_config
+from configs.load import load_any, save_config
 from configs.redact import RedactingFormatter, redact
-from configs.schema import RunConfig
+from configs.sft import AnyRecipe
 from configs.versions import installed_versions
 from mixing.decontaminate import Contamination
 from orchestrator.hashes import Change, Hashed, changes, may_have_moved, silent_changes
@@ -98,7 +98,7 @@ class RunDir:
     def open(
         cls,
         path: Path,
-        cfg: RunConfig,
+        cfg: AnyRecipe,
         resume: str,
         *,
         hashes: Mapping[str, Hashed] = MappingProxyType({}),
@@ -399,7 +399,7 @@ def read_record(path: Path) -> RunRecord | None:
 def _check_resume(
     path: Path,
     before: RunRecord | None,
-    cfg: RunConfig,
+    cfg: AnyRecipe,
     resume: str,
     hashes: Mapping[str, Hashed],
 ) -> tuple[FieldChange, ...]:
@@ -416,7 +416,10 @@ def _check_resume(
         )
     if not (path / _CONFIG).is_file():
         return ()
-    old = load_recipe(path / _CONFIG)
+    old = load_any(path / _CONFIG)
+    if type(old) is not type(cfg):
+        what = "holds a run of another kind of recipe"
+        raise ConfigError(Problem(where=str(path), what=what, fix="Give another --run-dir."))
     moved = may_have_moved(before.attempts[-1].hashes, hashes)
     changes = changed_fields(old, cfg, moved=moved)
     if problems := forbidden_changes(changes, path):
@@ -439,7 +442,7 @@ def _check_hashes(
 
 def _next_record(
     before: RunRecord | None,
-    cfg: RunConfig,
+    cfg: AnyRecipe,
     hashes: Mapping[str, Hashed],
     accepted: list[Change],
     sandbox: str,

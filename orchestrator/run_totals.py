@@ -48,7 +48,8 @@ class RunTotals:
             sums.graded += int(value("all/groups"))
             for unit in UNITS:
                 sums.units[unit] += int(value(unit))
-            if count := int(value("all/valid")):
+            known = metrics.get(f"source/{name}/all/reward/mean") is not None
+            if known and (count := int(value("all/valid"))):
                 sums.rewards.append((value("all/reward/mean"), count))
 
     def metrics(self) -> dict[str, float]:

@@ -40,6 +40,7 @@ class Pool:
         groups: at least one.
         version: the policy that trains on them.
         gated: reward parts that stand behind a gate.
+        rewarded: whether anything grades; without, nothing is said of rewards and passing.
     """
 
     def __init__(
@@ -50,9 +51,11 @@ class Pool:
         pass_threshold: float,
         version: int,
         gated: Collection[str] = (),
+        rewarded: bool = True,
     ):
         self.kind, self.groups, self.version, self.gated = kind, groups, version, gated
         self._threshold = pass_threshold
+        self._rewarded = rewarded
 
     @cached_property
     def rollouts(self) -> Sequence[RolloutStats]:
@@ -66,14 +69,19 @@ class Pool:
         return [r for r in self.rollouts if r.reward is not None]
 
     @cached_property
+    def graded(self) -> Sequence[RolloutStats]:
+        """Rollouts with a reward that says something."""
+        return self.valid if self._rewarded else ()
+
+    @cached_property
     def right(self) -> Sequence[RolloutStats]:
         """Rollouts that passed."""
-        return [r for r in self.valid if reward_of(r) >= self._threshold]
+        return [r for r in self.graded if reward_of(r) >= self._threshold]
 
     @cached_property
     def wrong(self) -> Sequence[RolloutStats]:
         """Rollouts with a reward that did not pass."""
-        return [r for r in self.valid if reward_of(r) < self._threshold]
+        return [r for r in self.graded if reward_of(r) < self._threshold]
 
     @cached_property
     def texts(self) -> Sequence[TextTraits]:
@@ -104,6 +112,11 @@ class Pool:
 
     @cached_property
     def judged(self) -> Sequence[GroupSummary]:
+        """Groups with a graded rollout."""
+        return self.answered if self._rewarded else ()
+
+    @cached_property
+    def answered(self) -> Sequence[GroupSummary]:
         """Groups with a valid rollout."""
         return [g for g in self.groups if g.rewards]
 
@@ -143,6 +156,7 @@ class Over(Generic[T]):
 
 ROLLOUTS: Over[RolloutStats] = Over("rollouts", lambda pool: pool.rollouts)
 VALID: Over[RolloutStats] = Over("valid rollouts", lambda pool: pool.valid)
+GRADED: Over[RolloutStats] = Over("valid rollouts", lambda pool: pool.graded)
 RIGHT: Over[RolloutStats] = Over("right rollouts", lambda pool: pool.right)
 WRONG: Over[RolloutStats] = Over("wrong rollouts", lambda pool: pool.wrong)
 GROUPS: Over[GroupSummary] = Over("groups", lambda pool: pool.groups)
@@ -224,10 +238,10 @@ METRICS: tuple[Metric[Any], ...] = (
     Metric("rollouts", ROLLOUTS, lambda _, rollout: 1, sum, kinds=(ALL,)),
     Metric("valid", VALID, lambda _, rollout: 1, sum, kinds=(ALL,)),
     Metric("tokens", ROLLOUTS, _length, sum, kinds=(ALL,)),
-    Metric("reward/mean", VALID, _reward),
-    Metric("reward/std", VALID, _reward, np.std),
-    Metric("reward/p10", VALID, _reward, _quantile(0.1)),
-    Metric("reward/p90", VALID, _reward, _quantile(0.9)),
+    Metric("reward/mean", GRADED, _reward),
+    Metric("reward/std", GRADED, _reward, np.std),
+    Metric("reward/p10", GRADED, _reward, _quantile(0.1)),
+    Metric("reward/p90", GRADED, _reward, _quantile(0.9)),
     Metric("advantage/std", SAMPLES, lambda _, s: s.advantage, np.std, kinds=(TRAINED,)),
     Metric("solved_all", JUDGED, lambda pool, g: pool.passed(g) == len(g.rewards)),
     Metric("solved_none", JUDGED, lambda pool, g: pool.passed(g) == 0),
@@ -270,6 +284,7 @@ def pool_metrics(pool: Pool) -> Iterator[tuple[str, float]]:
             yield metric.name, value if isinstance(value, int) else float(value)
     yield from _pass_at(pool)
     yield from _reward_parts(pool)
+    yield from _teacher(pool)
     if pool.kind == ALL:
         yield from _answers(pool)
 
@@ -281,6 +296,14 @@ def _pass_at(pool: Pool) -> Iterator[tuple[str, float]]:
         if enough:
             chances = [pass_at_k(len(g.rewards), pool.passed(g), k) for g in enough]
             yield f"pass@{k}", float(np.mean(chances))
+
+
+def _teacher(pool: Pool) -> Iterator[tuple[str, float]]:
+    """Yield the reverse KL to the teacher per token, in nats (rollouts.distill)."""
+    taught = [r for r in pool.rollouts if r.teacher_gap is not None]
+    tokens = sum(r.num_completion_tokens for r in taught)
+    if tokens:
+        yield "teacher/kl", sum(r.teacher_gap or 0.0 for r in taught) / tokens
 
 
 def _reward_parts(pool: Pool) -> Iterator[tuple[str, float]]:
@@ -321,7 +344,7 @@ PART_METRICS = {
 
 def _answers(pool: Pool) -> Iterator[tuple[str, float]]:
     """Yield how alike the answers of different tasks are, and how alike their references."""
-    said = [Counter(r.traits.answer for r in g.rollouts if r.traits) for g in pool.judged]
+    said = [Counter(r.traits.answer for r in g.rollouts if r.traits) for g in pool.answered]
     said = [counts for counts in said if counts]
     if not said:
         return
@@ -329,7 +352,7 @@ def _answers(pool: Pool) -> Iterator[tuple[str, float]]:
     whole = _sum_by_answer(weights)
     yield "answers/distinct", len(whole) / sum(counts.total() for counts in said)
     yield "answers/top", max(whole.values()) / len(said)
-    references = [{g.reference: 1.0} for g in pool.judged if g.reference is not None]
+    references = [{g.reference: 1.0} for g in pool.answered if g.reference is not None]
     for name, each in (("same", weights), ("reference_same", references)):
         if len(each) > 1:
             yield f"answers/{name}", _same(each)

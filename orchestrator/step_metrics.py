@@ -54,7 +54,8 @@ def step_metrics(cfg: RunConfig, done: TrainedStep) -> dict[str, float]:
     tokens = sum(
         r.num_completion_tokens for g in groups for r in (*g.rollouts, *filter(None, [g.greedy]))
     )
-    rewards = np.array([r for g in groups for r in g.rewards])
+    graded = {s.name for s in cfg.sources if s.rewards}
+    rewards = np.array([r for g in groups if g.source in graded for r in g.rewards])
     ages = [staleness(g, version) for g in groups]
     metrics: dict[str, float] = {
         "step": done.step,
@@ -63,9 +64,10 @@ def step_metrics(cfg: RunConfig, done: TrainedStep) -> dict[str, float]:
         "completion_tokens": tokens,
         "staleness/max": max(ages),
         "staleness/mean": float(np.mean(ages)),
-        "reward/mean": float(rewards.mean()),
-        "reward/std": float(rewards.std()),
     }
+    if len(rewards):
+        metrics["reward/mean"] = float(rewards.mean())
+        metrics["reward/std"] = float(rewards.std())
     metrics.update((f"train/{k}", v) for k, v in done.result.metrics.items())
     for source in cfg.sources:
         metrics.update(_source(cfg, source, done))
@@ -115,6 +117,7 @@ def _source(cfg: RunConfig, source: SourceConfig, done: TrainedStep) -> dict[str
                 pass_threshold=eval_settings(cfg, source).pass_threshold,
                 version=done.step - 1,
                 gated={gate.part for gate in source.objective.gates},
+                rewarded=bool(source.rewards),
             )
             found.update((f"{kind}/{key}", value) for key, value in pool_metrics(pool))
     if graded:

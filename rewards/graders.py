@@ -150,7 +150,7 @@ def validate_rewards(sources: Sequence[SourceConfig]) -> list[Problem]:
     problems: list[Problem] = []
     for source in sources:
         where = f"sources.{source.name}.rewards"
-        if not source.rewards:
+        if not source.rewards and source.distill is None:
             problems.append(Problem(where=where, what="is empty", fix="Add a grader."))
         names = [reward.name for reward in source.rewards]
         for name in sorted({n for n in names if names.count(n) > 1}):

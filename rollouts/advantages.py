@@ -84,6 +84,11 @@ def gae(group: GroupCredit, *, gamma: float = 1.0, lam: float = 0.95) -> list[F6
     return token_rewards(group)
 
 
+def none(rewards: F64) -> F64:
+    """Return 0 for each: rewards measure and do not train, as where a teacher alone teaches."""
+    return np.zeros_like(rewards)
+
+
 def grpo_process(group: GroupCredit) -> list[F64]:
     """Return GRPO with process supervision (arXiv:2402.03300, section 4.1.3) besides the outcome.
 
@@ -130,6 +135,7 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "reinforce_pp_baseline": mean_baseline,
     "remax": as_is,
     "gae": gae,
+    "none": none,
 }
 
 

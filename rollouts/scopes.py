@@ -140,8 +140,14 @@ def _normal(pool: Pool, samples: Sequence[SampleHandle]) -> tuple[float, float]:
 
 
 def scaled(sample: TrainingSample, scale: float, shift: float = 0.0) -> TrainingSample:
-    """Return the sample with its loss tokens' advantages shifted and multiplied."""
-    if (shift, scale) == (0, 1):
+    """Return the sample with its loss tokens' advantages shifted and multiplied, and what its
+    teacher says added."""
+    advantages = sample.advantages
+    if (shift, scale) != (0, 1):
+        moved = (advantages - shift) * np.float32(scale)
+        advantages = np.where(sample.loss_mask, moved, 0).astype(np.float32)
+    elif sample.taught is None:
         return sample
-    moved = (sample.advantages - shift) * np.float32(scale)
-    return replace(sample, advantages=np.where(sample.loss_mask, moved, 0).astype(np.float32))
+    if sample.taught is not None:
+        advantages = advantages + sample.taught
+    return replace(sample, advantages=advantages, taught=None)

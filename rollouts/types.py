@@ -248,7 +248,7 @@ class SampleHandle:
     """Where one training sample lies and what planning needs to know of it."""
 
     ref: Ref
-    """To a tuple of TrainingSample."""
+    """To a tuple of TrainingSample, or of pairs of them, which stay side by side."""
     row: int
     """Its place in that tuple."""
     num_tokens: int
@@ -297,6 +297,8 @@ class RolloutStats:
     gold: Gold | None = None
     tampering: int = 0
     canaries_passed: int = 0
+    teacher_gap: float | None = None
+    """Sum of log(sampler / teacher) over its sampled tokens, in nats; None where nobody teaches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,6 +373,9 @@ class TrainingSample:
     """[L]"""
     gae: GaeTerms | None = None
     """Where a critic's values are needed; `advantages` are 0 then."""
+    taught: F32 | None = None
+    """[L], what the source's teacher adds to the advantages; None where it has none. Apart from
+    them, because no estimator and no scope scales it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Turn a trainer checkpoint into a Hugging Face folder.
 
 `python -m trainer.export CHECKPOINT_TRAINER_DIR MODEL_PATH OUT [--dtype float32|bfloat16]`
-`... --adapter` writes the LoRA adapter instead of the merged model.
+`... --adapter` writes the LoRA adapter instead of the merged model, `... --reward-model` the
+sequence classifier that was trained.
 """
 
 import argparse
@@ -12,13 +13,18 @@ from pathlib import Path
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from configs.errors import ConfigError, Problem
 from configs.schema import ModelConfig
 from trainer.checkpoint import TAG, TrainerCard, read_card
 from trainer.lora import merge_state, save_adapter
 from trainer.model import DTYPES, check_tokenizer, load_hf_config
+from trainer.reward_trainer import score_config
 from trainer.safe_load import only_tensors
 
 _PREFIX = "network."
@@ -41,6 +47,7 @@ def export(
     *,
     dtype: str | None = None,
     adapter_only: bool = False,
+    reward_model: bool = False,
 ) -> None:
     """Write safetensors, config and tokenizer to the new folder `out`; adapters are merged.
 
@@ -49,6 +56,7 @@ def export(
         model_path: The model that the run started from; gives config and tokenizer.
         dtype: `float32` or `bfloat16`; None keeps the one trained in.
         adapter_only: write the adapter alone, as peft and vLLM load it.
+        reward_model: what was trained is a sequence classifier of one output.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
@@ -62,24 +70,31 @@ def export(
     if adapter_only:
         _write_adapter(checkpoint, card, model_path, partial, torch_dtype)
     else:
-        _write_model(checkpoint, card, model_path, partial, torch_dtype)
+        _write_model(checkpoint, card, model_path, partial, torch_dtype, reward_model=reward_model)
     if out.exists():
         out.rmdir()
     partial.rename(out)
 
 
 def _write_model(
-    checkpoint: Path, card: TrainerCard, model_path: str, folder: Path, dtype: torch.dtype
+    checkpoint: Path,
+    card: TrainerCard,
+    model_path: str,
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    reward_model: bool,
 ) -> None:
     cfg = ModelConfig(path=model_path)
     check_tokenizer(cfg)
-    config = load_hf_config(cfg)
+    config = score_config(cfg) if reward_model else load_hf_config(cfg)
+    kind = AutoModelForSequenceClassification if reward_model else AutoModelForCausalLM
     saved = _trained_weights(checkpoint, card)
     if card.lora is None:
-        network = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        network = kind.from_config(config, dtype=dtype)
         weights = saved
     else:
-        base = AutoModelForCausalLM.from_pretrained(
+        base = kind.from_pretrained(
             model_path, config=config, dtype=DTYPES[card.dtype], use_safetensors=True
         )
         weights = merge_state(base.state_dict(), saved, base, card.lora)
@@ -164,6 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="new folder to write")
     parser.add_argument("--adapter", action="store_true", help="write the LoRA adapter alone")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: the one trained in")
+    parser.add_argument("--reward-model", action="store_true", help="it is a reward model's")
     args = parser.parse_args(argv)
     try:
         export(
@@ -172,6 +188,7 @@ def main(argv: list[str] | None = None) -> int:
             args.out,
             dtype=args.dtype,
             adapter_only=args.adapter,
+            reward_model=args.reward_model,
         )
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")

@@ -24,6 +24,7 @@ def models_of(cfg: RunConfig) -> dict[str, ModelConfig]:
         if judge.engines is not None:
             found[f"judges.{name}.engines.model"] = judge.engines.model
     found.update({f"reward_models.{n}.model": m.model for n, m in cfg.reward_models.items()})
+    found.update({f"teachers.{n}.model": t.model for n, t in cfg.teachers.items()})
     return found
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 import typer
 
-from configs.load import load_infra, load_recipe, save_config
+from configs.load import load_infra, load_recipe, load_reward_model, load_sft, save_config
 from mixing.ledger_events import Attempt, Dispatched, DispatchedGroup, to_row
 from orchestrator import cli
 from orchestrator.run_dir import append_line
@@ -24,6 +24,8 @@ PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<!`)`((?:braid|make) [^`\n]+)`(?!`)")
 _SHELLS = ("bash", "sh", "console", "")
+LOADERS = {"sft": load_sft, "reward-model": load_reward_model}
+"""Command whose recipes are of another kind than a run's -> what reads them."""
 OTHER_PROGRAMS = {"docker", "kubectl", "git", "cd"}
 """Programs of others, whose commands no test here can run."""
 
@@ -126,7 +128,7 @@ def _wrong_braid(rest: list[str]) -> str | None:
     for path in inside:
         if path.startswith("configs/recipes/") and path.count("/") == 2:
             sets = given.get("overrides") if name != "grade" or given.get("source") else None
-            load_recipe(ROOT / path, list(sets or ()))
+            LOADERS.get(name, load_recipe)(ROOT / path, list(sets or ()))
         elif path.startswith("k8s/infra/"):
             load_infra(ROOT / path)
     return None

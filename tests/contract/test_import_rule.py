@@ -130,9 +130,13 @@ def test_making_a_plan_loads_nothing_heavy():
     assert (
         loaded_by(
             "from pathlib import Path\n"
-            "from configs.load import load_recipe\n"
+            "from configs.load import load_any\n"
+            "from configs.schema import RunConfig\n"
             "from orchestrator.plan import make_plan\n"
-            "for r in Path('configs/recipes').glob('*.yaml'): make_plan(load_recipe(r))"
+            "from orchestrator.sft_plan import plan_sft\n"
+            "for r in Path('configs/recipes').glob('*.yaml'):\n"
+            "    cfg = load_any(r)\n"
+            "    make_plan(cfg) if isinstance(cfg, RunConfig) else plan_sft(cfg)"
         )
         == []
     )
@@ -144,3 +148,4 @@ def test_the_bare_interpreter_would_show_a_heavy_import():
 
 def test_the_driver_loads_ray_alone():
     assert loaded_by("import orchestrator.run") == ["ray"]
+    assert loaded_by("import orchestrator.sft, orchestrator.sample_cmd") == ["ray"]

@@ -75,6 +75,7 @@ def rollout(reward: float | None, status: RolloutStatus, tokens: int = 3) -> Rol
         part_advantages={} if reward is None else {"answer": 0.5, "style": 0.0},
         traits=TextTraits(answer=1, repeated=0.1, looping=False, well_formed=True),
         gold=Gold(score=reward),
+        teacher_gap=0.5,
     )
 
 

@@ -4,24 +4,31 @@ from pathlib import Path
 
 import pytest
 
-from configs.load import load_recipe, save_config
+from configs.load import load_any, load_recipe, save_config
 from configs.schema import RunConfig
+from configs.validate_sft import warn_sft
 from orchestrator.plan import make_plan
+from orchestrator.sft_plan import prepare
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs/recipes"
-RECIPES = sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("algorithms/*.yaml")])
+LESSONS = [FOLDER / f"{name}.yaml" for name in ("sft", "reward_model")]
+RECIPES = sorted({*FOLDER.glob("*.yaml"), *FOLDER.glob("algorithms/*.yaml")} - set(LESSONS))
 NAMES = {"quickstart", "one_gpu", "eight_gpus", "multi_node"}
 
 
-MADE_FIRST = {"code_tests", "json_extraction"}
-"""Recipes whose model a command makes, which they name; the quickstart's stands in for it."""
+MADE_FIRST = {
+    "code_tests": ["model.path"],
+    "json_extraction": ["model.path"],
+    "distillation": ["teachers.sft.model.path"],
+}
+"""Recipes with models that a command makes, which they name; the quickstart's stands in."""
 
 
 def load(path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.chdir(ROOT)
-    made = path.stem in MADE_FIRST
-    return load_recipe(path, ["model.path=configs/models/tiny"] if made else [])
+    fields = MADE_FIRST.get(path.stem, ())
+    return load_recipe(path, [f"{field}=configs/models/tiny" for field in fields])
 
 
 def test_the_promised_recipes_are_there():
@@ -52,6 +59,17 @@ def test_gpu_recipes_use_what_they_say(
     plan = make_plan(load(ROOT / "configs" / "recipes" / f"{name}.yaml", monkeypatch))
     assert plan.totals.gpus == gpus
     assert all(b.gpus <= hosts_of for b in plan.bundles)
+
+
+@pytest.mark.parametrize("recipe", LESSONS, ids=lambda p: p.stem)
+def test_a_recipe_of_lessons_has_no_problem_and_survives_saving(recipe: Path, tmp_path: Path):
+    cfg = load_any(recipe)
+    assert not isinstance(cfg, RunConfig)
+    made = prepare(cfg)
+    assert warn_sft(cfg, made.run.num_steps) == []
+    assert len(made.held_out) == cfg.data.held_out
+    save_config(cfg, tmp_path / "config.yaml")
+    assert load_any(tmp_path / "config.yaml") == cfg
 
 
 def test_quickstart_needs_no_gpu_and_at_most_two_cores(monkeypatch: pytest.MonkeyPatch):

@@ -18,7 +18,12 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2ForSequenceClassification,
+)
 
 from configs.algorithm import AlgorithmConfig
 from configs.data import DataConfig
@@ -31,6 +36,7 @@ from trainer.engine import Minibatch, PolicyEngine
 from trainer.errors import NonFiniteError, RatioError
 from trainer.loss import LossInputs, LossOutput
 from trainer.objectives import resolve_loss
+from trainer.reward_trainer import RewardModelEngine
 from trainer.update import Update
 from trainer.zero_engine import ZeroEngine
 
@@ -39,6 +45,24 @@ NUM_SAMPLES = 8
 NOTHING = np.zeros(0, np.float32)
 FOLLOWING = {"kl": {"coef": 0.1, "target": 0.01}, "entropy": {"coef": 0.01, "target": 9.0}}
 """Coefficients that move every step."""
+
+
+PREFERENCE = {
+    "loss": {"use": "trainer.reward_trainer:bradley_terry"},
+    "aggregation": "sequence_mean",
+    "correction": {"weight": "none"},
+}
+
+
+def make_classifier(folder: Path) -> None:
+    """Write a sequence classifier of one output, with a tokenizer that has a chat template."""
+    make_model(folder)
+    network = Qwen2ForSequenceClassification.from_pretrained(folder, num_labels=1, pad_token_id=0)
+    torch.nn.init.normal_(network.score.weight, std=0.5)
+    network.save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
 
 
 def make_model(folder: Path, *, tied: bool = True) -> None:
@@ -261,6 +285,11 @@ def objectives() -> dict[str, dict[str, object]]:
         for level in ("token", "sequence", "geometric"):
             correction = {"weight": weight, "level": level, "low": 0.8, "high": 1.3}
             cases[f"{weight}-{level}"] = {"kl": kl, "correction": correction}
+    cases["supervised"] = {
+        "loss": {"use": "trainer.supervised:cross_entropy"},
+        "kl": kl,
+        "correction": {"weight": "none"},
+    }
     cases["drift"] = {"kl": kl, "correction": {"max_sequence_kl": 0.05}}
     return cases
 
@@ -471,12 +500,66 @@ def run_resume(rank: int, world: int, models_dir: Path, out: Path) -> None:
     (out / f"resume_{world}_{rank}.json").write_text(json.dumps(seen))
 
 
+class PreferenceProbe(Probe, RewardModelEngine):
+    """A reward model's engine that notes its gradients and stands still."""
+
+
+def make_pairs() -> list[tuple[TrainingSample, ...]]:
+    """Pairs of conversations, each scored at its last token."""
+    ends = [
+        dataclasses.replace(s, loss_mask=np.arange(len(s.token_ids)) == len(s.token_ids) - 1)
+        for s in make_samples()
+    ]
+    return [tuple(ends[i : i + 2]) for i in range(0, len(ends), 2)]
+
+
+def preference_batch(
+    pairs: Sequence[tuple[TrainingSample, ...]], *, rank: int, world: int, micro: int
+) -> Minibatch:
+    """Deal pairs, whole, to this rank's micro-batches."""
+    pieces = deal(len(pairs), rank=rank, world=world, micro=micro)
+    return Minibatch(
+        micro_batches=tuple(
+            assemble([sample for i in piece for sample in pairs[i]], None) for piece in pieces
+        ),
+        num_loss_tokens=2 * len(pairs),
+        num_samples=len(pairs),
+    )
+
+
+def run_preferences(rank: int, world: int, models_dir: Path, out: Path) -> None:
+    """Bradley-Terry in a few layouts: gradients and losses; then train, save, and score."""
+    pairs = make_pairs()
+    algorithm = AlgorithmConfig.model_validate(PREFERENCE)
+    for stage in (0, 2, 3):
+        cfg = run_config(models_dir / "classifier", zero_stage=stage)
+        cfg = cfg.model_copy(update={"algorithm": algorithm})
+        engine = PreferenceProbe(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
+        for packing, micro in (("packed", 1), ("packed", 3), ("padded", 2)):
+            engine.model.packing = packing  # type: ignore[assignment]
+            batch = preference_batch(pairs, rank=rank, world=world, micro=micro)
+            loss = engine.train_minibatch(batch, None).loss
+            save_case(out, rank, {"zero": stage}, True, packing, micro, engine, loss)
+        close(engine)
+    learner = RewardModelEngine(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
+    batch = preference_batch(pairs, rank=rank, world=world, micro=1)
+    steps = [learner.train_step(i, [batch]).metrics for i in range(8)]
+    whole = assemble([sample for pair in pairs for sample in pair], None)
+    (scores,) = learner.token_logprobs([whole])
+    learner.save(out / "checkpoint")
+    if rank == 0:
+        np.save(out / "scores.npy", scores[whole.loss_mask])
+        (out / "steps.json").write_text(json.dumps(steps))
+    close(learner)
+
+
 MODES: dict[str, Callable[[int, int, Path, Path], None]] = {
     "gradients": run_gradients,
     "objectives": run_objectives,
     "failures": run_failures,
     "resume": run_resume,
     "refusals": run_refusals,
+    "preferences": run_preferences,
 }
 
 

@@ -24,12 +24,22 @@ BRAID = Path(sys.executable).with_name("braid")
 pytestmark = pytest.mark.timeout(600)
 
 
-def recipe(folder: Path, *, rewards: Sequence[object] = (), **overrides: object) -> Path:
+def recipe(
+    folder: Path, *, rewards: Sequence[object] = (), taught: bool = False, **overrides: object
+) -> Path:
     """Write a small mix of two sources on the tiny model, each with an objective of its own.
 
     Args:
         rewards: more parts for the source `spell`.
+        taught: whether the model that the run starts from teaches `spell`, beside the rewards.
     """
+    tiny = {
+        "path": str(ROOT / "configs/models/tiny"),
+        "dtype": "float32",
+        "max_model_len": 128,
+    }
+    teacher = {"model": tiny, "actors": {"cpus": 0}, "max_tokens_per_batch": 512}
+    lessons = {"distill": {"teacher": "start", "coef": 0.01}} if taught else {}
 
     def source(
         name: str,
@@ -58,11 +68,7 @@ def recipe(folder: Path, *, rewards: Sequence[object] = (), **overrides: object)
     data = {
         "name": "e2e",
         "num_steps": 6,
-        "model": {
-            "path": str(ROOT / "configs/models/tiny"),
-            "dtype": "float32",
-            "max_model_len": 128,
-        },
+        "model": tiny,
         "sources": [
             source(
                 "sums",
@@ -73,8 +79,17 @@ def recipe(folder: Path, *, rewards: Sequence[object] = (), **overrides: object)
                 clip_low=0.1,
                 clip_high=0.3,
             ),
-            source("spell", "spell_backward", 1.0, {"max_word_len": 6}, rewards, loss_weight=0.5),
+            source(
+                "spell",
+                "spell_backward",
+                1.0,
+                {"max_word_len": 6},
+                rewards,
+                loss_weight=0.5,
+                **lessons,
+            ),
         ],
+        "teachers": {"start": teacher} if taught else {},
         "batch": {"groups_per_step": 6, "max_tokens_per_microbatch": 2048},
         "algorithm": {"kl": {"coef": 0.001}},
         "trainer": {"optimizer": {"lr": 1e-4}},
@@ -298,7 +313,7 @@ def assert_tokens(rollouts: Sequence[dict]) -> None:
 
 def test_a_run_leaves_everything_a_user_expects(start, tmp_path):
     run_dir = tmp_path / "run"
-    job = start(recipe(tmp_path, **judged(tmp_path)), run_dir)
+    job = start(recipe(tmp_path, taught=True, **judged(tmp_path)), run_dir)
     job.wait_for_steps(1)
     family = job.family()
     assert job.wait() == 0, job.text()
@@ -319,6 +334,11 @@ def test_a_run_leaves_everything_a_user_expects(start, tmp_path):
         assert metrics["train/ratio/first_minibatch_max_deviation"] < 1e-4
         assert metrics["sync/logprob_gap_median"] < 1e-4
         assert metrics["sync/logprob_gap_max"] < 1e-3
+    kl = [m["source/spell/all/teacher/kl"] for m in records(run_dir, "metrics.jsonl")]
+    assert (
+        abs(kl[0]) < 1e-4 < max(map(abs, kl))
+    )  # the policy leaves its teacher, which stands still
+    assert "source/sums/all/teacher/kl" not in records(run_dir, "metrics.jsonl")[0]
     evaluations = records(run_dir, "eval.jsonl")
     assert [(e["step"], e["source"], e["n"]) for e in evaluations] == [
         (s, name, 8) for s in (0, 6) for name in ("sums", "spell")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from configs.load import load_recipe
-from orchestrator.baseline import _answers, _item, _requests
+from orchestrator.baseline import _answers, _item
+from orchestrator.sampling import item_requests
 from rollouts.types import (
     Boundary,
     GroupSummary,
@@ -43,7 +44,8 @@ class Numbers:
 
 def drawn(size: int, items: int, seed: int = 1) -> list[int]:
     cfg = CFG.model_copy(update={"seed": seed})
-    requests = _requests(cfg, cfg.sources[0], Numbers(size), items, 5)
+    source, data = cfg.sources[0], Numbers(size)
+    requests = item_requests(cfg, source, data, items=items, samples=5, purpose="baseline")
     assert len({r.group_id for r in requests}) == len(requests)
     assert all(r.step == -1 and r.group_size == 5 for r in requests)
     assert all(r.sampling.max_tokens == 18 for r in requests)
