@@ -47,7 +47,7 @@ def fetch_stored(
         if isinstance(found, tuple):  # a pair, which stays side by side
             return tuple(StoredSample(sample=sample, ref_logprobs=None) for sample in found)
         if plan.advantages is not None and (own := objects[plan.advantages][place]) is not None:
-            found = replace(found, advantages=own)
+            found = replace(found, advantages=own, gae=None)
         scores = None if plan.ref_logprobs is None else objects[plan.ref_logprobs][place]
         sample = scaled(found, handle.advantage_scale, handle.advantage_shift)
         return (StoredSample(sample=sample, ref_logprobs=scores),)

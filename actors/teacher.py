@@ -6,7 +6,7 @@ sample. torch and transformers are imported when it starts: the driver imports t
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from configs.redact import guard_output
 from configs.schema import RunConfig
 from configs.teachers import TeacherConfig
 from configs.validate_teachers import same_tokenizer
-from rollouts.packing import assemble
+from rollouts.packing import assemble, within_budget
 from rollouts.types import F32, TrainingSample
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class TeacherActor:
         """Return the logprobs [L] of each sample's loss tokens at its temperature, 0 elsewhere."""
         assert self._model is not None, "start() was not called"
         scores: list[F32] = []
-        for some in in_batches(samples, self._cfg.max_tokens_per_batch):
+        for some in within_budget(samples, self._cfg.max_tokens_per_batch):
             batch = assemble(some, None)
             (flat,) = self._model.token_logprobs([batch])
             scores.extend(flat[a:b] for a, b in itertools.pairwise(batch.cu_seqlens))
@@ -78,23 +78,6 @@ class TeacherActor:
     def heartbeat(self) -> Heartbeat:
         """Answer that the actor lives."""
         return beat(self._scored)
-
-
-def in_batches(
-    samples: Sequence[TrainingSample], max_tokens: int
-) -> Iterator[tuple[TrainingSample, ...]]:
-    """Cut samples, in order, into runs of at most `max_tokens`; a longer sample stands alone."""
-    run: list[TrainingSample] = []
-    tokens = 0
-    for sample in samples:
-        own = len(sample.token_ids)
-        if run and tokens + own > max_tokens:
-            yield tuple(run)
-            run, tokens = [], 0
-        run.append(sample)
-        tokens += own
-    if run:
-        yield tuple(run)
 
 
 class TeacherLink:

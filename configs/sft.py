@@ -85,12 +85,18 @@ class LessonsConfig(Config):
     """Name of the run; its default directory is `runs/<name>`."""
     seed: int = 1
     """Seed of the order of rows."""
+    deterministic: bool = False
+    """Have two runs of this recipe on like machines give the same metrics, bit for bit, at the cost
+    of speed."""
     epochs: PositiveInt = 1
     """Times that each row is trained on."""
     num_steps: PositiveInt | None = None
     """Optimizer steps; empty takes as many as the epochs have."""
     ray_address: str | None = None
     """Cluster to join (`auto` or host:port); empty starts a private one on this machine."""
+    allow_unauthenticated_ray: bool = False
+    """Join a Ray cluster without token authentication, on which whoever reaches its ports can run
+    code; refused otherwise."""
     model: ModelConfig
     """What is trained."""
     batch: SftBatchConfig = SftBatchConfig()
@@ -142,8 +148,10 @@ def training_run(cfg: LessonRecipe, num_steps: int) -> RunConfig:
     return RunConfig(
         name=cfg.name,
         seed=cfg.seed,
+        deterministic=cfg.deterministic,
         num_steps=num_steps,
         ray_address=cfg.ray_address,
+        allow_unauthenticated_ray=cfg.allow_unauthenticated_ray,
         model=cfg.model,
         sources=(SourceConfig(name="rows", data=DataConfig(jsonl=("-",))),),
         batch=BatchConfig(

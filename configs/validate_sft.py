@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from configs.data_files import missing
 from configs.errors import Problem
-from configs.sft import LessonRecipe, LessonsConfig, training_run
+from configs.sft import LessonRecipe, LessonsConfig, RewardModelRecipe, training_run
 from configs.validate import find_warnings, validate_run
 
 
@@ -52,9 +52,27 @@ def _check_data(cfg: LessonRecipe) -> Iterator[Problem]:
 
 
 def _check_actors(cfg: LessonRecipe) -> Iterator[Problem]:
+    if isinstance(cfg, RewardModelRecipe):
+        yield from _check_whole(cfg)
     if (other := cfg.trainer.actors.colocate_with) is not None:
         yield Problem(
             where="trainer.actors.colocate_with",
             what=f"`{other}` is not started: this recipe has the trainer alone",
             fix="Remove the line.",
+        )
+
+
+def _check_whole(cfg: RewardModelRecipe) -> Iterator[Problem]:
+    """Yield what a reward model's training cannot have: its head is new, and read at one token."""
+    if cfg.trainer.lora is not None:
+        yield Problem(
+            where="trainer.lora",
+            what="trains adapters alone, but a reward model's head is new and must be learnt",
+            fix="Remove it.",
+        )
+    if cfg.trainer.sequence_parallel > 1:
+        yield Problem(
+            where="trainer.sequence_parallel",
+            what=f"is {cfg.trainer.sequence_parallel}, but no ranks share a row of a reward model",
+            fix="Set it to 1.",
         )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from configs.errors import Problem
+from configs.model_code import check_code
 from configs.model_files import find_model_folder, read_model_shape
 from configs.schema import RunConfig, SourceConfig
 from configs.teachers import TeacherConfig
@@ -53,6 +54,7 @@ def _check_teacher(cfg: RunConfig, name: str, teacher: TeacherConfig) -> Iterato
     found = check_path(teacher.model.path, f"{at}.model.path")
     unsound = [p for p in found if "no chat template" not in p.what]
     yield from unsound
+    yield from check_code(teacher.model, f"{at}.model")
     if not unsound and (problem := same_tokenizer(cfg, name)) is not None:
         yield problem
     if longest < cfg.model.max_model_len:

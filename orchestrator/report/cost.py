@@ -4,7 +4,8 @@ Devices are GPUs where the run has any, else CPU cores, as its groups of actors 
 are held for the whole of a step, whoever works. Of each step's device-time, a source is charged
 
     engines                 its share of the tokens sampled for the step, rejected groups included
-    trainer, reference      its share of the step's loss tokens
+    trainer, reference,
+    critic, teachers        its share of the step's loss tokens
     graders and judges      its share of the seconds of grading
 
 What lies outside of trained steps (start, evaluation at the start and end, steps that were undone)
@@ -47,6 +48,10 @@ def roles(cfg: RunConfig) -> tuple[Role, ...]:
     ]
     if cfg.needs_reference:
         found.append(Role(name="reference", actors=cfg.reference.actors, basis=_BY_LOSS))
+    if cfg.needs_critic:
+        found.append(Role(name="critic", actors=cfg.critic.actors, basis=_BY_LOSS))
+    for name, teacher in cfg.teachers.items():
+        found.append(Role(name=f"teacher {name}", actors=teacher.actors, basis=_BY_LOSS))
     found.append(Role(name="reward", actors=cfg.reward.actors, basis=_BY_GRADING))
     for name, judge in cfg.judges.items():
         if judge.engines is not None:

@@ -127,7 +127,7 @@ def grade(
     monkeypatch.setattr(ray, "put", put)
 
     async def go() -> GroupSummary:
-        actor = RewardActor(CFG, {}, {})
+        actor = RewardActor(CFG, {}, {}, {})
         actor._pool = Pool(rewards)  # type: ignore[assignment]
         group: asyncio.Future[RolloutGroup] = asyncio.get_running_loop().create_future()
         group.set_result(await Runner().play_group(order("remax")))

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from actors.errors import RunError
 from actors.reward import RewardActor
-from actors.teacher import TeacherActor, TeacherLink, in_batches
+from actors.teacher import TeacherActor, TeacherLink
 from configs.errors import ConfigError
 from configs.schema import RunConfig
+from rollouts.packing import within_budget
 from rollouts.types import (
     Completion,
     FinishReason,
@@ -102,7 +103,7 @@ def test_scores_are_the_models_own_at_each_samples_temperature(teacher: TeacherA
 def test_batches_keep_the_order_and_the_bound(seed: int):
     rng = random.Random(seed)
     samples = [sample([0] * rng.randint(1, 40), 1) for _ in range(30)]
-    runs = list(in_batches(samples, 64))
+    runs = within_budget(samples, 64)
     assert [id(s) for run in runs for s in run] == [id(s) for s in samples]
     sizes = [sum(len(s.token_ids) for s in run) for run in runs]
     assert all(n <= 64 for n in sizes)

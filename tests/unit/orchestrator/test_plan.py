@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from configs.load import load_recipe
+from configs.load import load_any
 from configs.model_files import ModelShape, read_model_shape
 from configs.schema import RunConfig
+from configs.sft import training_run
 from orchestrator.memory import (
     GIB,
     activation_bytes,
@@ -331,7 +332,8 @@ def test_one_problem_is_not_told_twice():
     "recipe", sorted(ROOT.glob("configs/recipes/*.yaml")), ids=lambda p: p.stem
 )
 def test_bundles_of_every_recipe_hold_every_actor_once(recipe: Path):
-    cfg = load_recipe(recipe)
+    cfg = load_any(recipe)
+    cfg = cfg if isinstance(cfg, RunConfig) else training_run(cfg, num_steps=1)
     seats = [(m.role, m.index) for b in plan_bundles(cfg) for m in b.members]
     assert len(seats) == len(set(seats))
     assert sorted(seats) == sorted(
