@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 ROOT = Path(__file__).parents[2]
 BRAID = Path(sys.executable).with_name("braid")
@@ -81,3 +81,15 @@ def test_rows_are_learnt_over_two_attempts_and_exported(tmp_path: Path):
     out = tmp_path / "exported"
     braid("export", run_dir, "latest", out)
     assert AutoModelForCausalLM.from_pretrained(out).num_parameters() > 100_000
+
+
+def test_a_reward_model_is_learnt_and_exported(tmp_path: Path):
+    run_dir, out = tmp_path / "run", tmp_path / "exported"
+    shorter = ("--set", "num_steps=8", "--set", "data.held_out=8", "--set", "eval.every=0")
+    braid("reward-model", "configs/recipes/reward_model.yaml", "--run-dir", run_dir, *shorter)
+    evaluations = lines(run_dir / "eval.jsonl")
+    assert [e["step"] for e in evaluations] == [0, 8]
+    assert evaluations[-1]["loss"] < evaluations[0]["loss"]
+    braid("export", run_dir, "latest", out)
+    network = AutoModelForSequenceClassification.from_pretrained(out)
+    assert network.config.num_labels == 1

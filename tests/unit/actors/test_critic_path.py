@@ -4,6 +4,7 @@ store and the network replaced: every token's advantage is that of naive GAE, wh
 import asyncio
 import random
 from collections.abc import Awaitable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,12 +19,14 @@ from actors.supervisor import Member, Supervisor
 from configs.schema import RunConfig
 from rollouts.advantages import STD_EPS
 from rollouts.packing import plan_minibatches
+from rollouts.sample_files import read_samples, write_samples
 from rollouts.scopes import scale_step
 from rollouts.types import (
     F32,
     GaeTerms,
     GroupSummary,
     MicroBatch,
+    MicroBatchPlan,
     SampleHandle,
     TrainBatch,
     TrainingSample,
@@ -108,6 +111,7 @@ def make_sample(dice: np.random.Generator, group: str, index: int, valued: bool)
     zeros = np.zeros(size, np.float32)
     rewards = stream(dice.normal(size=size))
     terms = GaeTerms(rewards=rewards, gamma=GAMMA, lam=LAM, kl_coef=COEF) if valued else None
+    taught = stream(dice.normal(size=size)) if dice.random() < 0.4 else None
     return TrainingSample(
         group_id=group,
         index=index,
@@ -121,6 +125,7 @@ def make_sample(dice: np.random.Generator, group: str, index: int, valued: bool)
         clip_high=zeros,
         temperature=zeros + 1,
         gae=terms,
+        taught=taught,
     )
 
 
@@ -203,7 +208,9 @@ async def score(cfg: RunConfig, batch: TrainBatch, engines: list[FakeEngine]) ->
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_whatever_the_layout_tokens_get_whitened_gae(store: Store, seed: int) -> None:
+def test_whatever_the_layout_tokens_get_whitened_gae(
+    store: Store, seed: int, tmp_path: Path
+) -> None:
     rng = random.Random(seed)
     dice = np.random.default_rng(seed)
     scopes = [rng.choice([None, "source", "batch"]) for _ in range(2)]
@@ -231,7 +238,9 @@ def test_whatever_the_layout_tokens_get_whitened_gae(store: Store, seed: int) ->
             pools.setdefault(name if scope == "source" else scope, []).append(naive_gae(s)[0])
     seen = 0
     for plan in (p for m in batch.minibatches for row in m.grid for p in row):
-        micro = lay_out(fetch_stored([plan], timeout_s=1)[0])
+        stored = fetch_stored([plan], timeout_s=1)[0]
+        write_samples(tmp_path / "kept.npz", stored)  # as a run that is to be replayed does
+        micro = lay_out(read_samples(tmp_path / "kept.npz"))
         (values,) = fetch_value_batches([plan], timeout_s=1)
         targets = values.returns[values.tokens.loss_mask]
         for place, handle in enumerate(plan.samples):
@@ -240,13 +249,15 @@ def test_whatever_the_layout_tokens_get_whitened_gae(store: Store, seed: int) ->
             start, end = micro.cu_seqlens[place : place + 2]
             mine = micro.advantages[start:end]
             assert not mine[~s.loss_mask].any()
+            taught = 0 if s.taught is None else s.taught
             if s.gae is None:
-                assert np.array_equal(mine, s.advantages)
+                assert np.array_equal(mine, s.advantages + taught)
                 continue
             raw, returns = naive_gae(s)
             scope = cfg.source(name).scope
             pool = np.concatenate(pools[name if scope == "source" else scope])
             wanted = (raw - pool.mean()) / (pool.std() + STD_EPS)
+            wanted = wanted + (0 if s.taught is None else s.taught[s.loss_mask])
             np.testing.assert_allclose(mine[s.loss_mask], wanted, rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(targets[: len(returns)], returns, rtol=1e-4, atol=1e-5)
             targets = targets[len(returns) :]
@@ -276,3 +287,24 @@ def test_a_batch_without_values_asks_nobody(store: Store) -> None:
     engines = [FakeEngine(), FakeEngine()]
     assert asyncio.run(score(cfg, batch, engines)) is batch
     assert [e.asked for e in engines] == [[], []]
+
+
+def test_a_pair_comes_as_two_samples_side_by_side(store: Store) -> None:
+    dice = np.random.default_rng(0)
+    pairs = tuple(
+        (make_sample(dice, f"g{i}", 0, False), make_sample(dice, f"g{i}", 1, False))
+        for i in range(3)
+    )
+    ref = store.put(pairs)
+    handles = [
+        SampleHandle(
+            ref=ref,
+            row=i,
+            num_tokens=sum(len(s.token_ids) for s in pair),
+            num_loss_tokens=sum(int(s.loss_mask.sum()) for s in pair),
+        )
+        for i, pair in enumerate(pairs)
+    ]
+    plan = MicroBatchPlan(samples=(handles[2], handles[0]))
+    (stored,) = fetch_stored([plan], timeout_s=1)
+    assert [s.sample for s in stored] == [*pairs[2], *pairs[0]]

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from configs.errors import ConfigError
-from configs.load import load_any, load_recipe, load_sft, save_config
+from configs.load import load_any, load_recipe, load_reward_model, load_sft, save_config
 from configs.sft import SftConfig, training_run
 from configs.validate_sft import validate_sft, warn_sft
 from orchestrator.resume_rules import changed_fields
@@ -128,3 +128,12 @@ def test_the_trainers_view_keeps_the_shared_sections(tmp_path: Path):
     shared = ("name", "seed", "model", "trainer", "checkpoint", "logging", "health")
     assert all(getattr(run, field) == getattr(cfg, field) for field in shared)
     assert run.num_steps == 9
+
+
+def test_a_reward_model_is_trained_whole_and_alone_in_its_rows(tmp_path: Path):
+    shares = {"sequence_parallel": 2, "actors": {"count": 2}, "lora": {"rank": 4}}
+    path = write(tmp_path, type="reward_model", trainer=shares)
+    assert {p.where for p in validate_sft(load_reward_model(path))} >= {
+        "trainer.lora",
+        "trainer.sequence_parallel",
+    }

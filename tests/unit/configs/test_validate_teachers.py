@@ -203,3 +203,14 @@ def test_a_resumed_run_keeps_its_teacher_and_may_place_it_elsewhere(tmp_path: Pa
 def test_the_plan_evaluates_what_is_graded_alone():
     assert make_plan(run_config()).evaluation == ()
     assert len(make_plan(run_config({"rewards": REWARDS})).evaluation) == 1
+
+
+def test_a_teachers_own_python_must_be_pinned(tmp_path: Path):
+    folder = tmp_path / "teacher"
+    shutil.copytree(TINY, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "m.M"}}))
+    (folder / "m.py").write_text("class M: ...\n")
+    cfg = run_config(teacher={"model": {**TEACHER["model"], "path": str(folder)}})
+    (problem,) = [p for p in validate_run(cfg) if p.where.endswith("trust_remote_code")]
+    assert problem.where == "teachers.big.model.trust_remote_code"
