@@ -15,6 +15,7 @@ import grpc
 
 _LISTEN = "0A"
 _STORE_MAGIC = 0x3C85F7CE
+_EMPTY_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 _METHODS = (
     "NodeInfoGcsService/GetClusterId",
     "JobInfoGcsService/GetAllJobInfo",
@@ -66,7 +67,7 @@ def scan(pids: Iterable[int]) -> list[Port]:
             match = re.fullmatch(r"socket:\[(\d+)\]", link)
             if match and match[1] in listening:
                 found.setdefault(match[1], pid)
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(64) as pool:
         return list(pool.map(lambda i: _try(*listening[i], found[i]), found))
 
 
@@ -99,7 +100,9 @@ def _try(host: str, port: int, pid: int) -> Port:
         command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
     except OSError:
         command = "?"
-    answers = _http(to, port) or _grpc(to, port) or _store(to, port)
+    answers = _http(to, port)
+    if not answers:
+        answers = _grpc(to, port) if _speaks_http2(to, port) else _store(to, port)
     return Port(host=host, port=port, command=command, answers=tuple(answers))
 
 
@@ -119,14 +122,24 @@ def _http(host: str, port: int) -> list[str]:
     return answers
 
 
+def _speaks_http2(host: str, port: int) -> bool:
+    """Greet as a client of HTTP/2 does, with empty settings; a server answers with its own."""
+    try:
+        with socket.create_connection((host, port), timeout=3) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _EMPTY_SETTINGS)
+            return connection.recv(9)[3:4] == b"\x04"
+    except OSError:
+        return False
+
+
 def _grpc(host: str, port: int) -> list[str]:
     answers: list[str] = []
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     with grpc.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            grpc.channel_ready_future(channel).result(timeout=5)
+            grpc.channel_ready_future(channel).result(timeout=10)
         except grpc.FutureTimeoutError:
-            return []
+            return ["no channel: UNAVAILABLE"]
         for method in _METHODS:
             call = channel.unary_unary(f"/ray.rpc.{method}")
             try:
