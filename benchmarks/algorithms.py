@@ -47,7 +47,6 @@ ALGORITHMS = {
     "gspo": "GSPO",
     "cispo": "CISPO",
     "dppo": "DPPO",
-    "distillation": "distillation",
 }
 """Recipe and name as shown."""
 SOURCES = ("sums", "spelling", "filtering")

@@ -283,7 +283,7 @@ def test_stopped_by_signals_it_trains_on_the_same_tasks(tmp_path: Path) -> None:
 
     for seed in range(3):
         with attempt(cfg, path, Actors(seed, FATES)) as run:
-            asyncio.run(stopped(run, 100 + 20 * seed))
+            asyncio.run(stopped(run, 60 + 15 * seed))
         report = read_report(path)
         assert report.balanced and report.in_flight > 0
     assert uninterrupted(cfg, path, 4, FATES).policy == whole.policy
