@@ -17,8 +17,8 @@ from typing import TypeVar
 import numpy as np
 
 from configs.difficulty import DifficultyConfig
-from mixing.difficulty import Difficulty, Observation
-from mixing.live_pool import LivePool
+from mixing.difficulty.live_pool import LivePool
+from mixing.difficulty.window import Difficulty, Observation
 
 T = TypeVar("T")
 

@@ -47,8 +47,8 @@ from benchmarks.stack import (
     start,
     write_section,
 )
-from mixing.ledger import rows
-from mixing.ledger_events import Attempt, Trained, from_row
+from mixing.ledger.events import Attempt, Trained, from_row
+from mixing.ledger.ledger import rows
 
 RECIPE = ROOT / "benchmarks/five_sources.yaml"
 BASELINE = ROOT / "benchmarks/baselines/five_sources.json"

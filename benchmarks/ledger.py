@@ -3,11 +3,11 @@
     python benchmarks/ledger.py [--groups 1000000] [--json FILE]
 
 A run of 1,000 groups a step, eight rollouts each, one in twenty replaced for zero variance, is
-entered through `mixing.ledger.Ledger` as the driver enters it. The yardstick, in the same run, is
-the bare work that no ledger can do without: `json.dumps` and one append for each of the very rows,
-and `json.loads` of each line to read them. Ratios are ledger / bare, so 1 would be free. Then
-`braid ledger RUN --json` answers from that file, in a process of its own. `memory_mb` is what the
-writer has grown by at the end.
+entered through `mixing.ledger.ledger.Ledger` as the driver enters it. The yardstick, in the same
+run, is the bare work that no ledger can do without: `json.dumps` and one append for each of the
+very rows, and `json.loads` of each line to read them. Ratios are ledger / bare, so 1 would be free.
+Then `braid ledger RUN --json` answers from that file, in a process of its own. `memory_mb` is what
+the writer has grown by at the end.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from pathlib import Path
 
 from configs.load import save_config
 from configs.schema import RunConfig
-from mixing.ledger import Ledger
-from mixing.ledger_events import Reason
+from mixing.ledger.events import Reason
+from mixing.ledger.ledger import Ledger
 from rollouts.types import (
     GroupRequest,
     GroupSummary,

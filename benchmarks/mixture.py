@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs.schema import RunConfig
 from mixing.mixer import Mixer
-from mixing.tokens import Trained
+from mixing.quota.tokens import Trained
 from rollouts.types import GroupRequest, Message, Task
 
 WEIGHTS = {"code": 2.0, "maths": 1.0, "search": 1.0, "slow": 0.5, "few": 0.25}

@@ -26,8 +26,8 @@ from pathlib import Path
 from configs.data import ColumnsConfig, DataConfig
 from configs.difficulty import DifficultyConfig
 from configs.schema import RewardConfig, SourceConfig
-from mixing.feedback import open_pool
-from mixing.opening import open_source
+from mixing.difficulty.feedback import open_pool
+from mixing.sources.opening import open_source
 
 _BATCH = 20_000
 

@@ -17,8 +17,8 @@ from pydantic import JsonValue
 
 from configs.errors import ConfigError, Problem
 from configs.yaml_text import write_document
-from mixing.parquet import open_parquet
-from mixing.row_filter import no_column
+from mixing.tables.parquet import open_parquet
+from mixing.tables.row_filter import no_column
 
 _Fields = dict[str, JsonValue]
 

@@ -12,18 +12,18 @@ from pydantic import JsonValue
 
 from configs.errors import ConfigError, Problem
 from configs.schema import RunConfig
-from mixing.allocator import Allocator, AllocatorState, MixEvent, MixExhausted
-from mixing.casting import Casting, CastingState
-from mixing.cursor import Cursor, CursorState
-from mixing.edits import Edit, EditLog
-from mixing.feedback import Feedback, FeedbackState, SourceDifficulty
-from mixing.group_ids import Drawn, format_id, next_attempt, parse_group_id
-from mixing.live_pool import LivePool, LivePoolState
-from mixing.opening import open_sources
-from mixing.slates import Candidate, Slate
-from mixing.sources import Source
-from mixing.step_plan import StepPlan
-from mixing.tokens import Trained
+from mixing.difficulty.feedback import Feedback, FeedbackState, SourceDifficulty
+from mixing.difficulty.live_pool import LivePool, LivePoolState
+from mixing.quota.allocator import Allocator, AllocatorState, MixEvent, MixExhausted
+from mixing.quota.edits import Edit, EditLog
+from mixing.quota.tokens import Trained
+from mixing.slates.casting import Casting, CastingState
+from mixing.slates.group_ids import Drawn, format_id, next_attempt, parse_group_id
+from mixing.slates.slate import Candidate, Slate
+from mixing.slates.step_plan import StepPlan
+from mixing.sources.cursor import Cursor, CursorState
+from mixing.sources.opening import open_sources
+from mixing.sources.source import Source
 from rollouts.staleness import may_dispatch
 from rollouts.types import GroupRequest, Sampling, Task
 

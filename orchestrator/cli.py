@@ -20,14 +20,14 @@ from rich.console import Console
 from configs.errors import ConfigError, Problem
 from configs.load import load_recipe
 from configs.redact import guard_output, redact
-from orchestrator.cli_options import Overrides, Recipe, Resume
-from orchestrator.import_cmd import import_app
+from orchestrator.commands.import_recipe import import_app
+from orchestrator.commands.judge import judge_app
+from orchestrator.commands.learn import reward_model, sample, sft
+from orchestrator.commands.options import Overrides, Recipe, Resume
+from orchestrator.commands.render import render
+from orchestrator.commands.submit import logs, status, stop, submit
 from orchestrator.interrupt import Signalled
-from orchestrator.judge_cmd import judge_app
-from orchestrator.learn_cmd import reward_model, sample, sft
-from orchestrator.render_cmd import render
 from orchestrator.report.commands import diff, report, watch
-from orchestrator.submit_cmd import logs, status, stop, submit
 
 app = typer.Typer(
     name="braid",
@@ -101,7 +101,7 @@ def train(
 ) -> None:
     """Train on the batches that a run kept, without engines or graders: with the same settings it
     gives the run's metrics, with --set algorithm.loss=... those of another loss."""
-    from orchestrator.replay import execute as execute_replay
+    from orchestrator.resume.replay import execute as execute_replay
 
     raise typer.Exit(execute_replay(replay, overrides or (), start=start, out=out))
 
@@ -116,13 +116,13 @@ def plan(
     ] = None,
 ) -> None:
     """Show what a recipe would run, its memory, and everything wrong with it; start nothing."""
-    from orchestrator.plan import make_plan
+    from orchestrator.planning.plan import make_plan
 
     made = make_plan(load_recipe(recipe, overrides or ()), gpu_gib=gpu_gib)
     if as_json:
         sys.stdout.write(json.dumps(made.to_json(), indent=2, ensure_ascii=False) + "\n")
     else:
-        from orchestrator.plan_table import render_plan
+        from orchestrator.planning.table import render_plan
 
         Console().print(render_plan(made))
     raise typer.Exit(BAD_INPUT if made.problems else 0)
@@ -140,7 +140,7 @@ def baseline(
 ) -> None:
     """Sample the starting policy: pass rates, go or no-go of each source, what to set; exit 3
     where a source is no-go."""
-    from orchestrator.baseline import execute
+    from orchestrator.commands.baseline import execute
 
     cfg = load_recipe(recipe, overrides or ())
     raise typer.Exit(execute(cfg, items=items, samples=samples, as_json=as_json))
@@ -225,10 +225,10 @@ def grade(
     if unread:
         raise ConfigError(unread)
     if sample is not None:
-        from orchestrator.grade_cmd import grade_and_show
+        from orchestrator.commands.grade import grade_and_show
 
         raise typer.Exit(grade_and_show(grader, item, sample, judges, as_json=as_json))
-    from orchestrator.bench_cmd import BenchOptions, bench_grader, bench_source, show
+    from orchestrator.commands.bench import BenchOptions, bench_grader, bench_source, show
 
     options = BenchOptions(
         items=items,
@@ -262,7 +262,7 @@ def mix(
     show: Annotated[bool, typer.Option("--show", help="Show weights and edits.")] = False,
 ) -> None:
     """Change a run's mix while it runs: taken at the next step that it plans."""
-    from orchestrator.mix_cmd import ask_edit, render_mix
+    from orchestrator.commands.mix import ask_edit, render_mix
 
     if sets or unsets:
         Console().print(ask_edit(run_dir, sets or (), unsets or ()), markup=False, soft_wrap=True)
@@ -280,7 +280,7 @@ def export(
     ] = False,
 ) -> None:
     """Write a checkpoint as Hugging Face safetensors, which transformers and vLLM load."""
-    from orchestrator.export_cmd import export_command
+    from orchestrator.commands.export import export_command
 
     raise typer.Exit(_call(export_command(run_dir, step, out, adapter=adapter)))
 
@@ -295,8 +295,8 @@ def ledger(
     source: Annotated[str | None, typer.Option("--source", help="This source alone.")] = None,
 ) -> None:
     """Account for every group of a run, live or ended; exit 1 if it does not add up."""
-    from orchestrator.ledger_cmd import read_life, read_report, to_json
-    from orchestrator.ledger_table import render_life, render_report
+    from orchestrator.commands.ledger import read_life, read_report, to_json
+    from orchestrator.commands.ledger_table import render_life, render_report
 
     if item is not None:
         life = read_life(run_dir, item, source)
@@ -410,9 +410,9 @@ def _stderr() -> Console:
 
 _NAMED_FAILURES = (
     ("actors.errors", "RunError"),
-    ("orchestrator.checkpoints", "CheckpointError"),
-    ("mixing.ledger", "LedgerError"),
-    ("mixing.allocator", "MixExhausted"),
+    ("orchestrator.records.checkpoints", "CheckpointError"),
+    ("mixing.ledger.ledger", "LedgerError"),
+    ("mixing.quota.allocator", "MixExhausted"),
     ("rewards.score", "GradeFailed"),
     ("rewards.process", "GraderStartError"),
 )

@@ -42,8 +42,8 @@ from configs.validate import (
     sampling_groups,
     teacher_role,
 )
-from orchestrator import ray_auth
-from orchestrator.plan import plan_bundles
+from orchestrator.deploy import ray_auth
+from orchestrator.planning.plan import plan_bundles
 
 log = logging.getLogger("braid.cluster")
 _CONTROL = {"control": 1}

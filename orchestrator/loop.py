@@ -14,21 +14,21 @@ from typing import TypeVar
 from actors.groups import CriticGroup, TrainerGroup
 from configs.evaluation import due_sources
 from configs.schema import RunConfig
-from mixing.allocator import MixExhausted
-from mixing.ledger import Ledger
+from mixing.ledger.ledger import Ledger
 from mixing.mixer import Mixer
-from mixing.tokens import tally
+from mixing.quota.allocator import MixExhausted
+from mixing.quota.tokens import tally
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster
 from orchestrator.evaluator import evaluate
 from orchestrator.producer import RolloutProducer
 from orchestrator.publisher import SyncReport, WeightPublisher
-from orchestrator.recorder import Recorder
-from orchestrator.replay_files import begin_step, end_step
-from orchestrator.resume import REFERENCE, Checkpointer, Restored, load_actors
+from orchestrator.records.recorder import Recorder
+from orchestrator.records.run_dir import BATCHES
+from orchestrator.records.step_metrics import StepBooks, TrainedStep
+from orchestrator.resume.replay_files import begin_step, end_step
+from orchestrator.resume.state import REFERENCE, Checkpointer, Restored, load_actors
 from orchestrator.rollout_record import record_rollouts
-from orchestrator.run_dir import BATCHES
-from orchestrator.step_metrics import StepBooks, TrainedStep
 from rollouts.packing import plan_minibatches
 from rollouts.scopes import scale_step
 from rollouts.types import GroupSummary, StepResult, TrainBatch

@@ -31,8 +31,8 @@ from pydantic import JsonValue, TypeAdapter
 from actors.errors import RunError
 from actors.groups import RewardFleet, RolloutFleet
 from configs.schema import RunConfig
-from mixing.ledger import Ledger
-from mixing.ledger_events import MoveReason, Reason
+from mixing.ledger.events import MoveReason, Reason
+from mixing.ledger.ledger import Ledger
 from mixing.mixer import Mixer
 from orchestrator.buffer import GroupBuffer
 from orchestrator.clock import PhaseClock

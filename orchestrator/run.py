@@ -21,26 +21,26 @@ from configs.schema import RunConfig
 from configs.validate import validate_run
 from configs.versions import check_versions
 from environments.registry import validate_environments
-from mixing.decontaminate import NOT_SEARCHED, Contamination, decontaminate
-from mixing.edits import EditLog
-from mixing.feedback import open_pools
-from mixing.ledger import Ledger
+from mixing.difficulty.feedback import open_pools
+from mixing.ledger.ledger import Ledger
 from mixing.mixer import Mixer
-from mixing.opening import open_sources
-from mixing.search_cache import find_once
-from mixing.sources import Source
+from mixing.quota.edits import EditLog
+from mixing.sources.decontaminate import NOT_SEARCHED, Contamination, decontaminate
+from mixing.sources.opening import open_sources
+from mixing.sources.search_cache import find_once
+from mixing.sources.source import Source
 from orchestrator.calibration import check_calibrations
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import Cluster, start_ray
-from orchestrator.hashes import run_hashes
 from orchestrator.loop import Parts, Stopped, StopRequest, train
-from orchestrator.loss_check import check_loss
-from orchestrator.plan_data import check_graded_rows
-from orchestrator.plan_mix import plan_mix
+from orchestrator.planning.data import check_graded_rows
+from orchestrator.planning.loss_check import check_loss
+from orchestrator.planning.mix import plan_mix
 from orchestrator.publisher import WeightPublisher
-from orchestrator.recorder import Recorder
-from orchestrator.resume import Checkpointer, load_actors
-from orchestrator.run_dir import RunDir
+from orchestrator.records.hashes import run_hashes
+from orchestrator.records.recorder import Recorder
+from orchestrator.records.run_dir import RunDir
+from orchestrator.resume.state import Checkpointer, load_actors
 from orchestrator.sandboxing import describe, find_tier, validate_sandbox
 from rewards.graders import validate_rewards
 from rewards.judges.request import Transport

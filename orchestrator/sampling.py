@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from configs.schema import RunConfig, SourceConfig
-from mixing.sources import Source
+from mixing.sources.source import Source
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import SamplingCluster, start_ray
 from orchestrator.loop import StopRequest

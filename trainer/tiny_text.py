@@ -107,7 +107,8 @@ def lessons(seed: int, care: Care, banned: Collection[str] = ()) -> Iterator[Les
 def held_out_items(data: DataConfig) -> list[dict[str, JsonValue]]:
     """Return the items that a run on `data` evaluates with, so that no lesson is one of them.
 
-    The rule is that of `mixing.procedural`, which the trainer may not import; a test compares.
+    The rule is that of `mixing.sources.procedural`, which the trainer may not import; a test
+    compares.
     """
     name = str(data.procedural).removeprefix("reasoning_gym/")
     stream = hashlib.sha256(f"{data.seed}/held-out".encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from configs.judges import JudgeConfig
 from configs.schema import RunConfig
-from orchestrator.plan import plan_bundles
+from orchestrator.planning.plan import plan_bundles
 
 
 class Level(StrEnum):

@@ -4,8 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixing.ledger import rows
-from mixing.ledger_events import Attempt, Trained, from_row
+from mixing.ledger.events import Attempt, Trained, from_row
+from mixing.ledger.ledger import rows
 
 
 @dataclass(slots=True)

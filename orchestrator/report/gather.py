@@ -18,17 +18,17 @@ import yaml
 from configs.errors import ConfigError, Problem
 from configs.load import load_recipe
 from configs.schema import RunConfig
-from mixing.ledger import rows as ledger_rows
-from mixing.ledger_events import Rejected, from_row
-from orchestrator.ledger_cmd import read_report
+from mixing.ledger.events import Rejected, from_row
+from mixing.ledger.ledger import rows as ledger_rows
+from orchestrator.commands.ledger import read_report
+from orchestrator.records.run_dir import MIX_EDITS, RunRecord, read_record
+from orchestrator.records.spikiness import SETTINGS, Standing, spikiness, standings
 from orchestrator.report.attempts import spans
 from orchestrator.report.columns import Columns
 from orchestrator.report.cost import cost
 from orchestrator.report.lines import Tail
 from orchestrator.report.logs import read_log
 from orchestrator.report.samples import SampleReader, spread
-from orchestrator.run_dir import MIX_EDITS, RunRecord, read_record
-from orchestrator.spikiness import SETTINGS, Standing, spikiness, standings
 
 T = TypeVar("T")
 _EVAL_ROWS, _ALARM_ROWS, _FAILED_GROUPS = 1500, 400, 50

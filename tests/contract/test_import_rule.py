@@ -82,7 +82,7 @@ def test_no_module_imports_against_the_rule(package: str):
         ("trainer", "def f():\n    from vllm import LLM"),
         ("orchestrator", "from trainer.model import load"),
         ("rewards", "import importlib\nimportlib.import_module('torch')"),
-        ("actors", "import orchestrator.plan as p"),
+        ("actors", "import orchestrator.planning.plan as p"),
         ("rollouts", "from ..trainer import x"),
         ("environments", "if True:\n    import mixing"),
     ],
@@ -104,12 +104,11 @@ def modules(package: str) -> list[str]:
 
 
 LIGHT = [m for leaf in LEAVES for m in modules(leaf)]
-LIGHT += ["orchestrator.plan", "orchestrator.plan_table", "orchestrator.cli"]
-LIGHT += ["orchestrator.run_dir", "orchestrator.checkpoints", "orchestrator.display"]
-LIGHT += ["orchestrator.ledger_cmd", "orchestrator.ledger_table"]
-LIGHT += ["orchestrator.calibration", "orchestrator.judge_cmd"]
-LIGHT += ["orchestrator.doctor.diagnose", "orchestrator.metrics", "orchestrator.sandboxing"]
-LIGHT += ["orchestrator.hashes", "orchestrator.baseline_stats", "orchestrator.baseline_view"]
+LIGHT += [f"orchestrator.{name}" for name in ("cli", "calibration", "sandboxing")]
+LIGHT += [f"orchestrator.planning.{name}" for name in ("plan", "table")]
+LIGHT += [f"orchestrator.records.{n}" for n in ("run_dir", "checkpoints", "display", "hashes")]
+LIGHT += [f"orchestrator.commands.{n}" for n in ("judge", "ledger", "baseline_view")]
+LIGHT += ["orchestrator.doctor.diagnose", "orchestrator.records.metrics"]
 
 
 def loaded_by(statements: str) -> list[str]:
@@ -132,8 +131,8 @@ def test_making_a_plan_loads_nothing_heavy():
             "from pathlib import Path\n"
             "from configs.load import load_any\n"
             "from configs.schema import RunConfig\n"
-            "from orchestrator.plan import make_plan\n"
-            "from orchestrator.sft_plan import plan_sft\n"
+            "from orchestrator.planning.plan import make_plan\n"
+            "from orchestrator.sft.plan import plan_sft\n"
             "for r in Path('configs/recipes').glob('*.yaml'):\n"
             "    cfg = load_any(r)\n"
             "    make_plan(cfg) if isinstance(cfg, RunConfig) else plan_sft(cfg)"
@@ -148,4 +147,4 @@ def test_the_bare_interpreter_would_show_a_heavy_import():
 
 def test_the_driver_loads_ray_alone():
     assert loaded_by("import orchestrator.run") == ["ray"]
-    assert loaded_by("import orchestrator.sft, orchestrator.sample_cmd") == ["ray"]
+    assert loaded_by("import orchestrator.sft.run, orchestrator.commands.sample") == ["ray"]

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from configs.load import load_infra, load_recipe
-from orchestrator.render import Bundle, render, write_bundle
+from orchestrator.deploy.render import Bundle, render, write_bundle
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT.parent / "shared" / "kuberay"

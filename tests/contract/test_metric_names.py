@@ -11,17 +11,17 @@ import yaml
 
 from configs.judges import PriceConfig
 from configs.schema import RunConfig
-from mixing.curriculum import CurriculumSnapshot
-from mixing.difficulty import DifficultySnapshot
-from mixing.feedback import SourceDifficulty
-from mixing.ledger_events import MoveReason, Reason
+from mixing.difficulty.curriculum import CurriculumSnapshot
+from mixing.difficulty.feedback import SourceDifficulty
+from mixing.difficulty.window import DifficultySnapshot
+from mixing.ledger.events import MoveReason, Reason
 from orchestrator.guards import Guards
 from orchestrator.publisher import SyncReport
-from orchestrator.run_totals import RunTotals
+from orchestrator.records.run_totals import RunTotals
+from orchestrator.records.source_metrics import METRICS, PART_METRICS
+from orchestrator.records.step_metrics import StepBooks, TrainedStep, book_metrics, step_metrics
 from orchestrator.sinks.families import sample
 from orchestrator.sinks.to_prometheus import COUNTERS, STEP_SECONDS
-from orchestrator.source_metrics import METRICS, PART_METRICS
-from orchestrator.step_metrics import StepBooks, TrainedStep, book_metrics, step_metrics
 from rewards.judges.meter import Meter, add_up
 from rewards.monitors.replay import ROLLED_BACK_TO
 from rewards.score import Usage

@@ -7,8 +7,8 @@ import pytest
 from configs.load import load_any, load_recipe, save_config
 from configs.schema import RunConfig
 from configs.validate_sft import warn_sft
-from orchestrator.plan import make_plan
-from orchestrator.sft_plan import prepare
+from orchestrator.planning.plan import make_plan
+from orchestrator.sft.plan import prepare
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs/recipes"

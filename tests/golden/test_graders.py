@@ -13,7 +13,7 @@ from configs.errors import ConfigError
 from configs.graders.union import GraderConfig
 from configs.load import parse_grader
 from configs.schema import RewardGroupConfig
-from orchestrator.grade_cmd import Graded
+from orchestrator.commands.grade import Graded
 from rewards.compute import ComputePool
 from rewards.evaluate import evaluate
 from rewards.registry import ASYNC, COMPUTE, check_grader, children, leaves

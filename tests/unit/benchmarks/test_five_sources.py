@@ -11,8 +11,8 @@ from benchmarks.stack import PAGE, overrides, section, write_section
 from benchmarks.worlds import SlowTurn, half_telling
 from configs.load import load_recipe
 from configs.validate import validate_run
-from mixing.allocator import Allocator
-from mixing.ledger_events import Attempt, Dispatched, DispatchedGroup, Trained, TrainedGroup, to_row
+from mixing.ledger.events import Attempt, Dispatched, DispatchedGroup, Trained, TrainedGroup, to_row
+from mixing.quota.allocator import Allocator
 from rollouts.types import Completion, Message, Rollout, RolloutStatus, Task, Turn
 
 

@@ -11,8 +11,8 @@ from configs.errors import ConfigError
 from configs.load import load_any, load_recipe, load_reward_model, load_sft, save_config
 from configs.sft import SftConfig, training_run
 from configs.validate_sft import validate_sft, warn_sft
-from orchestrator.resume_rules import changed_fields
-from orchestrator.sft_plan import plan_sft, prepare
+from orchestrator.resume.rules import changed_fields
+from orchestrator.sft.plan import plan_sft, prepare
 
 ROOT = Path(__file__).parents[3]
 TINY = str(ROOT / "configs/models/tiny")

@@ -10,8 +10,8 @@ from configs.errors import ConfigError
 from configs.load import load_judges, load_recipe
 from configs.schema import RunConfig
 from configs.validate import active_groups, find_warnings, validate_run
-from orchestrator.plan import make_plan, plan_bundles
-from orchestrator.resume_rules import changed_fields
+from orchestrator.planning.plan import make_plan, plan_bundles
+from orchestrator.resume.rules import changed_fields
 
 TINY = str(Path(__file__).parents[3] / "configs/models/tiny")
 ENDPOINT = {"endpoint": {"base_url": "https://judge.example/v1", "model": "m"}}

@@ -11,8 +11,8 @@ from configs.evaluation import due_sources
 from configs.schema import RunConfig
 from configs.tokenizer_files import tokenizer_difference
 from configs.validate import active_groups, find_warnings, validate_run
-from orchestrator.plan import make_plan
-from orchestrator.resume_rules import changed_fields
+from orchestrator.planning.plan import make_plan
+from orchestrator.resume.rules import changed_fields
 
 TINY = Path(__file__).parents[3] / "configs/models/tiny"
 TEACHER = {

@@ -8,10 +8,10 @@ from fractions import Fraction
 import pytest
 
 from configs.schema import RunConfig
-from mixing.allocator import Allocator, MixExhausted
-from mixing.group_ids import parse_group_id
 from mixing.mixer import Mixer
-from mixing.shares import exact
+from mixing.quota.allocator import Allocator, MixExhausted
+from mixing.quota.shares import exact
+from mixing.slates.group_ids import parse_group_id
 from rollouts.types import GroupRequest
 
 MakeRun = Callable[..., RunConfig]

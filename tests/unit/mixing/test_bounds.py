@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from configs.schema import RunConfig
-from mixing.allocator import MixExhausted
-from mixing.edits import EditLog
 from mixing.mixer import Mixer
-from mixing.tokens import Trained
+from mixing.quota.allocator import MixExhausted
+from mixing.quota.edits import EditLog
+from mixing.quota.tokens import Trained
 from rollouts.types import GroupRequest
 
 MakeRun = Callable[..., RunConfig]

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from mixing.allocator import MixEvent
 from mixing.mixer import Mixer
+from mixing.quota.allocator import MixEvent
 from rollouts.types import GroupSummary, SampleHandle
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from configs.errors import ConfigError
 from configs.sft import PreferenceDataConfig, SftDataConfig
-from mixing.conversations import (
+from mixing.tables.conversations import (
     conversations,
     num_steps,
     open_rows,

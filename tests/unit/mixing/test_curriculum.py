@@ -9,8 +9,8 @@ from pydantic import JsonValue
 from configs.data import DataConfig
 from configs.errors import ConfigError
 from configs.schema import RewardConfig, SourceConfig
-from mixing.curriculum import Curriculum, CurriculumSource, level_args, level_of
-from mixing.procedural import ProceduralSource, question
+from mixing.difficulty.curriculum import Curriculum, CurriculumSource, level_args, level_of
+from mixing.sources.procedural import ProceduralSource, question
 
 
 def source(

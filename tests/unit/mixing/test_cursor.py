@@ -6,7 +6,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixing.cursor import Cursor
+from mixing.sources.cursor import Cursor
 
 ORDER = [7, 1, 0, 6, 4, 5, 2, 3, 0, 7, 5, 4, 1, 3, 2, 6]
 

@@ -18,7 +18,7 @@ from configs.schema import (
     RunConfig,
     SourceConfig,
 )
-from mixing.decontaminate import (
+from mixing.sources.decontaminate import (
     Contamination,
     HeldOutIndex,
     ThinnedSource,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from configs.difficulty import DifficultyConfig
-from mixing.difficulty import Difficulty, ItemState, Observation, floor_of
-from mixing.live_pool import LivePool
+from mixing.difficulty.live_pool import LivePool
+from mixing.difficulty.window import Difficulty, ItemState, Observation, floor_of
 
 
 def windowed(size: int, *, offline: list[float | None] | None = None, **keys: object) -> Difficulty:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from configs.schema import RunConfig
-from mixing.edits import EditLog
 from mixing.mixer import Mixer
+from mixing.quota.edits import EditLog
 
 MakeRun = Callable[..., RunConfig]
 

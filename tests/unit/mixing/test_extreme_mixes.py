@@ -12,8 +12,8 @@ from pydantic import JsonValue
 from configs.data import DataConfig
 from configs.schema import BatchConfig, ModelConfig, RewardConfig, RunConfig, SourceConfig
 from mixing.mixer import Mixer
-from mixing.quota import Quota
-from mixing.shares import Demand, exact, groups_due
+from mixing.quota.rounding import Quota
+from mixing.quota.shares import Demand, exact, groups_due
 from rollouts.types import GroupRequest
 
 unequal = st.lists(

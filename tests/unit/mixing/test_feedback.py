@@ -11,9 +11,9 @@ import pytest
 from configs.errors import ConfigError
 from configs.mix import LimitsConfig
 from configs.schema import BatchConfig, ModelConfig, RunConfig, SourceConfig
-from mixing.feedback import open_pools
+from mixing.difficulty.feedback import open_pools
 from mixing.mixer import Mixer
-from mixing.opening import open_sources
+from mixing.sources.opening import open_sources
 from rollouts.filters import Verdict
 from rollouts.types import GroupRequest, GroupSummary
 

@@ -14,8 +14,8 @@ import pytest
 
 from configs.errors import ConfigError, Problem
 from configs.schema import SourceConfig
-from mixing.opening import open_source
-from mixing.sources import Source
+from mixing.sources.opening import open_source
+from mixing.sources.source import Source
 
 MakeSource = Callable[..., SourceConfig]
 
@@ -154,7 +154,7 @@ def test_the_driver_loads_neither_datasets_nor_torch(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
         "from configs.schema import SourceConfig\n"
-        "from mixing.opening import open_source\n"
+        "from mixing.sources.opening import open_source\n"
         "print(open_source(SourceConfig.model_validate_json(sys.argv[1])).size)\n"
         "print(*[m for m in ('datasets', 'pandas', 'torch', 'ray') if m in sys.modules])\n"
     )

@@ -13,7 +13,7 @@ from configs.load import load_recipe
 from configs.schema import RunConfig
 from configs.validate import validate_run
 from mixing.importers import ImportedRecipe, import_open_instruct, import_verl, parse_mixer_list
-from mixing.opening import open_sources
+from mixing.sources.opening import open_sources
 
 
 def load(made: ImportedRecipe, folder: Path) -> RunConfig:

@@ -8,8 +8,8 @@ import pytest
 from configs.data import DataConfig
 from configs.errors import ConfigError
 from configs.schema import RewardConfig, SourceConfig
-from mixing.opening import open_source
-from mixing.table_source import TableSource
+from mixing.sources.opening import open_source
+from mixing.sources.table_source import TableSource
 from rollouts.types import Message
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import ConfigError
-from mixing.ledger import Ledger, LedgerError, read_account, rows
-from mixing.ledger_events import (
+from mixing.ledger.events import (
     Accepted,
     Attempt,
     Dispatched,
@@ -25,6 +24,7 @@ from mixing.ledger_events import (
     from_row,
     to_row,
 )
+from mixing.ledger.ledger import Ledger, LedgerError, read_account, rows
 from rollouts.types import (
     GroupRequest,
     GroupSummary,
@@ -506,7 +506,7 @@ def test_a_full_disk_ends_the_run_by_name(tmp_path: Path, monkeypatch: pytest.Mo
     def full(descriptor: int, data: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mixing.ledger.os.write", full)
+    monkeypatch.setattr("mixing.ledger.ledger.os.write", full)
     with pytest.raises(LedgerError, match=r"ledger.jsonl cannot be written: No space left"):
         ledger.dispatched((A,), 0)
 

@@ -9,7 +9,7 @@ import pytest
 
 from configs.schema import RunConfig
 from mixing.mixer import Mixer
-from mixing.tokens import Trained
+from mixing.quota.tokens import Trained
 from rollouts.types import GroupRequest
 
 MakeRun = Callable[..., RunConfig]

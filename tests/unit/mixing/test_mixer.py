@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from configs.errors import ConfigError
 from configs.schema import RunConfig
-from mixing.group_ids import parse_group_id
 from mixing.mixer import Mixer
+from mixing.slates.group_ids import parse_group_id
 from rollouts.types import GroupRequest
 
 MakeRun = Callable[..., RunConfig]

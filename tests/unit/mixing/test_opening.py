@@ -10,7 +10,7 @@ from configs.data import DataConfig
 from configs.errors import ConfigError
 from configs.schema import RewardConfig, RunConfig, SourceConfig
 from mixing.mixer import Mixer
-from mixing.opening import open_sources, probe_sources, source_warnings
+from mixing.sources.opening import open_sources, probe_sources, source_warnings
 
 MakeSource = Callable[..., SourceConfig]
 

@@ -13,8 +13,8 @@ import pytest
 
 from configs.errors import ConfigError
 from configs.schema import RunConfig, SourceConfig
-from mixing.opening import open_source, probe_sources
-from mixing.sources import Source
+from mixing.sources.opening import open_source, probe_sources
+from mixing.sources.source import Source
 
 MakeSource = Callable[..., SourceConfig]
 

@@ -10,8 +10,8 @@ from pydantic import JsonValue
 from configs.data import DataConfig
 from configs.errors import ConfigError
 from configs.schema import RewardConfig, SourceConfig
-from mixing.procedural import ProceduralSource
-from mixing.vetted import REFUSED, VETTED
+from mixing.sources.procedural import ProceduralSource
+from mixing.sources.vetted import REFUSED, VETTED
 from rollouts.types import Task
 
 
@@ -68,7 +68,7 @@ def test_items_are_the_same_in_another_process() -> None:
     code = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
         "from configs.schema import SourceConfig\n"
-        "from mixing.procedural import ProceduralSource\n"
+        "from mixing.sources.procedural import ProceduralSource\n"
         "s = ProceduralSource(SourceConfig.model_validate_json(sys.argv[1]))\n"
         "print([s.task(i).prompt[-1].content for i in range(5)])\n"
     )

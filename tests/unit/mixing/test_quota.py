@@ -7,8 +7,8 @@ from math import ceil, floor, lcm
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixing.quota import Quota, interleave
-from mixing.shares import Demand, exact, groups_due
+from mixing.quota.rounding import Quota, interleave
+from mixing.quota.shares import Demand, exact, groups_due
 
 weights = st.lists(st.integers(1, 50), min_size=1, max_size=8).map(
     lambda ws: {f"s{i}": float(w) for i, w in enumerate(ws)}

@@ -12,9 +12,9 @@ import pytest
 
 from configs.errors import ConfigError, Problem
 from configs.schema import SourceConfig
-from mixing.jsonl import JsonlTable
-from mixing.opening import open_source
-from mixing.tables import Row
+from mixing.sources.opening import open_source
+from mixing.tables.jsonl import JsonlTable
+from mixing.tables.table import Row
 
 MakeSource = Callable[..., SourceConfig]
 

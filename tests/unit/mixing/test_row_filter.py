@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mixing.row_filter import RowFilter
+from mixing.tables.row_filter import RowFilter
 
 ROWS: list[dict[str, Any]] = [
     {"level": 1, "kind": "a", "score": 0.25, "ok": True, "x": {"y": "deep"}},

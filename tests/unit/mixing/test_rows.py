@@ -10,9 +10,9 @@ import pytest
 from configs.data import DataConfig
 from configs.errors import ConfigError
 from configs.schema import SourceConfig
-from mixing.opening import open_source
-from mixing.rows import RowReader
-from mixing.sources import Source
+from mixing.sources.opening import open_source
+from mixing.sources.source import Source
+from mixing.tables.rows import RowReader
 from rollouts.types import Message, Task
 
 MakeSource = Callable[..., SourceConfig]

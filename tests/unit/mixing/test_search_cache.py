@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 
 from configs.schema import RunConfig
-from mixing import search_cache
-from mixing.decontaminate import NOT_SEARCHED, Contamination, decontaminate, find_contamination
-from mixing.search_cache import cache_folder, find_once, load
-from mixing.sources import Source
+from mixing.sources import search_cache
+from mixing.sources.decontaminate import (
+    NOT_SEARCHED,
+    Contamination,
+    decontaminate,
+    find_contamination,
+)
+from mixing.sources.search_cache import cache_folder, find_once, load
+from mixing.sources.source import Source
 from rollouts.types import Message, Task
 
 
@@ -119,10 +124,10 @@ def test_other_code_or_another_package_is_another_search(
     monkeypatch.setattr(search_cache, "version", lambda package: "0.0.1")
     find_once(recipe(), SOURCES)
     assert len(searches) == 2
-    copy = tmp_path / "mixing"
-    copy.mkdir()
+    copy = tmp_path / "mixing/sources"
+    copy.mkdir(parents=True)
     (copy / "decontaminate.py").write_text("# changed")
-    monkeypatch.setattr(search_cache, "__file__", str(copy / "search_cache.py"))
+    monkeypatch.setattr(search_cache, "_CODE", tmp_path / "mixing")
     find_once(recipe(), SOURCES)
     assert len(searches) == 3
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from mixing.shares import Demand, groups_due, temper
+from mixing.quota.shares import Demand, groups_due, temper
 
 
 def random_demands(rng: random.Random, groups: int) -> dict[str, Demand]:

@@ -7,10 +7,10 @@ import random
 import numpy as np
 import pytest
 
-from mixing.group_ids import Drawn, format_id, next_attempt, parse_group_id
-from mixing.returned import Returned
-from mixing.slates import Candidate, Fate, Slate, Slates, survivors
-from mixing.survival import Survival
+from mixing.slates.group_ids import Drawn, format_id, next_attempt, parse_group_id
+from mixing.slates.returned import Returned
+from mixing.slates.slate import Candidate, Fate, Slate, Slates, survivors
+from mixing.slates.survival import Survival
 
 R, G, D = Fate.RUNNING, Fate.GOOD, Fate.DEAD
 

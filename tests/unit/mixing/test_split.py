@@ -10,8 +10,8 @@ import pytest
 
 from configs.errors import ConfigError, Problem
 from configs.schema import SourceConfig
-from mixing.opening import open_source
-from mixing.sources import Source
+from mixing.sources.opening import open_source
+from mixing.sources.source import Source
 
 MakeSource = Callable[..., SourceConfig]
 

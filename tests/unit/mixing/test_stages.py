@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from configs.schema import RunConfig
-from mixing.stages import Schedule
+from mixing.quota.stages import Schedule
 
 
 def recipe(*stages: dict[str, object], **weights: float) -> RunConfig:

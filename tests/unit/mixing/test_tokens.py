@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from configs.schema import RunConfig
-from mixing.allocator import Allocator
-from mixing.tokens import Trained
+from mixing.quota.allocator import Allocator
+from mixing.quota.tokens import Trained
 
 
 def recipe(

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from configs.schema import RunConfig
-from mixing.account import Account
-from mixing.allocator import MixEvent
-from mixing.ledger import Ledger, read_account, rows
-from mixing.ledger_events import Moved, Trained, from_row
+from mixing.ledger.account import Account
+from mixing.ledger.events import Moved, Trained, from_row
+from mixing.ledger.ledger import Ledger, read_account, rows
 from mixing.mixer import Mixer
+from mixing.quota.allocator import MixEvent
 from orchestrator.clock import PhaseClock
 from orchestrator.producer import RolloutProducer
 from rollouts.packing import plan_minibatches

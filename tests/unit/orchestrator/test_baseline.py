@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from configs.load import load_recipe
-from orchestrator.baseline import _answers, _item
+from orchestrator.commands.baseline import _answers, _item
 from orchestrator.sampling import item_requests
 from rollouts.types import (
     Boundary,

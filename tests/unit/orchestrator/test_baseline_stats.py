@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from configs.schema import RunConfig
-from orchestrator.baseline_stats import (
+from orchestrator.commands.baseline_stats import (
     ItemSamples,
     SourceBaseline,
     describe,
@@ -20,7 +20,7 @@ from orchestrator.baseline_stats import (
     suggest_group_size,
     zero_variance,
 )
-from orchestrator.baseline_view import render_baseline
+from orchestrator.commands.baseline_view import render_baseline
 
 
 def item(rewards: str | list[float], **changes: object) -> ItemSamples:

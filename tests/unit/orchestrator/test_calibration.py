@@ -16,8 +16,8 @@ from configs.errors import ConfigError
 from configs.load import load_grader
 from configs.schema import RunConfig
 from orchestrator.calibration import check_calibrations
-from orchestrator.grade_cmd import grade_one
-from orchestrator.judge_cmd import judge_app
+from orchestrator.commands.grade import grade_one
+from orchestrator.commands.judge import judge_app
 
 KEY = "sk-thread-secret"
 LABELS = [0.0, 1.0, 1.0, 0.0, 1.0, 0.0]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoints import (
+from orchestrator.records.checkpoints import (
     CheckpointError,
     CheckpointStore,
     FileLayer,

@@ -10,8 +10,8 @@ import pytest
 
 from configs.load import save_config
 from configs.schema import RunConfig
-from orchestrator.checkpoints import CheckpointStore
-from orchestrator.export_cmd import export_command
+from orchestrator.commands.export import export_command
+from orchestrator.records.checkpoints import CheckpointStore
 
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "configs" / "recipes" / "one_gpu.yaml"
@@ -158,7 +158,7 @@ def test_run_shows_cross_field_problems_before_anything_starts():
     ("body", "code", "last"),
     [
         (
-            "from mixing.ledger import LedgerError\n"
+            "from mixing.ledger.ledger import LedgerError\n"
             "raise LedgerError('ledger.jsonl does not add up')",
             1,
             "LedgerError: ledger.jsonl does not add up",
@@ -190,13 +190,13 @@ def test_run_shows_cross_field_problems_before_anything_starts():
             "ActorFailure: rollout[0] on 10.0.0.1, generate: it was killed",
         ),
         (
-            "from orchestrator.checkpoints import CheckpointError\n"
+            "from orchestrator.records.checkpoints import CheckpointError\n"
             "raise CheckpointError('checkpoint of step 3: disk full')",
             1,
             "CheckpointError: checkpoint of step 3: disk full",
         ),
         (
-            "from mixing.allocator import MixExhausted\n"
+            "from mixing.quota.allocator import MixExhausted\n"
             "raise MixExhausted('step 4 cannot be filled', step=4, wanted=False)",
             1,
             "MixExhausted: step 4 cannot be filled",

@@ -5,7 +5,7 @@ import pytest
 from pydantic import JsonValue
 from rich.console import Console, RenderableType
 
-from orchestrator.display import (
+from orchestrator.records.display import (
     Display,
     EvalView,
     StepView,
@@ -18,7 +18,7 @@ from orchestrator.display import (
     render_step_line,
     sparkline,
 )
-from orchestrator.spikiness import Standing, spikiness, standings
+from orchestrator.records.spikiness import Standing, spikiness, standings
 
 
 def view(step: int, sums: float | None = 0.5) -> StepView:

@@ -17,7 +17,7 @@ from orchestrator.doctor.diagnose import diagnose
 from orchestrator.doctor.findings import Diagnosis, Finding, Level, Patient, render_diagnosis
 from orchestrator.doctor.packages import check_packages
 from orchestrator.doctor.sandbox import check_sandbox
-from orchestrator.run_dir import RunDir
+from orchestrator.records.run_dir import RunDir
 from orchestrator.sandboxing import describe, find_tier, needs_sandbox, validate_sandbox
 from rewards.sandbox import tiers
 from rewards.sandbox.result import Tier

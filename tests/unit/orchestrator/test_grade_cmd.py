@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from configs.errors import ConfigError
 from configs.load import parse_grader
 from orchestrator.cli import _main, app  # pyright: ignore[reportPrivateUsage]
-from orchestrator.grade_cmd import Graded
+from orchestrator.commands.grade import Graded
 from rewards.score import FailureKind, GradeFailed, Score, Usage
 
 ROOT = Path(__file__).parents[3]

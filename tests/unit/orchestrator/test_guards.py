@@ -18,15 +18,15 @@ from rich.console import Console
 
 from configs.schema import RunConfig
 from configs.validate import find_warnings, validate_run
-from mixing.ledger import Ledger
+from mixing.ledger.ledger import Ledger
 from mixing.mixer import Mixer
 from orchestrator.clock import PhaseClock
-from orchestrator.ledger_cmd import read_report
+from orchestrator.commands.ledger import read_report
 from orchestrator.loop import Parts, StopRequest, train
 from orchestrator.publisher import SyncReport
-from orchestrator.recorder import Recorder
-from orchestrator.resume import Checkpointer
-from orchestrator.run_dir import RunDir
+from orchestrator.records.recorder import Recorder
+from orchestrator.records.run_dir import RunDir
+from orchestrator.resume.state import Checkpointer
 from rollouts.types import (
     GeneratedGroup,
     GroupRequest,

@@ -10,9 +10,9 @@ import pytest
 from configs.errors import ConfigError
 from configs.load import load_recipe
 from configs.schema import RunConfig
-from orchestrator.hashes import Change, Hashed, changes, run_hashes, silent_changes
-from orchestrator.plug_files import find_module, own_modules
-from orchestrator.run_dir import RunDir
+from orchestrator.planning.plug_files import find_module, own_modules
+from orchestrator.records.hashes import Change, Hashed, changes, run_hashes, silent_changes
+from orchestrator.records.run_dir import RunDir
 
 GRADER = """
 from my_lib_of_test.parse import number

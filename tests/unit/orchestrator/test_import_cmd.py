@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from configs.errors import ConfigError
 from configs.load import load_recipe
-from orchestrator.import_cmd import import_app
+from orchestrator.commands.import_recipe import import_app
 
 MIXER = ["open-instruct", "ai2/gsm 1.0 ai2/math 1", "--rows", "ai2/gsm=50"]
 

@@ -6,9 +6,9 @@ from configs.infra import InfraConfig
 from configs.judges import EndpointConfig, JudgeConfig, JudgeEnginesConfig, RewardModelConfig
 from configs.load import load_infra, load_recipe
 from configs.schema import RunConfig
-from orchestrator.infra_check import check_recipe_on, place_roles
-from orchestrator.plan import plan_bundles
-from orchestrator.render_pods import GROUP_LABEL
+from orchestrator.deploy.infra_check import check_recipe_on, place_roles
+from orchestrator.deploy.pods import GROUP_LABEL
+from orchestrator.planning.plan import plan_bundles
 
 ROOT = Path(__file__).parents[3]
 

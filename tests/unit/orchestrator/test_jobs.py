@@ -16,9 +16,9 @@ import pytest
 from configs.errors import ConfigError
 from configs.infra import InfraConfig
 from configs.load import load_infra
-from orchestrator import jobs
 from orchestrator.cli import _main
-from orchestrator.package import Package
+from orchestrator.deploy import jobs
+from orchestrator.deploy.package import Package
 
 ROOT = Path(__file__).parents[3]
 STOPPED = "stopped by SIGTERM; --resume auto goes on from here\n"

@@ -8,7 +8,7 @@ import pytest
 
 from configs.load import save_config
 from configs.schema import RunConfig
-from mixing.ledger_events import (
+from mixing.ledger.events import (
     Accepted,
     Attempt,
     Dispatched,

@@ -12,14 +12,14 @@ import pytest
 from rich.console import Console
 
 from configs.schema import RunConfig
-from mixing.ledger import Ledger
+from mixing.ledger.ledger import Ledger
 from mixing.mixer import Mixer
 from orchestrator.clock import PhaseClock
 from orchestrator.loop import Parts, Stopped, StopRequest, train
 from orchestrator.publisher import SyncReport
-from orchestrator.recorder import Recorder
-from orchestrator.resume import Restored
-from orchestrator.run_dir import RunDir
+from orchestrator.records.recorder import Recorder
+from orchestrator.records.run_dir import RunDir
+from orchestrator.resume.state import Restored
 from rollouts.types import (
     GeneratedGroup,
     GroupRequest,

@@ -10,13 +10,13 @@ import pytest
 
 from configs.errors import ConfigError
 from configs.schema import RunConfig
-from orchestrator.checkpoints import CheckpointError, CheckpointRef, CheckpointStore
 from orchestrator.clock import PhaseClock
 from orchestrator.guards import Guards
 from orchestrator.loop import _checkpoint, _step
 from orchestrator.publisher import SyncReport
-from orchestrator.resume import load_actors
-from orchestrator.step_metrics import TrainedStep
+from orchestrator.records.checkpoints import CheckpointError, CheckpointRef, CheckpointStore
+from orchestrator.records.step_metrics import TrainedStep
+from orchestrator.resume.state import load_actors
 from rollouts.types import GroupSummary, MicroBatchPlan, SampleHandle, StepResult, TrainBatch
 
 

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from configs.schema import RunConfig
-from mixing.allocator import MixExhausted
-from mixing.edits import EditLog
-from mixing.ledger import Ledger
+from mixing.ledger.ledger import Ledger
 from mixing.mixer import Mixer
+from mixing.quota.allocator import MixExhausted
+from mixing.quota.edits import EditLog
 from orchestrator.clock import PhaseClock
 from orchestrator.evaluator import EvalResult
 from orchestrator.loop import Parts, StopRequest, train
-from orchestrator.recorder import Recorder
-from orchestrator.resume import Restored
-from orchestrator.run_dir import RunDir
+from orchestrator.records.recorder import Recorder
+from orchestrator.records.run_dir import RunDir
+from orchestrator.resume.state import Restored
 from rollouts.types import (
     GeneratedGroup,
     GroupRequest,

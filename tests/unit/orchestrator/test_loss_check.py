@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from configs.algorithm import AlgorithmConfig
 from configs.schema import RunConfig
 from configs.validate import find_warnings
-from orchestrator.loss_check import check_loss
-from orchestrator.plan import make_plan
+from orchestrator.planning.loss_check import check_loss
+from orchestrator.planning.plan import make_plan
 
 WRAPPED = "from trainer import loss\n\ndef mine(x):\n    return loss.ppo_clip(x, clip_low=0.1)\n"
 PLAIN = "def mine(x, *, clip_low=0.2):\n    return clip_low * x.policy_logprobs\n"

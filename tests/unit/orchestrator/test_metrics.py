@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from configs.schema import RunConfig
-from orchestrator.metrics import MetricSinks
-from orchestrator.run_dir import RunDir
+from orchestrator.records.metrics import MetricSinks
+from orchestrator.records.run_dir import RunDir
 from orchestrator.sinks.sink import Sink, by_section
 from rewards.monitors.alarms import Alarm
 
@@ -218,7 +218,7 @@ def test_a_sink_that_cannot_start_is_left_out(tmp_path: Path, caplog: pytest.Log
 
 def test_nothing_heavy_is_imported_when_only_files_are_written():
     code = (
-        "import sys, orchestrator.metrics;"
+        "import sys, orchestrator.records.metrics;"
         "print([m for m in ('torch','wandb','tensorboard','ray') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -9,11 +9,11 @@ from rich.console import Console
 from configs.errors import ConfigError
 from configs.load import load_recipe, save_config
 from configs.schema import RunConfig
-from mixing.edits import EditLog
 from mixing.mixer import Mixer
+from mixing.quota.edits import EditLog
 from orchestrator.cli import _main
-from orchestrator.mix_cmd import ask_edit, render_mix
-from orchestrator.run_dir import append_line
+from orchestrator.commands.mix import ask_edit, render_mix
+from orchestrator.records.run_dir import append_line
 
 
 @pytest.fixture

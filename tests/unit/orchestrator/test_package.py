@@ -11,9 +11,9 @@ from configs.errors import ConfigError
 from configs.infra import InfraConfig
 from configs.load import load_infra, load_recipe
 from configs.schema import RunConfig
-from orchestrator import package as package_module
-from orchestrator.infra_check import JOB_PACKAGE, Carrier
-from orchestrator.package import Package, make_package
+from orchestrator.deploy import package as package_module
+from orchestrator.deploy.infra_check import JOB_PACKAGE, Carrier
+from orchestrator.deploy.package import Package, make_package
 
 ROOT = Path(__file__).parents[3]
 
@@ -163,7 +163,7 @@ def test_two_files_of_one_name_are_refused(work: Path, infra: InfraConfig):
 
 
 def test_parquet_travels_with_a_job_and_not_with_a_config_map(work: Path, infra: InfraConfig):
-    from orchestrator.infra_check import CONFIG_MAP, check_recipe_on
+    from orchestrator.deploy.infra_check import CONFIG_MAP, check_recipe_on
 
     (work / "rows.parquet").write_bytes(b"PAR1\xff")
     cfg = recipe(work)

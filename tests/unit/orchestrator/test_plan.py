@@ -10,14 +10,14 @@ from configs.load import load_any
 from configs.model_files import ModelShape, read_model_shape
 from configs.schema import RunConfig
 from configs.sft import training_run
-from orchestrator.memory import (
+from orchestrator.planning.memory import (
     GIB,
     activation_bytes,
     kv_bytes_per_token,
     logit_chunk_bytes,
     zero_model_states,
 )
-from orchestrator.plan import make_plan, plan_bundles
+from orchestrator.planning.plan import make_plan, plan_bundles
 
 ROOT = Path(__file__).parents[3]
 QWEN_HALF_B = {

@@ -10,9 +10,9 @@ from rich.console import Console
 from configs.errors import ConfigError
 from configs.load import load_recipe
 from configs.schema import RunConfig
-from orchestrator import plan_data
-from orchestrator.plan import RunPlan, make_plan
-from orchestrator.plan_table import render_plan
+from orchestrator.planning import data as plan_data
+from orchestrator.planning.plan import RunPlan, make_plan
+from orchestrator.planning.table import render_plan
 from orchestrator.run import check
 
 ROOT = Path(__file__).parents[3]

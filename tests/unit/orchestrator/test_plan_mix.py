@@ -5,9 +5,9 @@ import io
 from rich.console import Console
 
 from configs.schema import RunConfig
-from orchestrator.plan import make_plan
-from orchestrator.plan_mix import plan_mix
-from orchestrator.plan_table import render_plan
+from orchestrator.planning.mix import plan_mix
+from orchestrator.planning.plan import make_plan
+from orchestrator.planning.table import render_plan
 
 ITEMS = dict.fromkeys("abc", 100)
 

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from configs.evaluation import due_sources
 from configs.schema import RunConfig
-from orchestrator.plan import make_plan
-from orchestrator.plan_source import DifficultyPlan, EvalPlan, plan_difficulty, plan_evaluation
-from orchestrator.plan_table import render_plan
+from orchestrator.planning.plan import make_plan
+from orchestrator.planning.source import DifficultyPlan, EvalPlan, plan_difficulty, plan_evaluation
+from orchestrator.planning.table import render_plan
 
 PROCEDURAL: Mapping[str, object] = {"procedural": "reasoning_gym/chain_sum", "size": 1_000_000}
 

@@ -9,7 +9,7 @@ import pytest
 
 from actors.errors import RunError
 from configs.schema import RunConfig
-from mixing.ledger import Ledger, LedgerError, read_account
+from mixing.ledger.ledger import Ledger, LedgerError, read_account
 from mixing.mixer import Mixer
 from orchestrator.clock import PhaseClock
 from orchestrator.producer import RolloutProducer

@@ -16,7 +16,8 @@ import pytest
 
 from configs.errors import ConfigError
 from configs.load import load_recipe
-from orchestrator import cluster, ray_auth
+from orchestrator import cluster
+from orchestrator.deploy import ray_auth
 from rewards.sandbox.jail import Sandbox
 from rewards.sandbox.result import Limits, Script, Tier
 from rewards.sandbox.tiers import probe
@@ -44,7 +45,7 @@ def token_file(path: Path, text: str = "secret", mode: int = 0o600) -> Path:
 def test_a_private_token_is_fresh_ours_alone_and_used_by_ray_whatever_the_environment_says():
     code = """
 import os, stat
-from orchestrator.ray_auth import private_token
+from orchestrator.deploy.ray_auth import private_token
 import ray  # before: what Ray reads at import is read again
 path = private_token()
 from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode

@@ -13,9 +13,9 @@ from configs.errors import ConfigError
 from configs.infra import InfraConfig
 from configs.load import load_infra, load_recipe
 from configs.schema import RunConfig
-from orchestrator.infra_check import check_recipe_on, place_roles, warn_recipe_on
-from orchestrator.plan import plan_bundles
-from orchestrator.render import render, write_bundle
+from orchestrator.deploy.infra_check import check_recipe_on, place_roles, warn_recipe_on
+from orchestrator.deploy.render import render, write_bundle
+from orchestrator.planning.plan import plan_bundles
 
 ROOT = Path(__file__).parents[3]
 Change = Callable[[dict[str, Any]], object]

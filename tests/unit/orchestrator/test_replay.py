@@ -11,9 +11,9 @@ from actors.fetch import fetch_stored, lay_out
 from configs.errors import ConfigError
 from configs.load import save_config
 from configs.schema import RunConfig
-from orchestrator.replay import differences, prepare
-from orchestrator.replay_files import begin_step, end_step, kept_steps, read_step
-from orchestrator.run_dir import BATCHES, append_line
+from orchestrator.records.run_dir import BATCHES, append_line
+from orchestrator.resume.replay import differences, prepare
+from orchestrator.resume.replay_files import begin_step, end_step, kept_steps, read_step
 from rollouts.packing import assemble, plan_minibatches
 from rollouts.sample_files import StoredSample, rank_file, write_samples
 from rollouts.types import (

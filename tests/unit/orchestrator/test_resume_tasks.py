@@ -15,17 +15,17 @@ import pytest
 from rich.console import Console
 
 from configs.schema import RunConfig
-from mixing.group_ids import parse_group_id
-from mixing.ledger import Ledger, rows
-from mixing.ledger_events import Trained, from_row
+from mixing.ledger.events import Trained, from_row
+from mixing.ledger.ledger import Ledger, rows
 from mixing.mixer import Mixer
+from mixing.slates.group_ids import parse_group_id
 from orchestrator.clock import PhaseClock
-from orchestrator.ledger_cmd import read_life, read_report
+from orchestrator.commands.ledger import read_life, read_report
 from orchestrator.loop import Parts, Stopped, StopRequest, train
 from orchestrator.publisher import SyncReport
-from orchestrator.recorder import Recorder
-from orchestrator.resume import Checkpointer
-from orchestrator.run_dir import RunDir
+from orchestrator.records.recorder import Recorder
+from orchestrator.records.run_dir import RunDir
+from orchestrator.resume.state import Checkpointer
 from rollouts.types import (
     Boundary,
     GeneratedGroup,

@@ -11,7 +11,7 @@ import pytest
 from configs.errors import ConfigError
 from configs.load import load_recipe
 from configs.schema import RunConfig
-from orchestrator.run_dir import RunDir, append_line
+from orchestrator.records.run_dir import RunDir, append_line
 
 ROOT = Path(__file__).parents[3]
 
@@ -92,7 +92,7 @@ HOLDER = """
 import sys, time, pathlib
 sys.path.insert(0, {root!r})
 from configs.load import load_recipe
-from orchestrator.run_dir import RunDir
+from orchestrator.records.run_dir import RunDir
 directory = RunDir.open(pathlib.Path(sys.argv[1]), load_recipe(sys.argv[2]), "auto")
 print("held", flush=True)
 time.sleep(60)

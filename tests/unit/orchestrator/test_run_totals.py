@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from orchestrator.run_totals import RECENT_STEPS, RunTotals
+from orchestrator.records.run_totals import RECENT_STEPS, RunTotals
 
 NAMES = ("sums", "essay")
 

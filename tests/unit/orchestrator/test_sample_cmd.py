@@ -11,7 +11,7 @@ import pytest
 from actors.reward import RewardActor
 from configs.errors import ConfigError
 from configs.load import load_recipe
-from orchestrator.sample_cmd import Kept, SampleOptions, _chosen, report, select
+from orchestrator.commands.sample import Kept, SampleOptions, _chosen, report, select
 from rollouts.types import GroupSummary, RolloutGroup, RolloutStats, RolloutStatus
 
 ROOT = Path(__file__).parents[3]

@@ -12,10 +12,10 @@ from actors.lessons import EncodedRows
 from configs.errors import ConfigError, Problem
 from configs.load import load_sft
 from orchestrator.loop import Stopped, StopRequest
-from orchestrator.metrics import MetricSinks
-from orchestrator.run_dir import RunDir
-from orchestrator.school import School
-from orchestrator.sft_plan import Prepared, prepare
+from orchestrator.records.metrics import MetricSinks
+from orchestrator.records.run_dir import RunDir
+from orchestrator.sft.loop import School
+from orchestrator.sft.plan import Prepared, prepare
 from rollouts.conversations import Conversation
 from rollouts.types import SampleHandle, StepResult, TrainBatch
 

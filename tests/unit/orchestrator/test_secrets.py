@@ -20,8 +20,8 @@ from configs.redact import HIDDEN, RedactingFormatter, is_secret_name, redact, r
 from configs.schema import RunConfig
 from configs.validate_secrets import check_secrets
 from orchestrator import cli
-from orchestrator.metrics import MetricSinks
-from orchestrator.run_dir import RunDir
+from orchestrator.records.metrics import MetricSinks
+from orchestrator.records.run_dir import RunDir
 from rewards.process import _environment
 from rollouts.record import record
 from rollouts.types import (

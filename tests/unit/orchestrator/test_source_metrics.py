@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from configs.schema import RunConfig
-from mixing.ledger_events import score_of
+from mixing.ledger.events import score_of
 from orchestrator.publisher import SyncReport
-from orchestrator.source_metrics import ALL, METRICS, TRAINED
-from orchestrator.step_metrics import StepBooks, TrainedStep, book_metrics, step_metrics
+from orchestrator.records.source_metrics import ALL, METRICS, TRAINED
+from orchestrator.records.step_metrics import StepBooks, TrainedStep, book_metrics, step_metrics
 from rollouts.types import (
     Boundary,
     GroupSummary,

@@ -5,7 +5,7 @@ import pytest
 from pydantic import JsonValue
 
 from configs.schema import RunConfig
-from orchestrator.spikiness import out_of_patience, reports, spikiness, standings
+from orchestrator.records.spikiness import out_of_patience, reports, spikiness, standings
 
 
 def row(step: int, source: str, rate: float | None, **other: JsonValue) -> dict[str, JsonValue]:

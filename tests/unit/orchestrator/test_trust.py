@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from orchestrator.trust import trust_lines
+from orchestrator.records.trust import trust_lines
 
 
 def row(step: int, rate: float, kl: float | None, source: str = "a") -> dict[str, Any]:

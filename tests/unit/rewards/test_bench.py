@@ -294,7 +294,7 @@ def fragile(rollout, task) -> float:  # type: ignore[no-untyped-def]
 
 
 def test_the_recipe_of_a_source_is_benched_with_its_own_data(capsys: pytest.CaptureFixture[str]):
-    from orchestrator.bench_cmd import BenchOptions, bench_source, show
+    from orchestrator.commands.bench import BenchOptions, bench_source, show
 
     recipe = Path(__file__).parents[3] / "configs" / "recipes" / "quickstart.yaml"
     found = bench_source(recipe, (), "spelling", BenchOptions(items=2, repeats=1))
@@ -307,7 +307,7 @@ def test_the_recipe_of_a_source_is_benched_with_its_own_data(capsys: pytest.Capt
 
 
 def test_a_source_needs_no_key_of_a_judge_that_it_does_not_ask(monkeypatch: pytest.MonkeyPatch):
-    from orchestrator.bench_cmd import BenchOptions, bench_source
+    from orchestrator.commands.bench import BenchOptions, bench_source
 
     monkeypatch.delenv("NO_SUCH_JUDGE_KEY", raising=False)
     recipe = Path(__file__).parents[3] / "configs" / "recipes" / "quickstart.yaml"
@@ -319,7 +319,7 @@ def test_a_source_needs_no_key_of_a_judge_that_it_does_not_ask(monkeypatch: pyte
 
 
 def test_a_report_counts_rows_as_the_data_does(tmp_path: Path):
-    from orchestrator.bench_cmd import BenchOptions, bench_grader
+    from orchestrator.commands.bench import BenchOptions, bench_grader
 
     data = tmp_path / "rows.jsonl"
     rows = [{"answer": word, "reference": f"?{word}"} for word in WORDS]

@@ -10,7 +10,7 @@ import pytest
 
 from configs.data import DataConfig
 from configs.schema import RewardConfig, RewardGroupConfig, SourceConfig
-from mixing.procedural import ProceduralSource
+from mixing.sources.procedural import ProceduralSource
 from rewards.graders import reasoning_gym
 from rewards.pool import GraderPool, GraderStartError
 from rewards.process import GraderProcess

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.load import load_recipe
 from configs.schema import RunConfig
-from mixing.procedural import ProceduralSource
+from mixing.sources.procedural import ProceduralSource
 from trainer.sft import IGNORED, Lesson, SftSettings, answer_loss, encode, sft
 from trainer.tiny_model import RECIPE, build, build_model, build_tokenizer, text
 from trainer.tiny_text import (

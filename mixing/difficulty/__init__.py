@@ -1,0 +1,1 @@
+"""Sources that follow the policy: windows on its pass rate, curricula."""

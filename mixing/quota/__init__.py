@@ -1,0 +1,1 @@
+"""How many groups of each source a step has."""

@@ -1,0 +1,1 @@
+"""Rows on disk: read one at a time, checked, filtered and split."""

@@ -1,0 +1,1 @@
+"""What `braid` does besides training, a command a file."""

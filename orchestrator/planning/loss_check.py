@@ -1,0 +1,115 @@
+"""Whether the loss exists, takes its arguments, and reads what sources set; its source is read, not
+run, because losses import torch."""
+
+import ast
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+from configs.errors import Problem
+from configs.schema import RunConfig
+from orchestrator.planning.plug_files import find_module, own_modules
+
+_BUILT_IN = "trainer.objectives"
+_STREAMS = ("clip_low", "clip_high")
+_READERS = ("clip_range", "ppo_clip", "gspo", "cispo")
+"""Functions of the built-in losses' module that read both streams for who calls them."""
+
+
+def check_loss(cfg: RunConfig) -> list[Problem]:
+    """Return every problem with the loss: a name or argument that no built-in one has, and the clip
+    ranges of sources that it would pass over."""
+    return [*_check_name(cfg), *_check_clip(cfg)]
+
+
+def _check_name(cfg: RunConfig) -> Iterator[Problem]:
+    use, args = cfg.algorithm.loss.use, cfg.algorithm.loss.args
+    if ":" in use:
+        return
+    path = find_module(_BUILT_IN)
+    assert path is not None, f"{_BUILT_IN} has no source file"
+    losses = {n: f for n, f in _functions(path).items() if n in _listed(path)}
+    if use not in losses:
+        near = difflib.get_close_matches(use, list(losses), n=1, cutoff=0.5)
+        yield Problem(
+            where="algorithm.loss",
+            what=f"{use!r} is not a built-in loss ({', '.join(losses)})",
+            fix=(f"Did you mean `{near[0]}`? " if near else "")
+            + "Your own is written `package.module:function`.",
+        )
+        return
+    known = [arg.arg for arg in losses[use].args.kwonlyargs]
+    for name in args:
+        if name not in known:
+            has = f"has {', '.join(known)}" if known else "takes no argument"
+            yield Problem(where=f"algorithm.loss.args.{name}", what=f"unknown: `{use}` {has}")
+
+
+def _listed(path: Path) -> set[str]:
+    """Return the keys of the module's BUILT_IN."""
+    for node in _parse(path).body:
+        match node:
+            case ast.AnnAssign(target=ast.Name(id="BUILT_IN"), value=ast.Dict(keys=keys)):
+                return {str(key.value) for key in keys if isinstance(key, ast.Constant)}
+            case _:
+                continue
+    raise AssertionError(f"{path} has no BUILT_IN")
+
+
+def _check_clip(cfg: RunConfig) -> list[Problem]:
+    """Return a problem for each clip range of a source that the loss would pass over."""
+    given = [
+        (f"sources.{source.name}.{field}", field, value)
+        for source in cfg.sources
+        for field in _STREAMS
+        if (value := getattr(source, field)) is not None
+    ]
+    read = _streams_read(cfg.algorithm.loss.use) if given else set[str]()
+    return [
+        Problem(
+            where=where,
+            what=f"is {value:g}, but the loss `{cfg.algorithm.loss.use}` does not read {field}",
+            fix=f"Remove it; or let the loss use x.{field}, or trainer.objectives.clip_range.",
+        )
+        for where, field, value in given
+        if read is not None and field not in read
+    ]
+
+
+def _streams_read(use: str) -> set[str] | None:
+    """Return the clip streams that a loss reads; None where its source cannot be found."""
+    module, attribute, _ = use.partition(":")
+    if not attribute:
+        path = find_module(_BUILT_IN)
+        functions = _functions(path) if path is not None else {}
+        return _named(functions[use]) if use in functions else None
+    files = own_modules(module)
+    read = {name for path in files.values() for name in _named(_parse(path))}
+    return read if files else None
+
+
+def _named(tree: ast.AST) -> set[str]:
+    """Return the clip streams that some code reads, itself or through a function that does."""
+    names = set(_mentioned(tree))
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return set(_STREAMS) if names & set(_READERS) else attributes & set(_STREAMS)
+
+
+def _mentioned(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+
+
+def _functions(path: Path) -> dict[str, ast.FunctionDef]:
+    body = _parse(path).body
+    return {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+
+
+def _parse(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes())
+    except SyntaxError:  # told when the module is imported
+        return ast.Module(body=[], type_ignores=[])

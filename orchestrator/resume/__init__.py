@@ -1,0 +1,1 @@
+"""Runs that go on, and batches that are trained on once more."""
