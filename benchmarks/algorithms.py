@@ -6,7 +6,8 @@ Runs every recipe of `configs/recipes/algorithms/` that `ALGORITHMS` names, once
 but for the seed and what is evaluated: 24 groups of 8 samples a step, in four optimizer steps. A
 seed fixes the tasks, so that all objectives are asked the same ones. What is compared is the
 held-out pass rate after the last step, its worst seed, and how far the training reward ends below
-the best that it had: an objective that collapses falls by most of what it gained.
+the best that it had: an objective that collapses falls by most of what it gained. Distillation has
+no reward: the policy that GRPO came to under the same seed teaches it on the same samples.
 
 Runs that ended are not made again: an interrupted script goes on where it was. With `--jobs N` it
 ends after N runs; the table is of the objectives and seeds that are complete.
@@ -47,8 +48,11 @@ ALGORITHMS = {
     "gspo": "GSPO",
     "cispo": "CISPO",
     "dppo": "DPPO",
+    "distillation": "Distillation",
 }
 """Recipe and name as shown."""
+TEACHER = "grpo"
+"""Which objective's policy teaches, under the same seed."""
 SOURCES = ("sums", "spelling", "filtering")
 SAMPLES = 4
 """Completions of each held-out item."""
@@ -112,19 +116,36 @@ def lost_share(rewards: Sequence[float], window: int = WINDOW) -> float:
 
 
 def plan(names: Sequence[str], seeds: Sequence[int]) -> list[Job]:
-    """Return all runs, seed by seed."""
-    return [Job(name, seed) for seed in seeds for name in names]
+    """Return all runs, seed by seed; SystemExit if a teacher is not among them."""
+    if "distillation" in names and TEACHER not in names:
+        raise SystemExit(f"distillation needs a teacher: --only ... {TEACHER}")
+    return [Job(name, seed) for seed in seeds for name in sorted(names, key="distillation".__eq__)]
 
 
-def settings(job: Job, steps: int) -> dict[str, object]:
+def settings(job: Job, steps: int, out: Path) -> dict[str, object]:
     """Return the fields in which a run differs from its recipe."""
-    return {
+    fields: dict[str, object] = {
         "seed": job.seed,
         "num_steps": steps,
         "eval.every": 0,
         "eval.samples": SAMPLES,
         "checkpoint.every": 20,
     }
+    if job.algorithm != "distillation":
+        return fields
+    for name in SOURCES:
+        fields |= {
+            f"sources.{name}.group_size": 8,
+            f"sources.{name}.advantage.use": "none",
+            f"sources.{name}.distill.coef": 1.0,
+        }
+    teacher = taught_by(job, out)
+    return fields | {"batch.num_minibatches": 4, "teachers.sft.model.path": str(teacher)}
+
+
+def taught_by(job: Job, out: Path) -> Path:
+    """Return the folder of a run's teacher."""
+    return Job(TEACHER, job.seed).run_dir(out).with_name("teacher")
 
 
 def evaluated(run_dir: Path, step: int) -> dict[str, float] | None:
@@ -160,8 +181,10 @@ def run(job: Job, out: Path, steps: int) -> None:
     run_dir = job.run_dir(out)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     recipe = RECIPES / f"{job.algorithm}.yaml"
-    fields = overrides(settings(job, steps))
+    fields = overrides(settings(job, steps, out))
     log = run_dir.with_suffix(".txt")
+    if job.algorithm == "distillation" and not (taught_by(job, out) / "config.json").exists():
+        braid("export", Job(TEACHER, job.seed).run_dir(out), "latest", taught_by(job, out), log=log)
     braid("run", recipe, *fields, "--run-dir", run_dir, "--resume", "auto", log=log)
 
 

@@ -1,15 +1,14 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from benchmarks import algorithms
 from benchmarks.algorithms import ALGORITHMS, RECIPES, SOURCES, Job, Outcome, lost_share
-from benchmarks.stack import PAGE, overrides, section
+from benchmarks.stack import PAGE, ROOT, overrides, section
 from configs.load import load_recipe
 from configs.validate import validate_run
-
-THERE = [name for name in ALGORITHMS if (RECIPES / f"{name}.yaml").exists()]
 
 
 def outcome(name: str, seed: int, after: float, rewards: tuple[float, ...] = ()) -> Outcome:
@@ -23,25 +22,32 @@ def outcome(name: str, seed: int, after: float, rewards: tuple[float, ...] = ())
     )
 
 
-def test_all_objectives_get_the_same_model_tasks_and_samples():
+def test_all_objectives_get_the_same_model_tasks_and_samples(tmp_path):
+    shutil.copytree(ROOT / "configs/models/tiny", tmp_path / "seed3/teacher")
     cfgs = []
-    for name in THERE:
-        fields = algorithms.settings(Job(name, 3), 40)
+    for name in ALGORITHMS:
+        fields = algorithms.settings(Job(name, 3), 40, tmp_path)
         cfgs.append(load_recipe(RECIPES / f"{name}.yaml", overrides(fields)[1::2]))
-    assert len(cfgs) >= 6
     assert not any(validate_run(cfg) for cfg in cfgs)
     told = [
         (
             cfg.seed,
             cfg.num_steps,
             Path(cfg.model.path).resolve(),
-            cfg.batch.groups_per_step,
+            (cfg.batch.groups_per_step, cfg.batch.num_minibatches),
             [(s.name, s.data, s.group_size, s.sampling, s.weight) for s in cfg.sources],
             cfg.eval,
         )
         for cfg in cfgs
     ]
     assert all(t == told[0] for t in told)
+
+
+def test_a_teacher_is_there_before_its_pupil():
+    jobs = algorithms.plan(["distillation", "grpo", "rloo"], [1, 2])
+    assert [j.algorithm for j in jobs] == ["grpo", "rloo", "distillation"] * 2
+    with pytest.raises(SystemExit, match="grpo"):
+        algorithms.plan(["distillation"], [1])
 
 
 def test_a_fall_from_the_best_is_a_share_of_the_gain():
