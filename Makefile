@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 RUN_DIR := runs/quickstart$(if $(filter-out 1,$(SEED)),-seed$(SEED))
 
 # uv reads no pip settings: hand on the local wheels where pip has some.
-INSTALL := $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(PIP_FIND_LINKS)") $(BIN)/python -m uv pip install --python $(BIN)/python
+INSTALL := $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(PIP_FIND_LINKS)") $(BIN)/python -m uv pip install --compile-bytecode --python $(BIN)/python
 
 export OMP_WAIT_POLICY := passive
 
@@ -47,7 +47,7 @@ quickstart: $(VENV)/.cpu
 	$(BIN)/braid run configs/recipes/quickstart.yaml --set seed=$(SEED) --run-dir $(RUN_DIR)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
