@@ -129,7 +129,8 @@ class RayCluster:
         """Ask the job server itself: a command of braid takes seconds, on a busy machine many."""
         headers = {"Authorization": f"Bearer {self.token.read_text()}"}
         asked = urllib.request.Request(f"{self.url}/api/jobs/{job}", headers=headers)
-        with urllib.request.urlopen(asked, timeout=30) as answer:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(asked, timeout=30) as answer:
             return json.loads(answer.read())["status"]
 
     def wait_for_status(self, job: str, wanted: str) -> None:
@@ -245,7 +246,7 @@ def wait_for_actors(cluster: RayCluster, run_dir: Path, attempt: int, after: int
         trains = any(m["step"] > after for m in lines(run_dir / "metrics.jsonl"))
         if latest["attempt"] == attempt and (trains or has_actors(cluster)):
             return latest["pid"]
-        time.sleep(0.2)
+        time.sleep(0.5)
     raise AssertionError(f"no actor of attempt {attempt}: {cluster.said()}")
 
 

@@ -324,6 +324,7 @@ def test_every_container_is_closed(name: str):
             assert security["allowPrivilegeEscalation"] is False
             assert security["readOnlyRootFilesystem"] is True
             assert security["capabilities"]["drop"] == ["ALL"]
+            assert not any(key.endswith("Probe") for key in container), "the operator's"
             assert name == "rdma-64" or "add" not in security["capabilities"], "restricted"
         (container,) = pod["containers"]
         paths = {m["mountPath"]: volumes[m["name"]] for m in container["volumeMounts"]}
@@ -380,6 +381,39 @@ def test_kueue_gets_the_fields_it_knows_and_never_both(recipe: RunConfig):
     assert specs["kueue"]["spec"]["shutdownAfterJobFinishes"] is True
     assert "deletionStrategy" not in specs["kueue"]["spec"]
     assert "shutdownAfterJobFinishes" not in specs["node-of-8"]["spec"]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "wanted"),
+    [
+        ("kueue", {"kueue.x-k8s.io/queue-name": "q", "kueue.x-k8s.io/priority-class": "p"}),
+        ("volcano", {"volcano.sh/queue-name": "q", "ray.io/priority-class-name": "p"}),
+        (
+            "yunikorn",
+            {
+                "ray.io/gang-scheduling-enabled": "true",
+                "yunikorn.apache.org/app-id": "eight-gpus",
+                "yunikorn.apache.org/queue": "q",
+            },
+        ),
+        ("kai", {"kai.scheduler/queue": "q"}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["job", "cluster"])
+def test_a_queue_finds_its_labels(
+    scheduler: str, wanted: dict[str, str], kind: str, recipe: RunConfig, tmp_path: Path
+):
+    queue = {"scheduler": scheduler, "name": "q"}
+    if any("priority" in key for key in wanted):
+        queue["priority_class"] = "p"
+    documents = render(recipe, load({**base(), "queue": queue, "kind": kind}, tmp_path)).documents
+    made = documents[-1]
+    metadata: Any = made["metadata"]
+    spec: Any = made["spec"]
+    assert made["kind"] == {"job": "RayJob", "cluster": "RayCluster"}[kind]
+    assert wanted.items() <= metadata["labels"].items()
+    if kind == "job":  # KAI takes no submitter's pod, and gangs do not count it
+        assert spec["submissionMode"] == "HTTPMode" and "submitterPodTemplate" not in spec
 
 
 def test_roles_are_placed_by_label_and_nothing_else_changes(recipe: RunConfig):
