@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from configs.errors import Problem
 from configs.infra import GroupConfig, InfraConfig, PodConfig
+from configs.validate_secrets import is_secret
 from configs.versions import pinned
 
 MAX_JOB_NAME = 47
@@ -210,8 +211,8 @@ def _check_env(infra: InfraConfig) -> Iterator[Problem]:
         )
     for name in sorted(set(infra.env) & set(infra.secrets)):
         yield Problem(where=f"env.{name}", what="is among secrets too", fix="Remove one.")
-    for name in infra.env:
-        if _SECRET.search(name) and name not in _RESERVED_ENV:
+    for name, value in infra.env.items():
+        if name not in _RESERVED_ENV and (_SECRET.search(name) or is_secret(value)):
             yield Problem(
                 where=f"env.{name}",
                 what="looks like a secret, and would stand in the manifest in plain text",

@@ -125,6 +125,7 @@ BROKEN: list[tuple[Change, str, str]] = [
     (put("env", {"RAY_ADDRESS": "auto"}), "env.RAY_ADDRESS", "set by KubeRay"),
     (put("env", {"HOME": "/root"}), "env.HOME", "set by KubeRay, Ray or Braid"),
     (put("env", {"OPENAI_API_KEY": "sk-1"}), "env.OPENAI_API_KEY", "plain text"),
+    (put("env", {"SETTING": "sk-proj-aaaaaaaaaaaaaaaa"}), "env.SETTING", "plain text"),
     (put("env", {"HF_TOKEN": "x"}), "env.HF_TOKEN", "among secrets"),
     (put("env", {"A B": "x"}), "env", "A B"),
     (put("secrets", {"REDIS_PASSWORD": {"secret": "a", "key": "b"}}), "REDIS_PASSWORD", "itself"),
