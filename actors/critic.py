@@ -15,6 +15,7 @@ from actors.fetch import CriticSamples, fetch_for_critic, fetch_value_batches
 from actors.heartbeat import Heartbeat, beat
 from actors.ranks import join_ranks
 from actors.trainer import RankPlan
+from configs.redact import guard_output
 from configs.schema import RunConfig
 from rollouts.gae import estimate_values, moments
 from rollouts.packing import assemble
@@ -28,6 +29,7 @@ class CriticActor:
     """One data-parallel rank. Heartbeats run in a thread of their own."""
 
     def __init__(self, cfg: RunConfig, rank: int, world_size: int):
+        guard_output()
         self._cfg, self._rank, self._world = cfg, rank, world_size
         self._engine: CriticEngine | None = None
         self._progress = 0

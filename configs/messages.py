@@ -74,6 +74,8 @@ def explain(
         return Problem(where=where, what=f"must be {allowed}, is {_show(given)}", fix=near)
     if kind == "too_short":
         return Problem(where=where, what=f"needs at least {context['min_length']} item(s)")
+    if kind == "string_too_short":
+        return Problem(where=where, what="is empty", fix="Fill it in, or remove the line.")
     if kind == "too_long":
         return Problem(where=where, what=f"has more than {context['max_length']} items")
     if kind == "string_pattern_mismatch":

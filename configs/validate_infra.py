@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from configs.errors import Problem
 from configs.infra import GroupConfig, InfraConfig, PodConfig
+from configs.validate_secrets import is_secret
 from configs.versions import pinned
 
 MAX_JOB_NAME = 47
@@ -24,13 +25,17 @@ _RESERVED_ENV = {
     "RAY_REDIS_ADDRESS",
     "REDIS_PASSWORD",
     "CUDA_VISIBLE_DEVICES",
+    "HOME",
 }
 _SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL)", re.IGNORECASE)
 _LABEL_KEY = re.compile(
     r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 )
 _LABEL_VALUE = re.compile(r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")
-_SYSTEM = ("/", "/dev", "/etc", "/proc", "/sys", "/tmp", "/usr", "/bin", "/lib", "/var", "/root")
+_SYSTEM = (
+    *("/", "/dev", "/etc", "/proc", "/sys", "/tmp", "/usr", "/bin", "/lib", "/var", "/root"),
+    *("/opt", "/opt/braid", "/home", "/home/braid", "/etc/braid", "/tmp/ray"),
+)
 _UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
@@ -80,7 +85,11 @@ def _pods(infra: InfraConfig) -> Iterator[tuple[str, PodConfig]]:
 def _check_groups(infra: InfraConfig) -> Iterator[Problem]:
     for name, count in Counter(g.name for g in infra.groups).items():
         if count > 1:
-            yield Problem(where="groups", what=f"{count} groups are called `{name}`")
+            yield Problem(
+                where="groups",
+                what=f"{count} groups are called `{name}`",
+                fix="Give each a name of its own.",
+            )
         if name in ("head", "headgroup"):
             yield Problem(
                 where=f"groups.{name}.name",
@@ -106,9 +115,10 @@ def _check_group(group: GroupConfig) -> Iterator[Problem]:
         yield Problem(
             where=f"{at}.max_replicas",
             what=f"is {group.max_replicas}, below replicas={group.replicas}",
+            fix="Raise it, or remove it for a group that does not grow.",
         )
     if len(set(group.roles)) < len(group.roles):
-        yield Problem(where=f"{at}.roles", what="names a role twice")
+        yield Problem(where=f"{at}.roles", what="names a role twice", fix="Name it once.")
     for key, value in group.labels.items():
         if key.startswith(("ray.io/", _OURS)) or key == "braid-group":
             yield Problem(
@@ -117,7 +127,7 @@ def _check_group(group: GroupConfig) -> Iterator[Problem]:
                 fix="Take another key.",
             )
         elif not _LABEL_KEY.match(key) or not _LABEL_VALUE.match(value):
-            yield Problem(where=f"{at}.labels.{key}", what=f"{value!r} is no valid label")
+            yield _no_label(f"{at}.labels.{key}", value)
     if group.allow_egress and not group.isolated:
         yield Problem(
             where=f"{at}.allow_egress",
@@ -138,7 +148,8 @@ def _check_group(group: GroupConfig) -> Iterator[Problem]:
 def _check_pod(where: str, pod: PodConfig) -> Iterator[Problem]:
     memory = num_bytes(pod.memory)
     if memory < 2**30:
-        yield Problem(where=f"{where}.memory", what=f"is {pod.memory}; Ray alone needs 1Gi")
+        what = f"is {pod.memory}; Ray alone needs 1Gi"
+        yield Problem(where=f"{where}.memory", what=what, fix="Raise it.")
     if pod.shm is not None and num_bytes(pod.shm) >= memory:
         yield Problem(
             where=f"{where}.shm",
@@ -147,20 +158,35 @@ def _check_pod(where: str, pod: PodConfig) -> Iterator[Problem]:
         )
     for key, value in pod.node_selector.items():
         if not _LABEL_KEY.match(key) or not _LABEL_VALUE.match(value):
-            yield Problem(where=f"{where}.node_selector.{key}", what=f"{value!r} is no valid label")
+            yield _no_label(f"{where}.node_selector.{key}", value)
     for toleration in pod.tolerations:
         if (toleration.operator == "Equal") != (toleration.value is not None):
             yield Problem(
                 where=f"{where}.tolerations.{toleration.key}",
                 what="`Equal` needs a value, and `Exists` has none",
+                fix="Give `operator: Equal` with a value, or `Exists` without.",
             )
+
+
+def _no_label(where: str, value: str) -> Problem:
+    """Return what is wrong with a label's key or value."""
+    return Problem(
+        where=where,
+        what=f"{value!r} is no valid label",
+        fix="Keys and values have at most 63 letters, digits, `-`, `_` and `.`, and start and end "
+        "with a letter or digit; a key may have a DNS name and `/` before it.",
+    )
 
 
 def _check_storage(infra: InfraConfig) -> Iterator[Problem]:
     storage = infra.storage
     mount = PurePosixPath(storage.mount)
     if not mount.is_absolute() or ".." in mount.parts:
-        yield Problem(where="storage.mount", what=f"{storage.mount!r} is no absolute path")
+        what = f"{storage.mount!r} is no absolute path"
+        yield Problem(where="storage.mount", what=what, fix="Write it as /shared.")
+    elif str(mount) != storage.mount:
+        what = f"{storage.mount!r} is not how the path is written in manifests"
+        yield Problem(where="storage.mount", what=what, fix=f"Write it as {mount}.")
     elif str(mount) in _SYSTEM or mount.is_relative_to("/dev"):
         yield Problem(
             where="storage.mount",
@@ -178,11 +204,15 @@ def _check_storage(infra: InfraConfig) -> Iterator[Problem]:
 def _check_env(infra: InfraConfig) -> Iterator[Problem]:
     for name in sorted({*infra.env, *infra.secrets} & _RESERVED_ENV):
         kind = "env" if name in infra.env else "secrets"
-        yield Problem(where=f"{kind}.{name}", what="is set by KubeRay, Ray or Braid itself")
+        yield Problem(
+            where=f"{kind}.{name}",
+            what="is set by KubeRay, Ray or Braid itself",
+            fix="Remove the line.",
+        )
     for name in sorted(set(infra.env) & set(infra.secrets)):
         yield Problem(where=f"env.{name}", what="is among secrets too", fix="Remove one.")
-    for name in infra.env:
-        if _SECRET.search(name) and name not in _RESERVED_ENV:
+    for name, value in infra.env.items():
+        if name not in _RESERVED_ENV and (_SECRET.search(name) or is_secret(value)):
             yield Problem(
                 where=f"env.{name}",
                 what="looks like a secret, and would stand in the manifest in plain text",
@@ -200,6 +230,7 @@ def _check_queue(infra: InfraConfig) -> Iterator[Problem]:
             yield Problem(
                 where="groups",
                 what=f"{len(infra.groups)} groups; Kueue admits at most {_MAX_KUEUE_GROUPS}",
+                fix="Put roles with pods alike into one group, or take another queue.",
             )
         for name in elastic:
             yield Problem(

@@ -20,7 +20,7 @@ _FIELD = re.compile(
 
 def check_secrets(cfg: BaseModel) -> Iterator[Problem]:
     """Yield each text of the recipe that is a secret, or looks like one; never the text itself."""
-    known = {value: name for value, name in known_secrets().items() if len(value) >= _LEAST}
+    known = _known()
     for where, key, text in _texts(dump(cfg), ""):
         if found := _kind(key, text, known):
             yield Problem(
@@ -30,6 +30,15 @@ def check_secrets(cfg: BaseModel) -> Iterator[Problem]:
                 fix="Take it out, revoke it if the file was shared, and name an environment "
                 "variable instead (`api_key_env` of a judge; `os.environ` in code of your own).",
             )
+
+
+def is_secret(text: str) -> bool:
+    """Return whether a text holds a secret that is known here, or what looks like one."""
+    return _kind("", text, _known()) is not None
+
+
+def _known() -> dict[str, str]:
+    return {value: name for value, name in known_secrets().items() if len(value) >= _LEAST}
 
 
 def _kind(key: str, text: str, known: Mapping[str, str]) -> str | None:

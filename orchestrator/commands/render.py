@@ -24,6 +24,7 @@ def render(
     ] = None,
 ) -> None:
     """Write the manifests of a run; everything wrong with recipe and infra is said first."""
+    from configs.validate import find_warnings
     from configs.validate_infra import warn_infra
     from orchestrator.deploy.infra_check import warn_recipe_on
     from orchestrator.deploy.render import render as render_bundle
@@ -31,7 +32,7 @@ def render(
 
     cfg, where = load_recipe(recipe, overrides or ()), load_infra(infra)
     bundle = render_bundle(cfg, where)
-    for warning in (*warn_infra(where), *warn_recipe_on(cfg, where)):
+    for warning in (*find_warnings(cfg), *warn_infra(where), *warn_recipe_on(cfg, where)):
         sys.stderr.write(f"warning: {warning}\n")
     if out is None:
         sys.stdout.write(bundle.to_yaml())

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from configs.errors import ConfigError, Problem
 from configs.evaluation import eval_settings
+from configs.redact import redact_known
 from configs.schema import RunConfig, SourceConfig
 from mixing.sources.source import Source
 from orchestrator.cluster import SamplingCluster
@@ -75,7 +76,8 @@ def execute(cfg: RunConfig, out: Path, options: SampleOptions) -> int:
     if not rows:
         log.print("no answer was kept, so nothing was written; widen --min-pass and --max-pass")
         return NOTHING_KEPT
-    write_atomically(out, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomically(out, redact_known("".join(lines)))
     log.print(f"wrote {len(rows)} rows to {out}", markup=False, highlight=False, soft_wrap=True)
     return 0
 

@@ -67,12 +67,12 @@ def submit(
         what = "does not go with --k8s, whose retries would accept them too"
         raise ConfigError(Problem(where="--accept-changes", what=what, fix="Leave it out."))
     cfg, where = load_recipe(recipe, overrides or ()), load_infra(infra)
-    _check(cfg, where)
     if k8s:
         raise typer.Exit(_submit_k8s(cfg, where, follow=follow, dry_run=dry_run))
     from orchestrator.deploy.package import make_package
 
     package = make_package(cfg, where)
+    _warn(cfg, where)
     _show(package)
     if dry_run:
         return
@@ -173,15 +173,12 @@ def stop(
     _say(f"{job.id}: {job.status}; its checkpoint is in {job.run_dir}")
 
 
-def _check(cfg: RunConfig, infra: InfraConfig) -> None:
-    """Say everything that is wrong with recipe and infra file, and what is odd."""
-    from configs.validate import find_warnings, validate_run
+def _warn(cfg: RunConfig, infra: InfraConfig) -> None:
+    """Say what is odd about recipe and infra file."""
+    from configs.validate import find_warnings
     from configs.validate_infra import warn_infra
     from orchestrator.deploy.infra_check import warn_recipe_on
 
-    # What lies on the cluster's storage is not seen from here; the driver looks again.
-    if problems := [p for p in validate_run(cfg) if f"{infra.storage.mount}/" not in p.what]:
-        raise ConfigError(problems)
     for warning in (*find_warnings(cfg), *warn_infra(infra), *warn_recipe_on(cfg, infra)):
         _say(f"warning: {warning}")
 
@@ -223,6 +220,7 @@ def _submit_k8s(cfg: RunConfig, infra: InfraConfig, *, follow: bool, dry_run: bo
     from orchestrator.deploy.render import render
 
     bundle = render(cfg, infra)
+    _warn(cfg, infra)
     for line in _travelling(bundle.documents):
         _say(line)
     if dry_run:

@@ -17,9 +17,10 @@ from configs.validate import (
     reward_model_role,
     role_kind,
     teacher_role,
+    validate_run,
 )
 from configs.validate_infra import MAX_CLUSTER_NAME, MAX_JOB_NAME
-from orchestrator.deploy.pods import GROUP_LABEL
+from orchestrator.deploy.pods import GROUP_LABEL, WRITABLE
 from orchestrator.planning.plan import Bundle, plan_bundles
 from orchestrator.records.hashes import files_in, plugs_of
 
@@ -54,9 +55,17 @@ def check_recipe_on(
         *_check_roles(cfg, infra),
         *_check_labels(cfg, infra),
         *_check_files(cfg, infra, carrier),
+        *_check_nvme(cfg, infra),
         *_check_secrets(cfg, infra),
+        *_check_isolation(cfg, infra),
     ]
     return found or list(_check_room(cfg, infra))
+
+
+def check_recipe_there(cfg: RunConfig, infra: InfraConfig) -> list[Problem]:
+    """Return every problem that the recipe has wherever it runs. What lies on the cluster's storage
+    is not seen from here; the driver looks again."""
+    return [p for p in validate_run(cfg) if f"{infra.storage.mount}/" not in p.what]
 
 
 def warn_recipe_on(cfg: RunConfig, infra: InfraConfig) -> list[Problem]:
@@ -293,6 +302,45 @@ def _check_secrets(cfg: RunConfig, infra: InfraConfig) -> Iterator[Problem]:
                 what=f"is {variable}, and the infra file gives no such variable",
                 fix=f"Add `secrets: {{{variable}: {{secret: NAME, key: KEY}}}}`.",
             )
+
+
+def _check_isolation(cfg: RunConfig, infra: InfraConfig) -> Iterator[Problem]:
+    """Graders ask judges from where they run, and isolated pods have neither secrets nor, but for
+    `allow_egress`, a way out."""
+    graders = [g for g in infra.groups if "reward" in g.roles] or [
+        g for g in infra.groups if not g.roles
+    ]
+    asked = {name: j.endpoint for name, j in cfg.judges.items() if j.endpoint is not None}
+    for group in (g for g in graders if g.isolated):
+        for name, endpoint in asked.items():
+            where = f"judges.{name}.endpoint"
+            if endpoint.api_key_env is not None:
+                yield Problem(
+                    where=f"{where}.api_key_env",
+                    what=f"is {endpoint.api_key_env}, and graders run on `{group.name}`, which is "
+                    "isolated and gets no secret",
+                    fix=f"Set isolated to false for `{group.name}`, or put an endpoint without a "
+                    "key between them and the judge.",
+                )
+            if not group.allow_egress:
+                yield Problem(
+                    where=f"{where}.base_url",
+                    what=f"cannot be reached from `{group.name}`, where graders run: it is "
+                    "isolated",
+                    fix=f"Add the endpoint's CIDR block to `{group.name}`'s allow_egress, or set "
+                    "isolated to false.",
+                )
+
+
+def _check_nvme(cfg: RunConfig, infra: InfraConfig) -> Iterator[Problem]:
+    nvme = cfg.trainer.nvme
+    writable = (*WRITABLE, infra.storage.mount)
+    if nvme is not None and not any(Path(nvme.path).is_relative_to(w) for w in writable):
+        yield Problem(
+            where="trainer.nvme.path",
+            what=f"is {nvme.path}, and pods can write nothing but {', '.join(writable)}",
+            fix="Give a folder below /tmp, which lies on the node's own disk.",
+        )
 
 
 @dataclass(slots=True, kw_only=True)

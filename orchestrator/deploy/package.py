@@ -20,6 +20,7 @@ from orchestrator.deploy.infra_check import (
     RECIPE_FILE,
     argument_files,
     check_recipe_on,
+    check_recipe_there,
     run_directory,
     run_name,
     travelling_files,
@@ -86,7 +87,11 @@ def make_package(cfg: RunConfig, infra: InfraConfig) -> Package:
     Raises:
         ConfigError: every problem of the infra file, of the recipe on it, and of what would travel.
     """
-    problems = [*validate_infra(infra), *check_recipe_on(cfg, infra, JOB_PACKAGE)]
+    problems = [
+        *validate_infra(infra),
+        *check_recipe_there(cfg, infra),
+        *check_recipe_on(cfg, infra, JOB_PACKAGE),
+    ]
     data = {f"{DATA_FOLDER}/{n}": path for n, path in travelling_files(cfg, infra).items()}
     found: dict[str, Path] = dict(data)
     for where, name, path in (*_arguments(cfg, infra, problems), *_modules(cfg)):

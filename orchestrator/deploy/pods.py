@@ -12,6 +12,13 @@ Json = dict[str, JsonValue]
 GROUP_LABEL = "braid-group"
 """Ray node label by which a role finds its worker group."""
 RECIPE_DIR = "/etc/braid"
+HOME = "/home/braid"
+"""Home of all processes; caches of compilers and engines lie below it."""
+WRITABLE = ("/tmp", HOME, "/dev/shm")
+"""What a pod may write besides the storage; all else is the image, read-only."""
+_SCRATCH = {"tmp": "/tmp", "home": HOME}
+"""Volumes of a pod's own that end with it, and where they are mounted."""
+_API_TOKEN = {"name": "kubernetes", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}
 _RDMA = {"rdma": "rdma/hca", "efa": "vpc.amazonaws.com/efa"}
 _GRACE_S = 30
 
@@ -29,12 +36,10 @@ def object_labels(run: str, group: str | None = None) -> Json:
 def head_group(infra: InfraConfig, run: str, config_map: str | None) -> Json:
     """Return the head: control and driver, no actor."""
     start: Json = {"dashboard-host": "0.0.0.0", "num-cpus": "0"}
-    if not _elastic(infra):
+    if not is_elastic(infra):
         start["no-monitor"] = "true"
-    return {
-        "rayStartParams": start,
-        "template": _template(infra, infra.head, run, "head", kind="head", config_map=config_map),
-    }
+    template = _template(infra, infra.head, run, "head", kind="head", config_map=config_map)
+    return {"rayStartParams": start, "template": template}
 
 
 def worker_group(infra: InfraConfig, group: GroupConfig, run: str) -> Json:
@@ -57,12 +62,43 @@ def shm_bytes(pod: PodConfig) -> int:
     return num_bytes(pod.memory) // 3 // 2**20 * 2**20
 
 
+def submitter(infra: InfraConfig, run: str) -> Json:
+    """Return the pod that hands the job to the head and shows its log; KubeRay gives it command and
+    token."""
+    small: Json = {"cpu": "1", "memory": "1Gi"}
+    container: Json = {
+        "name": "ray-job-submitter",
+        "image": infra.image,
+        "env": [{"name": "HOME", "value": HOME}],
+        "resources": {"requests": small, "limits": dict(small)},
+        "securityContext": _container_security(infra, gpus=0),
+        "volumeMounts": _mounts(_SCRATCH),
+    }
+    spec: Json = {
+        "restartPolicy": "Never",
+        **_pod_security(infra),
+        "containers": [container],
+        "volumes": _scratch(),
+        **_scheduling(infra, infra.head),
+    }
+    return {"metadata": {"labels": object_labels(run)}, "spec": spec}
+
+
+def autoscaler(infra: InfraConfig) -> Json:
+    """Return the options of the autoscaler, the one container that may talk to Kubernetes; KubeRay
+    puts it beside the head and gives the ServiceAccount the rights that it needs."""
+    mounts: list[JsonValue] = [*_mounts(_SCRATCH), {**_API_TOKEN, "readOnly": True}]
+    security = _container_security(infra, gpus=0)
+    return {"version": "v2", "securityContext": security, "volumeMounts": mounts}
+
+
 def _object_store(pod: PodConfig) -> int:
     """Bytes of Ray's object store: what lies in /dev/shm, but for a tenth that others may use."""
     return shm_bytes(pod) * 9 // 10
 
 
-def _elastic(infra: InfraConfig) -> bool:
+def is_elastic(infra: InfraConfig) -> bool:
+    """Whether some group may grow, which takes an autoscaler."""
     return any(g.max_replicas is not None for g in infra.groups)
 
 
@@ -75,21 +111,66 @@ def _template(
     kind: str,
     config_map: str | None = None,
 ) -> Json:
-    mounts = {"shared": infra.storage.mount, "shm": "/dev/shm", "ray-logs": "/tmp/ray"}
+    mounts = {"shared": infra.storage.mount, "shm": "/dev/shm", **_SCRATCH, "ray-logs": "/tmp/ray"}
     volumes: list[JsonValue] = [
         {"name": "shared", "persistentVolumeClaim": {"claimName": infra.storage.claim}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": _mib(shm_bytes(pod))}},
+        *_scratch(),
         {"name": "ray-logs", "emptyDir": {}},
     ]
     if config_map is not None:
         mounts["recipe"] = RECIPE_DIR
         volumes.append({"name": "recipe", "configMap": {"name": config_map}})
+    if kind == "head" and is_elastic(infra):
+        volumes.append(_api_token())
     group = pod if isinstance(pod, GroupConfig) else None
     gpus = 0 if group is None else group.gpus
+    container: Json = {
+        "name": f"ray-{kind}",
+        "image": infra.image,
+        "env": _env(infra, isolated=group is not None and group.isolated, gpus=gpus),
+        "resources": _resources(infra, pod, gpus),
+        "securityContext": _container_security(infra, gpus),
+        "volumeMounts": _mounts(mounts),
+    }
     spec: Json = {
+        **_pod_security(infra),
+        "terminationGracePeriodSeconds": infra.retry.stop_s + _GRACE_S,
+        "containers": [container],
+        "volumes": volumes,
+        **_scheduling(infra, pod),
+    }
+    if infra.network.host_network and gpus:
+        spec["hostNetwork"] = True
+        spec["dnsPolicy"] = "ClusterFirstWithHostNet"
+    return {"metadata": {"labels": object_labels(run, name)}, "spec": spec}
+
+
+def _scratch() -> list[JsonValue]:
+    return [{"name": name, "emptyDir": {}} for name in _SCRATCH]
+
+
+def _mounts(paths: Mapping[str, str]) -> list[JsonValue]:
+    return [{"name": name, "mountPath": path} for name, path in paths.items()]
+
+
+def _api_token() -> Json:
+    """What Kubernetes mounts by itself into every container of a pod whose ServiceAccount's token
+    is not held back; as a volume, the autoscaler alone mounts it."""
+    namespace: Json = {"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}
+    authority: Json = {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+    sources: list[JsonValue] = [
+        {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
+        {"configMap": authority},
+        {"downwardAPI": {"items": [namespace]}},
+    ]
+    return {"name": _API_TOKEN["name"], "projected": {"sources": sources}}
+
+
+def _pod_security(infra: InfraConfig) -> Json:
+    return {
         "serviceAccountName": infra.service_account or "braid",
         "automountServiceAccountToken": False,
-        "terminationGracePeriodSeconds": infra.retry.stop_s + _GRACE_S,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": infra.run_as_user,
@@ -97,34 +178,25 @@ def _template(
             "fsGroup": infra.run_as_user,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [
-            {
-                "name": f"ray-{kind}",
-                "image": infra.image,
-                "env": _env(infra, isolated=group is not None and group.isolated, gpus=gpus),
-                "resources": _resources(infra, pod, gpus),
-                "securityContext": _container_security(infra, gpus),
-                "volumeMounts": [{"name": n, "mountPath": m} for n, m in mounts.items()],
-            }
-        ],
-        "volumes": volumes,
     }
+
+
+def _scheduling(infra: InfraConfig, pod: PodConfig) -> Json:
+    """How the image is pulled, and which nodes take the pod."""
+    found: Json = {}
     if infra.pull_secrets:
-        spec["imagePullSecrets"] = [{"name": secret} for secret in infra.pull_secrets]
+        found["imagePullSecrets"] = [{"name": secret} for secret in infra.pull_secrets]
     if pod.node_selector:
-        spec["nodeSelector"] = dict(pod.node_selector)
+        found["nodeSelector"] = dict(pod.node_selector)
     if pod.tolerations:
-        spec["tolerations"] = [t.model_dump(exclude_none=True) for t in pod.tolerations]
+        found["tolerations"] = [t.model_dump(exclude_none=True) for t in pod.tolerations]
     if pod.priority_class is not None:
-        spec["priorityClassName"] = pod.priority_class
-    if infra.network.host_network and gpus:
-        spec["hostNetwork"] = True
-        spec["dnsPolicy"] = "ClusterFirstWithHostNet"
-    return {"metadata": {"labels": object_labels(run, name)}, "spec": spec}
+        found["priorityClassName"] = pod.priority_class
+    return found
 
 
 def _env(infra: InfraConfig, *, isolated: bool, gpus: int) -> list[JsonValue]:
-    plain = {"HF_HOME": f"{infra.storage.mount}/huggingface", **infra.env}
+    plain = {"HOME": HOME, "HF_HOME": f"{infra.storage.mount}/huggingface", **infra.env}
     if infra.network.interface is not None and gpus:
         plain["NCCL_SOCKET_IFNAME"] = plain["GLOO_SOCKET_IFNAME"] = infra.network.interface
     if infra.network.profile == "efa" and gpus:
@@ -154,7 +226,11 @@ def _container_security(infra: InfraConfig, gpus: int) -> Json:
     capabilities: Json = {"drop": ["ALL"]}
     if infra.network.profile != "tcp" and gpus:
         capabilities["add"] = ["IPC_LOCK"]
-    return {"allowPrivilegeEscalation": False, "capabilities": capabilities}
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": capabilities,
+    }
 
 
 def _mib(size: int) -> str:

@@ -5,6 +5,7 @@ Imports no torch, vllm or ray; what is checked before anything is written is in
 """
 
 import hashlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from orchestrator.deploy.infra_check import (
     DATA_FILES,
     RECIPE_FILE,
     check_recipe_on,
+    check_recipe_there,
     place_roles,
     run_directory,
     run_name,
@@ -31,8 +33,11 @@ from orchestrator.deploy.infra_check import (
 from orchestrator.deploy.pods import (
     RECIPE_DIR,
     Json,
+    autoscaler,
     head_group,
+    is_elastic,
     object_labels,
+    submitter,
     worker_group,
 )
 
@@ -68,7 +73,11 @@ def render(cfg: RunConfig, infra: InfraConfig) -> Bundle:
     Raises:
         ConfigError: every problem of the infra file, and of the recipe on it.
     """
-    problems = [*validate_infra(infra), *check_recipe_on(cfg, infra)]
+    problems = [
+        *validate_infra(infra),
+        *check_recipe_there(cfg, infra),
+        *check_recipe_on(cfg, infra),
+    ]
     if problems:
         raise ConfigError(problems)
     run = run_name(cfg)
@@ -303,9 +312,9 @@ def _cluster_spec(infra: InfraConfig, run: str, config_map: str | None) -> Json:
         "headGroupSpec": head_group(infra, run, config_map),
         "workerGroupSpecs": [worker_group(infra, group, run) for group in infra.groups],
     }
-    if any(g.max_replicas is not None for g in infra.groups):
+    if is_elastic(infra):
         spec["enableInTreeAutoscaling"] = True
-        spec["autoscalerOptions"] = {"version": "v2"}
+        spec["autoscalerOptions"] = autoscaler(infra)
     return spec
 
 
@@ -318,18 +327,21 @@ def _cluster(infra: InfraConfig, run: str) -> Json:
 def _job(cfg: RunConfig, infra: InfraConfig, run: str, config_map: str) -> Json:
     made = _object("ray.io/v1", "RayJob", infra, run, run, _queue_labels(infra.queue, run))
     retry = infra.retry
-    run_dir = run_directory(cfg, infra)
+    run_dir = shlex.quote(run_directory(cfg, infra))
     runtime_env = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(retry.stop_s)}}
     spec: Json = {
         "entrypoint": f"braid run {RECIPE_DIR}/recipe.yaml --run-dir {run_dir} --resume auto",
         "runtimeEnvYAML": yaml.safe_dump(runtime_env),
         "metadata": {"run": cfg.name, "recipe": config_map},
-        "submissionMode": "K8sJobMode" if infra.queue is None else "HTTPMode",
+        "submissionMode": "HTTPMode",
         "backoffLimit": retry.attempts,
         "preRunningDeadlineSeconds": retry.pending_s,
         **_cleanup(infra),
         "rayClusterSpec": _cluster_spec(infra, run, config_map),
     }
+    if infra.queue is None:
+        submission: Json = {"submissionMode": "K8sJobMode"}
+        spec |= {**submission, "submitterPodTemplate": submitter(infra, run)}
     if retry.active_s is not None:
         spec["activeDeadlineSeconds"] = retry.active_s
     return {**made, "spec": spec}

@@ -106,20 +106,42 @@ def check_disk(patient: Patient) -> Iterator[Finding]:
             detail=f"{folder} cannot be written by user {os.getuid()}",
             remedy="Give --run-dir a folder that can.",
         )
+    yield from _offload(patient)
     spill = Path("/tmp")
     yield _disk("ray", spill, 1.0, "Ray's logs and spilled objects")
 
 
+def _offload(patient: Patient) -> Iterator[Finding]:
+    """Look at the disk to which the trainer offloads, where its ranks run here."""
+    cfg = patient.recipe
+    if cfg is None or cfg.trainer.nvme is None or cfg.ray_address is not None:
+        return
+    path = Path(cfg.trainer.nvme.path)
+    folder = next((p for p in (path, *path.parents) if p.is_dir()), Path("/"))
+    if os.access(folder, os.W_OK):
+        yield _disk("trainer.nvme", folder, _LEAST_FREE_GIB, "offloaded parts of the model")
+    else:
+        yield Finding(
+            section="disk",
+            name="trainer.nvme",
+            level=Level.FAILED,
+            detail=f"{path} cannot be written by user {os.getuid()}",
+            remedy="Mount the disk there, or name a folder of it that can be written.",
+        )
+
+
 def checkpoints_gib(cfg: RunConfig) -> float | None:
     """Return what the kept checkpoints, and one more, take: weights, fp32 masters and Adam's
-    moments; None where the model is not here."""
-    folder = find_model_folder(cfg.model.path)
-    shape = read_model_shape(folder) if folder else None
-    if shape is None or shape.params is None:
+    moments of the policy and of a critic; None where the models are not here."""
+    trained = [cfg.model.path, *([cfg.of_critic.model.path] if cfg.needs_critic else [])]
+    folders = [find_model_folder(path) for path in trained]
+    shapes = [read_model_shape(folder) if folder else None for folder in folders]
+    params = [shape.params for shape in shapes if shape is not None and shape.params is not None]
+    if len(params) < len(trained):
         return None
     weights = 4 if cfg.model.dtype == "float32" else 2
     masters = 0 if cfg.model.dtype == "float32" else 4
-    return 1.2 * (cfg.checkpoint.keep + 1) * shape.params * (weights + masters + 8) / _GIB
+    return 1.2 * (cfg.checkpoint.keep + 1) * sum(params) * (weights + masters + 8) / _GIB
 
 
 def _disk(name: str, folder: Path, need_gib: float, why: str) -> Finding:

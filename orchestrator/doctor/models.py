@@ -18,8 +18,13 @@ _REACH_S = 5.0
 
 
 def models_of(cfg: RunConfig) -> dict[str, ModelConfig]:
-    """Return every model that the recipe loads and talks to, by its field."""
+    """Return every model that the recipe loads, by its field."""
     found = {"model": cfg.model}
+    if cfg.needs_reference and cfg.reference.path is not None:
+        path = cfg.reference.path
+        found["reference"] = cfg.model.model_copy(update={"path": path})
+    if cfg.needs_critic and cfg.critic.path is not None:
+        found["critic"] = cfg.of_critic.model
     for name, judge in cfg.judges.items():
         if judge.engines is not None:
             found[f"judges.{name}.engines.model"] = judge.engines.model
@@ -81,7 +86,8 @@ def check_models(patient: Patient) -> Iterator[Finding]:
         folder = find_model_folder(model.path)
         if folder is None:
             continue  # the hub's check has told
-        speaks = not where.startswith("teachers.")  # a teacher reads tokens, never messages
+        # Whoever scores the policy's texts reads tokens, never messages.
+        speaks = not where.startswith(("teachers.", "reference", "critic"))
         found = check_model_folder(folder, where)
         problems = [(p.what, p.fix) for p in found if speaks or "no chat template" not in p.what]
         if speaks and not problems:

@@ -55,7 +55,9 @@ def _last(run: Mapping[str, Any], key: str) -> Any:
 
 
 def _hashes(run: Mapping[str, Any]) -> dict[str, str]:
-    return {key: str(found["hash"]) for key, found in (_last(run, "hashes") or {}).items()}
+    """Return the hashes of data, code and model; the recipe's differ field by field above."""
+    found = (_last(run, "hashes") or {}).items()
+    return {key: str(own["hash"]) for key, own in found if not key.startswith("recipe.")}
 
 
 def _held_out(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Change]:

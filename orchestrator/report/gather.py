@@ -4,6 +4,7 @@ Nothing here trusts the files: a run may be going on, have been killed in the mi
 of another version of Braid, or have been made by hand. What cannot be read is left out and said.
 """
 
+import math
 import re
 import socket
 import time
@@ -16,8 +17,9 @@ from typing import Any, TypeVar
 import yaml
 
 from configs.errors import ConfigError, Problem
-from configs.load import load_recipe
+from configs.load import load_any
 from configs.schema import RunConfig
+from configs.sft import AnyRecipe
 from mixing.ledger.events import Rejected, from_row
 from mixing.ledger.ledger import rows as ledger_rows
 from orchestrator.commands.ledger import read_report
@@ -29,6 +31,7 @@ from orchestrator.report.cost import cost
 from orchestrator.report.lines import Tail
 from orchestrator.report.logs import read_log
 from orchestrator.report.samples import SampleReader, spread
+from rewards.monitors.replay import ROLLED_BACK_TO
 
 T = TypeVar("T")
 _EVAL_ROWS, _ALARM_ROWS, _FAILED_GROUPS = 1500, 400, 50
@@ -37,6 +40,18 @@ _EVAL_KEYS = (
     *("pass_rate_low", "pass_rate_high", "reward_mean", "reward_stderr", "train_reward", "gap"),
     *("completion_tokens_mean", "truncated", *SETTINGS),
 )
+_LESSON_KEYS = ("loss", "accuracy", "margin", "count")
+"""What is measured of held-out rows by `braid sft` and `braid reward-model`."""
+_FILES = {
+    "run.json": "when and where it ran, and the hashes of data, code and model",
+    "config.yaml": "the recipe, and what hangs on it: shares due, cost",
+    "metrics.jsonl": "every curve",
+    "eval.jsonl": "held-out pass rates and spikiness",
+    "ledger.jsonl": "what became of each group",
+    "log.txt": "warnings, faults and repairs",
+}
+_LESSON_FILES = {name: _FILES[name] for name in ("run.json", "metrics.jsonl", "log.txt")}
+"""What a run that learns from rows has too; it evaluates only where some rows are held out."""
 _SOURCE = re.compile(r"^source/(.+?)/(?:all|trained|share|total|groups|samples|loss_tokens)\b")
 
 
@@ -65,7 +80,9 @@ class RunReader:
     def read(self) -> dict[str, Any]:
         """Return all that the page shows."""
         self._notes = []
-        record, cfg = self._record(), self._config()
+        record, found_cfg = self._record(), self._config()
+        cfg = found_cfg if isinstance(found_cfg, RunConfig) else None
+        lessons = found_cfg is not None and cfg is None
         self._follow()
         plain = self._plain_config()
         log = self._guard("log.txt", lambda: read_log(self.path / "log.txt")) or {}
@@ -86,7 +103,9 @@ class RunReader:
             "config_text": self._text("config.yaml"),
             "metrics": self._columns.to_json(),
             "eval": self._thinned(evals),
-            "ledger": self._ledger(),
+            "lessons": lessons,
+            "guards": self._guards(),
+            "ledger": None if lessons else self._ledger(),
             "failed_groups": self._failed_groups(),
             "alarms": self._rows["alarms.jsonl"][-_ALARM_ROWS:],
             "mix_edits": Tail(self.path / MIX_EDITS).read()[1][-100:],
@@ -100,7 +119,7 @@ class RunReader:
                 "cost", lambda: cost(cfg, self._columns, sum(held) if held else None)
             )
         data["status"] = self._status(data)
-        self._say_what_is_missing(data)
+        self._say_what_is_missing(data, _LESSON_FILES if lessons else _FILES)
         data["notes"] = self._notes
         return data
 
@@ -117,9 +136,9 @@ class RunReader:
             return None
         return self._guard("run.json", lambda: read_record(self.path))
 
-    def _config(self) -> RunConfig | None:
+    def _config(self) -> AnyRecipe | None:
         path = self.path / "config.yaml"
-        return self._guard("config.yaml", lambda: load_recipe(path)) if path.is_file() else None
+        return self._guard("config.yaml", lambda: load_any(path)) if path.is_file() else None
 
     def _plain_config(self) -> dict[str, Any]:
         try:
@@ -161,7 +180,7 @@ class RunReader:
 
     def _thinned(self, evals: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the evaluations; of very many the first, the last, and those spread between."""
-        kept = [{k: r[k] for k in _EVAL_KEYS if k in r} for r in evals]
+        kept = [{k: r[k] for k in (*_EVAL_KEYS, *_LESSON_KEYS) if k in r} for r in evals]
         if len(kept) > _EVAL_ROWS:
             steps = list(dict.fromkeys(r["step"] for r in kept))
             chosen = set(spread(steps, max(2, _EVAL_ROWS * len(steps) // len(kept))))
@@ -256,21 +275,29 @@ class RunReader:
             return {"state": "ended", "text": "ended, or was killed, before its first step"}
         return {"state": "ended", "text": f"ended, or was killed, after step {step} of {total}"}
 
-    def _say_what_is_missing(self, data: Mapping[str, Any]) -> None:
-        files = {
-            "run.json": "when and where it ran, and the hashes of data, code and model",
-            "config.yaml": "the recipe, and what hangs on it: shares due, cost",
-            "metrics.jsonl": "every curve",
-            "eval.jsonl": "held-out pass rates and spikiness",
-            "ledger.jsonl": "what became of each group",
-            "log.txt": "warnings, faults and repairs",
+    def _guards(self) -> dict[str, Any]:
+        """Return what the guards did: rollbacks, and steps with refused or smaller updates."""
+        steps, back = self._columns.steps, self._columns.values(ROLLED_BACK_TO)
+        refused = self._columns.values("train/skipped")
+        return {
+            "rollbacks": [
+                {"step": step, "to": int(to)}
+                for step, to in zip(steps, back, strict=True)
+                if math.isfinite(to)
+            ],
+            "refused": int((refused > 0).sum()),
+            "shrunk": int((self._columns.values("guards/shrunk_for") > 0).sum()),
         }
+
+    def _say_what_is_missing(self, data: Mapping[str, Any], files: Mapping[str, str]) -> None:
         for name, what in files.items():
             if not (self.path / name).is_file():
                 self._notes.append(f"there is no {name}, so this is missing: {what}")
         if (self.path / "metrics.jsonl").is_file() and not self._columns.steps:
             self._notes.append("no step has been trained yet: there are no curves")
-        if not data["samples"]["rows"]:
+        if data["lessons"]:
+            self._notes.append("it learns from rows: nothing is sampled, graded or mixed")
+        elif not data["samples"]["rows"]:
             self._notes.append(
                 "rollouts/ has no samples: logging.rollout_groups is 0, or no step was trained"
             )

@@ -29,6 +29,18 @@ ALLOWED = {
 """(file, what): why it may."""
 
 
+def test_every_actor_guards_what_it_writes():
+    """An actor's last traceback goes to Ray's logs, and must hold no secret."""
+    found: dict[str, bool] = {}
+    for path in (ROOT / "actors").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Actor") and not node.bases:
+                made = next(f for f in node.body if getattr(f, "name", "") == "__init__")
+                calls = {dotted(c.func) for c in ast.walk(made) if isinstance(c, ast.Call)}
+                found[node.name] = "guard_output" in calls
+    assert len(found) >= 8 and {name for name, guarded in found.items() if not guarded} == set()
+
+
 def dotted(node: ast.expr) -> str:
     """Return `a.b.c`, or an empty text where it is no plain name."""
     if isinstance(node, ast.Attribute):

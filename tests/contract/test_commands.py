@@ -26,7 +26,7 @@ _INLINE = re.compile(r"(?<!`)`((?:braid|make) [^`\n]+)`(?!`)")
 _SHELLS = ("bash", "sh", "console", "")
 LOADERS = {"sft": load_sft, "reward-model": load_reward_model}
 """Command whose recipes are of another kind than a run's -> what reads them."""
-OTHER_PROGRAMS = {"docker", "kubectl", "git", "cd"}
+OTHER_PROGRAMS = {"docker", "kubectl", "helm", "git", "cd"}
 """Programs of others, whose commands no test here can run."""
 
 
@@ -178,7 +178,11 @@ LIGHT = {
 
 def is_light(command: str) -> bool:
     program, *rest = words(command)
-    if program != "braid" or parse(rest)[0] not in LIGHT:
+    if program != "braid":
+        return False
+    if rest[:1] == ["submit"]:
+        return "--dry-run" in rest
+    if parse(rest)[0] not in LIGHT:
         return False
     attacks = {"--data", "--source"} & set(rest)  # many gradings, in tests/unit/rewards/test_bench
     return not attacks and "--judges" not in rest  # judges: another machine, or an engine

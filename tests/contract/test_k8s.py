@@ -89,8 +89,9 @@ def test_pods_fit_kubernetes_schemas(overlay: str):
         if document["kind"] == "RayJob":
             cluster = document["spec"]["rayClusterSpec"]  # type: ignore[index,call-overload]
             groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]  # type: ignore[index,call-overload,misc]
-            for group in groups:
-                template = group["template"]  # type: ignore[index,call-overload]
+            templates = [group["template"] for group in groups]  # type: ignore[index,call-overload]
+            templates += [d for k, d in document["spec"].items() if k == "submitterPodTemplate"]  # type: ignore[union-attr]
+            for template in templates:
                 pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, **template}  # type: ignore[dict-item]
                 kubernetes_validate.validate(pod, "1.31", strict=True)
 

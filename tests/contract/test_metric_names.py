@@ -20,7 +20,7 @@ from orchestrator.publisher import SyncReport
 from orchestrator.records.run_totals import RunTotals
 from orchestrator.records.source_metrics import METRICS, PART_METRICS
 from orchestrator.records.step_metrics import StepBooks, TrainedStep, book_metrics, step_metrics
-from orchestrator.sinks.families import sample
+from orchestrator.sinks.families import Sample, sample
 from orchestrator.sinks.to_prometheus import COUNTERS, STEP_SECONDS
 from rewards.judges.meter import Meter, add_up
 from rewards.monitors.replay import ROLLED_BACK_TO
@@ -224,6 +224,15 @@ def test_a_family_of_prometheus_has_one_meaning(emitted: set[str]):
         assert series.setdefault(at, name) == name
         assert made.family not in (*COUNTERS, STEP_SECONDS)
         assert NAME not in made.family and (NAME in made.labels.values()) == (NAME in name)
+
+
+@pytest.mark.parametrize("monitor", ["kl", "guards/loss"])
+def test_alarms_of_monitors_and_guards_are_one_family(monitor: str):
+    whole = sample(f"alarm/{monitor}", run="r")
+    assert whole == Sample("braid_alarm", {"run": "r", "monitor": monitor})
+    own = sample(f"source/{NAME}/alarm/{monitor}", run="r")
+    labels = {"run": "r", "source": NAME, "monitor": monitor}
+    assert own == Sample("braid_source_alarm", labels)
 
 
 def test_the_dashboard_asks_for_what_is_exported(exported: dict[str, set[str]]):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from configs.load import save_config
+from configs.load import load_reward_model, load_sft, save_config
 from configs.schema import RunConfig
 from mixing.ledger.events import (
     Accepted,
@@ -33,6 +33,7 @@ from orchestrator.report.gather import RunReader
 from orchestrator.report.page import render
 from orchestrator.report.watch import page_data
 
+ROOT = Path(__file__).parents[2]
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -279,6 +280,39 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 @pytest.fixture
 def make() -> Callable[..., Path]:
     return make_run
+
+
+def _add_rollback(run: Path, after: int, to: int) -> None:
+    """Have the guards roll a made-up run back, as its metrics tell it."""
+    path = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row |= {"train/skipped": float(row["step"] == after), "guards/shrunk_for": 0.0}
+        row |= {"guards/rolled_back_to": float(to)} if row["step"] == after else {}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _learn_from_rows(run: Path, recipe: str) -> None:
+    """Make a made-up run directory that of `braid sft` or `braid reward-model`."""
+    load = load_sft if recipe == "sft" else load_reward_model
+    save_config(load(ROOT / "configs" / "recipes" / f"{recipe}.yaml"), run / "config.yaml")
+    more = {} if recipe == "sft" else {"accuracy": 0.75, "margin": 1.5}
+    row = {"source": "held_out", "rows": 9, "loss": 0.5, "count": 40.0, **more}
+    lines = [json.dumps({"step": step, **row}) + "\n" for step in (0, 4, 8)]
+    (run / "eval.jsonl").write_text("".join(lines))
+    for name in ("ledger.jsonl", "alarms.jsonl"):
+        (run / name).unlink()
+    shutil.rmtree(run / "rollouts")
+
+
+@pytest.fixture
+def add_rollback() -> Callable[[Path, int, int], None]:
+    return _add_rollback
+
+
+@pytest.fixture
+def learn_from_rows() -> Callable[[Path, str], None]:
+    return _learn_from_rows
 
 
 def write_page(run: Path, out: Path) -> Path:

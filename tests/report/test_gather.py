@@ -110,6 +110,48 @@ def test_cost_is_shared_out_whole(make: Callable[..., Path], tmp_path: Path):
     assert cost(cfg, Columns(), held_s=None)["outside_hours"] is None
 
 
+def test_what_the_guards_did_is_told(
+    make: Callable[..., Path], add_rollback: Callable[..., None], tmp_path: Path
+):
+    run = make(tmp_path / "run", steps=8)
+    assert RunReader(run).read()["guards"] == {"rollbacks": [], "refused": 0, "shrunk": 0}
+    add_rollback(run, 6, 4)
+    guards = RunReader(run).read()["guards"]
+    assert guards == {"rollbacks": [{"step": 6, "to": 4}], "refused": 1, "shrunk": 0}
+
+
+@pytest.mark.parametrize("recipe", ["sft", "reward_model"])
+def test_a_run_that_learns_from_rows_is_read_as_one(
+    make: Callable[..., Path],
+    learn_from_rows: Callable[[Path, str], None],
+    tmp_path: Path,
+    recipe: str,
+):
+    run = make(tmp_path / "run", steps=8)
+    learn_from_rows(run, recipe)
+    found = RunReader(run).read()
+    assert found["lessons"] and found["standings"] == [] and found["ledger"] is None
+    assert [row["loss"] for row in found["eval"]] == [0.5] * 3
+    assert ("accuracy" in found["eval"][0]) is (recipe == "reward_model")
+    assert found["notes"] == ["it learns from rows: nothing is sampled, graded or mixed"]
+    both = compare(found, RunReader(make(tmp_path / "other", steps=3)).read())
+    assert {c["path"] for c in both["config"]} >= {"type", "num_steps"}
+
+
+def test_runs_of_different_sources_are_compared_side_by_side(
+    make: Callable[..., Path], tmp_path: Path
+):
+    one = RunReader(make(tmp_path / "a", sources=("sums", "spelling"))).read()
+    other = RunReader(make(tmp_path / "b", sources=("filtering", "sums"), steps=5)).read()
+    found = compare(one, other)
+    rates = {row["source"]: row for row in found["held_out"]}
+    assert set(rates) == {"sums", "spelling", "filtering"}
+    assert rates["spelling"]["b"] is None and rates["spelling"]["difference"] is None
+    assert rates["filtering"]["a"] is None and rates["sums"]["difference"] is not None
+    paths = {row["path"] for row in found["config"]}
+    assert "sources[spelling].name" in paths and "sources[sums].name" not in paths
+
+
 def test_attempts_faults_and_ends_are_told(make: Callable[..., Path], tmp_path: Path):
     run = make(tmp_path / "run", steps=12, attempts=3, text="it broke")
     found = RunReader(run).read()

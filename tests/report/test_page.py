@@ -49,6 +49,38 @@ def test_every_section_is_drawn_and_nothing_is_asked_of_any_network(browser: Any
         assert said in words, said
 
 
+def test_critics_teachers_and_rollbacks_are_drawn(
+    browser: Any, make: Any, page_of: Any, add_rollback: Any, tmp_path: Path
+):
+    names = ("source/sums/all/teacher/kl", "train/critic/loss", "time/critic")
+    names += ("train/critic/explained_variance", "alarm/guards/loss")
+    run = make(tmp_path / "run", steps=12, more=dict.fromkeys(names, 0.25))
+    add_rollback(run, 9, 6)
+    address = page_of(run)
+    browser.open(address)
+    assert is_clean(browser, address)
+    for chart in ("all/teacher/kl", "critic/loss", "critic/explained_variance"):
+        assert browser.count(f'#learning [data-chart="{chart}"]') == 1, chart
+    assert "reference and critic: score" in browser.text("#time")
+    faults = browser.text("#faults")
+    assert "What the guards did" in faults and "refused updates: 1" in faults
+    assert browser.count(f"{REWARD} .mark:not(.calm)") == 1
+
+
+@pytest.mark.parametrize("recipe", ["sft", "reward_model"])
+def test_a_run_that_learns_from_rows_has_its_own_page(
+    browser: Any, make: Any, page_of: Any, learn_from_rows: Any, tmp_path: Path, recipe: str
+):
+    run = make(tmp_path / "run", steps=8)
+    learn_from_rows(run, recipe)
+    address = page_of(run)
+    browser.open(address)
+    assert is_clean(browser, address)
+    drawn = {"sft": 1, "reward_model": 3}[recipe]
+    assert browser.count('#held-out [data-chart^="held-out-"]') == drawn
+    assert "there is no mix" in browser.text("#mix")
+
+
 def test_hostile_texts_are_shown_and_never_run(browser: Any, page: Any):
     address = page(text=HOSTILE, more={f"train/{HOSTILE[:60]}": 1.5, "__proto__": 2.0})
     browser.open(address)

@@ -2,8 +2,8 @@
 
 const ROLES = [
   ["engines: generate", /^generate$/],
-  ["trainer: train", /^(train|critic.*|value.*)$/],
-  ["reference: score", /^reference$/],
+  ["trainer and critic: train", /^train$/],
+  ["reference and critic: score", /^(reference|critic)$/],
   ["graders, beyond generation", /^grade$/],
   ["weight sync", /^sync/],
   ["evaluation", /^evaluate$/],

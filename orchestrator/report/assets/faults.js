@@ -79,6 +79,24 @@ function faults(run) {
         : empty("run.json is not there: nothing is known of attempts."),
     ),
   );
+  const guards = run.guards;
+  if (guards.rollbacks.length || guards.refused || guards.shrunk)
+    found.push(
+      panel(
+        h("h3", {}, "What the guards did"),
+        guards.rollbacks.length
+          ? table(
+              ["rolled back after step", "to the weights of step"],
+              guards.rollbacks.map((r) => [fmt.int(r.step), fmt.int(r.to)]),
+            )
+          : null,
+        h(
+          "p",
+          { class: "small soft" },
+          `Steps with refused updates: ${fmt.int(guards.refused)}; followed by a smaller learning rate: ${fmt.int(guards.shrunk)}.`,
+        ),
+      ),
+    );
   const repairs = Object.entries(log.repairs || {});
   found.push(
     h(

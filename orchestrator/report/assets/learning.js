@@ -50,11 +50,16 @@ function learning(run) {
       ],
     },
     policy("lr", "Learning rate", null),
-    policy("value_loss", "Value loss", "of the critic", { optional: true }),
+    per("all/teacher/kl", "KL to the teacher", "log(sampler / teacher), nats a token", { optional: true }),
+    policy("critic/loss", "Critic: loss", "of its values", { optional: true }),
+    policy("critic/explained_variance", "Critic: explained variance", "of the returns, by its values", {
+      optional: true,
+    }),
   ]);
 }
 
 function heldOut(run) {
+  if (run.lessons && run.eval.length) return heldOutRows(run);
   if (!run.eval.length)
     return [
       empty("No evaluation was recorded. eval.every, eval.at_start and eval.at_end say when there are some."),
@@ -83,12 +88,27 @@ function heldOut(run) {
         series: lines,
         ...RATE,
         height: 250,
-        marks: resumes(run),
+        marks: marksOf(run),
       }),
       beforeAfter(run),
     ),
     spikinessTable(run),
   ];
+}
+
+// Held-out rows of a run that learns from rows: its loss, and of pairs how many are told apart.
+function heldOutRows(run) {
+  const chartOf = (key, title, note, more = {}) => {
+    const rows = run.eval.filter((r) => isNumber(r.step) && isNumber(r[key]));
+    if (!rows.length) return null;
+    const own = { name: title, x: rows.map((r) => r.step), y: rows.map((r) => r[key]), color: 0, points: true };
+    return chart({ id: `held-out-${key}`, title, note, series: [own], marks: marksOf(run), ...more });
+  };
+  return chartGrid([
+    chartOf("loss", "Held-out loss", "mean over answer tokens, or over pairs"),
+    chartOf("accuracy", "Pairs told apart", "share in which the preferred answer scores higher", RATE),
+    chartOf("margin", "Margin", "score of the preferred answer less the other's"),
+  ]);
 }
 
 function beforeAfter(run) {

@@ -11,7 +11,7 @@ const SECTIONS = [
     "How old what was trained on was, and how far the sampler and the trainer lie apart.",
     policySync,
   ],
-  ["alarms", "Alarms", "What the monitors of reward hacking said.", alarms],
+  ["alarms", "Alarms", "What the monitors of reward hacking and the guards of stability said.", alarms],
   ["faults", "Faults and repairs", "What broke, and what was done.", faults],
   ["cost", "Cost", "What was reserved, and for which source.", cost],
   ["samples", "Samples", "What the policy wrote, what it got for it, and which tokens that moved.", samples],
@@ -203,7 +203,7 @@ function render(data) {
           h(
             "span",
             {},
-            "Steps that were not recorded are gaps; smoothing draws the raw values too. Vertical dotted lines mark where a resumed attempt went on.",
+            "Steps that were not recorded are gaps; smoothing draws the raw values too. Vertical dotted lines mark where a resumed attempt went on, red ones where guards rolled back.",
           ),
           h(
             "span",

@@ -65,7 +65,8 @@ function mix(run) {
         ),
       ),
     );
-  } else
+  } else if (run.lessons) return [empty("It learns from rows: there is no mix.")];
+  else
     found.push(
       empty("There is no readable ledger, so what was dispatched, accepted and trained is not known."),
     );
@@ -126,7 +127,14 @@ function mix(run) {
 
 function cost(run) {
   const c = run.cost;
-  if (!c) return [empty("The recipe could not be read, so what was reserved is not known.")];
+  if (!c)
+    return [
+      empty(
+        run.lessons
+          ? "It learns from rows: all that it held was its trainer's."
+          : "The recipe could not be read, so what was reserved is not known.",
+      ),
+    ];
   const unit = `${c.unit}-hours`;
   const sum = (row) => Object.values(row.sources).reduce((a, b) => a + b, 0);
   const rows = c.roles.filter((r) => r.devices > 0);
@@ -195,7 +203,7 @@ function cost(run) {
       "p",
       { class: "small soft" },
       `How it is reckoned: ${c.unit === "GPU" ? "GPUs" : "CPU cores"} that the recipe reserves, held for the whole of each trained step whoever works. A step's engine time goes to sources by the tokens that were sampled for them (rejected groups too), `,
-      "trainer and reference time by loss tokens, graders and judges by seconds of grading. Outside of steps are the start, evaluations at the start and the end, steps that were undone, and waits between; they belong to no source. Evaluations during training are inside the step that they follow.",
+      "trainer, reference, critic and teacher time by loss tokens, graders and judges by seconds of grading. Outside of steps are the start, evaluations at the start and the end, steps that were undone, and waits between; they belong to no source. Evaluations during training are inside the step that they follow.",
       c.outside_hours === null
         ? " How long the attempts went on is not known, so nothing outside of steps is counted."
         : "",

@@ -41,6 +41,14 @@ const resumes = (run) =>
       calm: true,
     }));
 
+const rollbacks = (run) =>
+  run.guards.rollbacks.map((r) => ({
+    x: r.step + 0.5,
+    label: `guards roll back to the weights of step ${r.to}`,
+  }));
+
+const marksOf = (run) => [...resumes(run), ...rollbacks(run)];
+
 // A chart of metrics over the run's steps, or null where none of them was recorded.
 function metricChart(run, spec) {
   const series = spec.series.filter((l) => l && l.y.some(isNumber));
@@ -51,7 +59,7 @@ function metricChart(run, spec) {
       : null;
   return chart({
     stride: run.metrics.stride,
-    marks: resumes(run),
+    marks: marksOf(run),
     ...spec,
     series,
     note: [spec.note, bucket].filter(Boolean).join("; ") || null,

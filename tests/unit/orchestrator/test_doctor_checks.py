@@ -173,6 +173,21 @@ def test_checkpoints_are_weighed():
     small = machine.checkpoints_gib(recipe(checkpoint={"keep": 2}))
     assert gib is not None and small is not None and gib == pytest.approx(small * 5 / 3)
     assert machine.checkpoints_gib(recipe(model={"path": "org/absent"})) is None
+    sources = [{**recipe().sources[0].model_dump(mode="json"), "advantage": {"use": "gae"}}]
+    both = machine.checkpoints_gib(recipe(checkpoint={"keep": 4}, sources=sources))
+    assert both == pytest.approx(2 * gib), "the critic's too"
+    assert machine.checkpoints_gib(recipe(sources=sources, critic={"path": "org/absent"})) is None
+
+
+def test_the_disk_to_offload_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    name = "trainer.nvme"
+    there = recipe(trainer={"nvme": {"path": str(tmp_path / "new")}})
+    assert worst(check_disk, Patient(recipe=there), name).level is Level.OK
+    monkeypatch.setattr(machine.os, "access", lambda *_: False)
+    closed = worst(check_disk, Patient(recipe=there), name)
+    assert closed.level is Level.FAILED and "cannot be written" in closed.detail
+    away = recipe(ray_address="auto", trainer={"nvme": {"path": "/nowhere"}})
+    assert name not in {f.name for f in check_disk(Patient(recipe=away))}
 
 
 def test_the_hub_offline_and_without_a_network(monkeypatch, bare: Path):
@@ -255,6 +270,26 @@ def test_every_model_of_a_recipe_is_looked_at():
         "judges.j.engines.model",
         "reward_models.r.model",
     }
+
+
+def test_models_that_score_are_looked_for_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    mute = tmp_path / "mute"
+    shutil.copytree(TINY, mute)
+    (mute / "chat_template.jinja").unlink()
+    sources = [{**recipe().sources[0].model_dump(mode="json"), "advantage": {"use": "gae"}}]
+    more: dict[str, Any] = {"algorithm": {"kl": {"coef": 0.1}}, "sources": sources}
+    for where, given in (
+        ("reference", {"reference": {"path": "org/absent"}}),
+        ("critic", {"critic": {"path": "org/absent"}}),
+        ("teachers.big.model", {"teachers": {"big": {"model": {"path": "org/absent"}}}}),
+    ):
+        absent = Patient(recipe=recipe(**more, **given))
+        assert worst(check_hub, absent, where).level is Level.FAILED
+        there = json.loads(json.dumps(given).replace("org/absent", str(mute)))
+        here = Patient(recipe=recipe(**more, **there))
+        assert worst(check_models, here, where).level is Level.OK, "it needs no chat template"
+    assert set(models.models_of(recipe(reference={"path": "org/absent"}))) == {"model"}
 
 
 def test_the_token_of_ray(monkeypatch, bare: Path):

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from configs.errors import ConfigError
 from configs.infra import InfraConfig
 from configs.load import load_infra, load_recipe
 from configs.schema import RunConfig
+from configs.training import NvmeConfig
 from orchestrator.deploy.infra_check import check_recipe_on, place_roles, warn_recipe_on
 from orchestrator.deploy.render import render, write_bundle
 from orchestrator.planning.plan import plan_bundles
@@ -69,7 +71,7 @@ def both(*changes: Change) -> Change:
 BROKEN: list[tuple[Change, str, str]] = [
     (put("nmae", "x"), "nmae", "unknown key"),
     (lambda d: d.pop("image"), "image", "missing"),
-    (put("image", ""), "image", "at least 1"),
+    (put("image", ""), "image", "is empty"),
     (put("name", "Node_Of_8"), "name", "Node_Of_8"),
     (put("namespace", "a b"), "namespace", "a b"),
     (put("kind", "pod"), "kind", "job"),
@@ -113,13 +115,17 @@ BROKEN: list[tuple[Change, str, str]] = [
     (put("groups.1.allow_egress", ["judge.local"]), "groups.reward.allow_egress", "CIDR"),
     (put("storage.mount", "shared"), "storage.mount", "absolute"),
     (put("storage.mount", "/tmp"), "storage.mount", "hide"),
+    (put("storage.mount", "/home/braid"), "storage.mount", "hide"),
+    (put("storage.mount", "/shared/"), "storage.mount", "Write it as /shared."),
     (
         both(lambda d: d["storage"].pop("size"), put("storage.storage_class", "fast")),
         "storage.storage_class",
         "without a size",
     ),
     (put("env", {"RAY_ADDRESS": "auto"}), "env.RAY_ADDRESS", "set by KubeRay"),
+    (put("env", {"HOME": "/root"}), "env.HOME", "set by KubeRay, Ray or Braid"),
     (put("env", {"OPENAI_API_KEY": "sk-1"}), "env.OPENAI_API_KEY", "plain text"),
+    (put("env", {"SETTING": "sk-proj-aaaaaaaaaaaaaaaa"}), "env.SETTING", "plain text"),
     (put("env", {"HF_TOKEN": "x"}), "env.HF_TOKEN", "among secrets"),
     (put("env", {"A B": "x"}), "env", "A B"),
     (put("secrets", {"REDIS_PASSWORD": {"secret": "a", "key": "b"}}), "REDIS_PASSWORD", "itself"),
@@ -164,6 +170,10 @@ BROKEN: list[tuple[Change, str, str]] = [
 ]
 
 
+ALLOWED = re.compile("must be |needs at least|at most|a quantity is|has letters")
+"""Words in which a message says what is allowed, which is a remedy too."""
+
+
 @pytest.mark.parametrize(("change", "where", "what"), BROKEN)
 def test_a_broken_infra_file_is_refused_with_its_place_and_remedy(
     change: Change, where: str, what: str, recipe: RunConfig, tmp_path: Path
@@ -174,6 +184,7 @@ def test_a_broken_infra_file_is_refused_with_its_place_and_remedy(
         render(recipe, load(data, tmp_path))
     said = str(caught.value)
     assert where in said and what in said
+    assert all(p.fix or ALLOWED.search(p.what) for p in caught.value.problems), said
 
 
 def test_all_problems_are_told_at_once(recipe: RunConfig, tmp_path: Path):
@@ -272,23 +283,93 @@ def test_secrets_are_references_and_stay_out_of_isolated_groups(recipe: RunConfi
     assert spec["podSelector"]["matchLabels"]["braid.dev/group"] == "reward"
 
 
-def test_every_container_is_closed(recipe: RunConfig):
-    for path in (ROOT / "k8s" / "infra").glob("*8.yaml"):
-        infra = load_infra(path)
-        bundle = render(recipe, infra) if not check_recipe_on(recipe, infra) else None
-        for document in bundle.documents if bundle else ():
-            if document["kind"] != "RayJob":
-                continue
-            cluster: Any = document["spec"]["rayClusterSpec"]  # type: ignore[index,call-overload]
-            assert cluster["authOptions"]["mode"] == "token"
-            for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-                pod = group["template"]["spec"]
-                assert pod["securityContext"]["runAsNonRoot"] is True
-                assert pod["automountServiceAccountToken"] is False
-                for container in pod["containers"]:
-                    security = container["securityContext"]
-                    assert security["allowPrivilegeEscalation"] is False
-                    assert security["capabilities"]["drop"] == ["ALL"]
+INFRA = sorted(p.stem for p in (ROOT / "k8s" / "infra").glob("*.yaml"))
+RECIPES = {
+    "cpu": ("quickstart", ["model.path=/shared/models/tiny"]),
+    "one-gpu": ("one_gpu", []),
+    "rdma-64": ("multi_node", []),
+}
+"""Infra file -> a recipe for it, where it is not that of eight GPUs."""
+
+
+def rendered(name: str) -> dict[str, Any]:
+    """Return the RayJob of an infra file with its recipe."""
+    file, overrides = RECIPES.get(name, ("eight_gpus", []))
+    cfg = load_recipe(ROOT / "configs" / "recipes" / f"{file}.yaml", overrides)
+    documents = render(cfg, load_infra(ROOT / "k8s" / "infra" / f"{name}.yaml")).documents
+    (job,) = [d for d in documents if d["kind"] == "RayJob"]
+    spec: Any = job["spec"]
+    return spec
+
+
+@pytest.mark.parametrize("name", INFRA)
+def test_every_container_is_closed(name: str):
+    job = rendered(name)
+    cluster = job["rayClusterSpec"]
+    assert cluster["authOptions"]["mode"] == "token"
+    templates = [g["template"] for g in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+    assert ("submitterPodTemplate" in job) is (job["submissionMode"] == "K8sJobMode")
+    templates += [job[t] for t in ("submitterPodTemplate",) if t in job]
+    options = cluster.get("autoscalerOptions")
+    for template in templates:
+        pod = template["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        volumes = {v["name"]: v for v in pod["volumes"]}
+        assert len(volumes) == len(pod["volumes"])
+        kinds = {kind for v in pod["volumes"] for kind in v if kind != "name"}
+        assert kinds <= {"configMap", "emptyDir", "projected", "persistentVolumeClaim"}
+        for container in (*pod["containers"], *([options] if options else [])):
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["readOnlyRootFilesystem"] is True
+            assert security["capabilities"]["drop"] == ["ALL"]
+            assert not any(key.endswith("Probe") for key in container), "the operator's"
+            assert name == "rdma-64" or "add" not in security["capabilities"], "restricted"
+        (container,) = pod["containers"]
+        paths = {m["mountPath"]: volumes[m["name"]] for m in container["volumeMounts"]}
+        env = {e["name"]: e.get("value") for e in container["env"]}
+        assert all("emptyDir" in paths[p] for p in ("/tmp", env["HOME"]))
+
+
+def test_the_autoscaler_alone_may_talk_to_kubernetes():
+    cluster = rendered("spot-rollout")["rayClusterSpec"]
+    assert cluster["enableInTreeAutoscaling"] is True
+    mounts = {m["name"]: m["mountPath"] for m in cluster["autoscalerOptions"]["volumeMounts"]}
+    where = "/var/run/secrets/kubernetes.io/serviceaccount"
+    (token,) = [name for name, path in mounts.items() if path == where]
+    head = cluster["headGroupSpec"]["template"]["spec"]
+    volumes = {v["name"]: v for v in head["volumes"]}
+    assert set(mounts) <= set(volumes)
+    assert volumes[token]["projected"]["sources"][0]["serviceAccountToken"]["path"] == "token"
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        assert where not in {m["mountPath"] for m in container["volumeMounts"]}
+    others = [g["template"]["spec"]["volumes"] for g in cluster["workerGroupSpecs"]]
+    assert not any(v["name"] == token for volumes in others for v in volumes)
+    assert "autoscalerOptions" not in rendered("node-of-8")["rayClusterSpec"]
+
+
+def test_a_recipe_that_is_wrong_anywhere_is_refused_here(recipe: RunConfig, tmp_path: Path):
+    sampling = recipe.sources[0].sampling.model_copy(update={"max_tokens": 10**6})
+    source = recipe.sources[0].model_copy(update={"sampling": sampling})
+    wrong = recipe.model_copy(update={"sources": (source, *recipe.sources[1:])})
+    data = base()
+    put("storage.mount", "shared")(data)
+    with pytest.raises(ConfigError) as caught:
+        render(wrong, load(data, tmp_path))
+    places = [p.where for p in caught.value.problems]
+    assert "storage.mount" in places and any("sampling.max_tokens" in p for p in places)
+
+
+def test_a_disk_to_offload_to_must_be_writable_in_the_pod(recipe: RunConfig):
+    infra = load_infra(ROOT / "k8s" / "infra" / "node-of-8.yaml")
+    for path, refused in (("/local_nvme", True), ("/tmp/nvme", False), ("/shared/nvme", False)):
+        nvme = NvmeConfig(path=path)
+        trainer = recipe.trainer.model_copy(update={"nvme": nvme})
+        found = check_recipe_on(recipe.model_copy(update={"trainer": trainer}), infra)
+        assert [p.where for p in found] == ["trainer.nvme.path"] * refused
 
 
 def test_kueue_gets_the_fields_it_knows_and_never_both(recipe: RunConfig):
@@ -301,6 +382,39 @@ def test_kueue_gets_the_fields_it_knows_and_never_both(recipe: RunConfig):
     assert specs["kueue"]["spec"]["shutdownAfterJobFinishes"] is True
     assert "deletionStrategy" not in specs["kueue"]["spec"]
     assert "shutdownAfterJobFinishes" not in specs["node-of-8"]["spec"]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "wanted"),
+    [
+        ("kueue", {"kueue.x-k8s.io/queue-name": "q", "kueue.x-k8s.io/priority-class": "p"}),
+        ("volcano", {"volcano.sh/queue-name": "q", "ray.io/priority-class-name": "p"}),
+        (
+            "yunikorn",
+            {
+                "ray.io/gang-scheduling-enabled": "true",
+                "yunikorn.apache.org/app-id": "eight-gpus",
+                "yunikorn.apache.org/queue": "q",
+            },
+        ),
+        ("kai", {"kai.scheduler/queue": "q"}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["job", "cluster"])
+def test_a_queue_finds_its_labels(
+    scheduler: str, wanted: dict[str, str], kind: str, recipe: RunConfig, tmp_path: Path
+):
+    queue = {"scheduler": scheduler, "name": "q"}
+    if any("priority" in key for key in wanted):
+        queue["priority_class"] = "p"
+    documents = render(recipe, load({**base(), "queue": queue, "kind": kind}, tmp_path)).documents
+    made = documents[-1]
+    metadata: Any = made["metadata"]
+    spec: Any = made["spec"]
+    assert made["kind"] == {"job": "RayJob", "cluster": "RayCluster"}[kind]
+    assert wanted.items() <= metadata["labels"].items()
+    if kind == "job":  # KAI takes no submitter's pod, and gangs do not count it
+        assert spec["submissionMode"] == "HTTPMode" and "submitterPodTemplate" not in spec
 
 
 def test_roles_are_placed_by_label_and_nothing_else_changes(recipe: RunConfig):
@@ -363,12 +477,15 @@ def test_what_a_glob_stands_for_and_anchors_travel(tmp_path: Path):
     anchors = tmp_path / "anchors.jsonl"
     anchors.write_text('{"prompt": "a", "sample": "b", "label": 1}\n')
     endpoint = "{base_url: 'http://judge', private: true, model: m}"
-    wanted = f"{{part: thirty/rubric, anchors: '{anchors}', min_kappa: 0.4}}"
+    criteria = "[{name: one, criterion: It is one word., points: 1}]"
+    grader = f"{{type: rubric, model: j, criteria: {criteria}}}"
+    wanted = f"{{part: spelling/rubric, anchors: '{anchors}', min_kappa: 0.4}}"
     cfg = load_recipe(
         ROOT / "configs" / "recipes" / "few_examples.yaml",
         [
             "model.path=/shared/models/tiny",
             f"sources.0.data.jsonl={data}/*",
+            f"sources.0.rewards=[{{name: rubric, grader: {grader}}}]",
             f"judges.j={{endpoint: {endpoint}, calibration: {wanted}}}",
         ],
     )

@@ -22,6 +22,9 @@ from configs.validate_secrets import check_secrets
 from orchestrator import cli
 from orchestrator.records.metrics import MetricSinks
 from orchestrator.records.run_dir import RunDir
+from orchestrator.report.gather import RunReader
+from orchestrator.report.page import render
+from orchestrator.report.watch import page_data
 from rewards.process import _environment
 from rollouts.record import record
 from rollouts.types import (
@@ -151,6 +154,8 @@ def test_nothing_that_a_run_writes_holds_one(
     log = (run_dir / "log.txt").read_text()
     assert "RuntimeError" in log and log.count("the rest stands") == 2
     assert "the rest stands" in (run_dir / "rollouts" / "step_10.jsonl").read_text()
+    page = render(page_data(RunReader(run_dir).read())).decode()
+    assert leaked(page) == [] and "the rest stands" in page
     shown = capfd.readouterr()
     assert leaked(shown.out + shown.err) == []
 
