@@ -14,6 +14,7 @@ from trainer.batch import to_device
 from trainer.critic_model import CriticModel, check_vocabulary, load_critic
 from trainer.epochs import plan_passes
 from trainer.metrics import Mean, Metric, Reduced, reduce_metrics
+from trainer.packing_check import keep_apart
 from trainer.zero_engine import Recompute, StepOutcome, ZeroEngine
 
 
@@ -44,6 +45,12 @@ class CriticEngine(ZeroEngine[CriticModel]):
             world_size=world_size,
             total_optimizer_steps=total_optimizer_steps,
         )
+        keep_apart(self._trace, self.model, self.device)
+
+    def _trace(self, ids: Tensor, positions: Tensor, bounds: Tensor) -> Tensor:
+        everywhere = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        traced: Tensor = self._engine(ids, positions, bounds, everywhere, traced=True)
+        return traced
 
     def _load(self, recompute: Recompute) -> CriticModel:
         own = self.cfg.critic.path is not None
