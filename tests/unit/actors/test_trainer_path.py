@@ -1,4 +1,4 @@
-"""What a trainer rank makes of its row of a plan, with Ray's object store and the network replaced."""
+"""What a trainer rank makes of its row of a plan, with Ray and the engine replaced."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
