@@ -169,7 +169,8 @@ def train(engine: CriticEngine, steps: range, rank: int, world: int) -> list[dic
 
 
 def run_resume(rank: int, world: int, models: Path, out: Path) -> None:
-    """Train 4 steps of two epochs in one go; and 2, save, build anew, load, 2 more."""
+    """Train 4 steps of two epochs in one go, and go back to the second and train on; and 2, save,
+    build anew, load, 2 more."""
     seen: dict[str, object] = {}
     for stage in STAGES:
         cfg = config(models, stage, epochs=2)
@@ -177,6 +178,8 @@ def run_resume(rank: int, world: int, models: Path, out: Path) -> None:
         first = train(engine, range(2), rank, world)
         engine.save(out / f"critic_{stage}")
         rest = train(engine, range(2, 4), rank, world)
+        engine.load(out / f"critic_{stage}")
+        again = train(engine, range(2, 4), rank, world)
         base.close(engine)
         engine = CriticEngine(cfg, rank=rank, world_size=world, total_optimizer_steps=16)
         engine.load(out / f"critic_{stage}")
@@ -186,6 +189,7 @@ def run_resume(rank: int, world: int, models: Path, out: Path) -> None:
             "first": first,
             "rest": rest,
             "resumed": resumed,
+            "rolled_back": again,
         }
         base.close(engine)
         seen[str(stage)] = {**report, "skipped": skip_and_go_on(models, stage, rank, world)}
