@@ -25,8 +25,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import algorithms
-from benchmarks.algorithms import RECIPES, SOURCES, WINDOW, evaluated
+from benchmarks.algorithms import RECIPES, SAMPLES, SOURCES, WINDOW, evaluated
 from benchmarks.stack import ROOT, made_on, markdown, overrides, records, start, write_section
 from configs.load import load_recipe
 
@@ -38,7 +37,12 @@ AFTER = ("kl", "mismatch", "ratio", "entropy", "reward", "length")
 ARMS = ("none", "skip", "shrink", "rollback", "stop")
 RISE = 20
 """Training steps over which the rate rises."""
-WATCH = {"guards.window": 12, "guards.warmup": 8, "guards.good_after": 3, "checkpoint.every": 4}
+WATCH: dict[str, object] = {
+    "guards.window": 12,
+    "guards.warmup": 8,
+    "guards.good_after": 3,
+    "checkpoint.every": 4,
+}
 """Guards that know what is usual while the rate still rises, and checkpoints to go back to."""
 
 
@@ -100,7 +104,10 @@ def settings(job: Job, steps: int, factor: float) -> dict[str, object]:
         "decay": "constant",
     }
     return {
-        **algorithms.settings(algorithms.Job("grpo", job.seed), steps),
+        "seed": job.seed,
+        "num_steps": steps,
+        "eval.every": 0,
+        "eval.samples": SAMPLES,
         **{f"trainer.optimizer.{name}": value for name, value in optimizer.items()},
         **WATCH,
         **actions(job.arm),

@@ -34,8 +34,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import algorithms
 from benchmarks.algorithms import RECIPES, SOURCES, evaluated
+from benchmarks.algorithms import SAMPLES as ASKED
 from benchmarks.stack import ROOT, braid, made_on, markdown, overrides, records, write_section
 
 Kind: TypeAlias = Literal["teacher", "rl", "rows", "sft", "warm", "distillation"]
@@ -112,7 +112,13 @@ def settings(job: Job, steps: int, model: Path | None = None) -> dict[str, objec
     Args:
         model: what it starts from; of distillation, the teacher.
     """
-    fields = algorithms.settings(algorithms.Job("grpo", job.seed), steps)
+    fields: dict[str, object] = {
+        "seed": job.seed,
+        "num_steps": steps,
+        "eval.every": 0,
+        "eval.samples": ASKED,
+        "checkpoint.every": 20,
+    }
     if job.kind == "distillation":
         shape = {"path": str(model), "dtype": "float32", "max_model_len": 128}
         actors = {"count": 1, "cpus": 0.5}
