@@ -61,8 +61,10 @@ def _wanted(name: str, annotation: ast.expr | None, value: object) -> str | None
             return None
         case _:
             least = _LEAST.get(name, 0.0)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            return None if number and value > least else f"a number above {least:g}"
+            number = (
+                -1.0 if isinstance(value, bool) or not isinstance(value, int | float) else value
+            )
+            return None if number > least else f"a number above {least:g}"
 
 
 def _listed(path: Path) -> set[str]:
