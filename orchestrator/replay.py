@@ -197,8 +197,10 @@ async def _train(found: Replay, folder: Path, console: Console) -> None:
 def differences(
     row: Mapping[str, float], recorded: Mapping[str, JsonValue]
 ) -> dict[str, tuple[float, JsonValue]]:
-    """Return the training metrics that are not the run's, with both values."""
+    """Return the policy's training metrics that are not the run's, with both values; a critic is
+    not trained again."""
     names = [n for n in {**row, **recorded} if n.startswith("train/")]
+    names = [n for n in names if not n.startswith("train/critic/")]
     mine = {n: row.get(n) for n in names}
     return {
         n: (float("nan") if (v := mine[n]) is None else v, recorded.get(n))

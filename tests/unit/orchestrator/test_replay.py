@@ -227,3 +227,9 @@ def test_differences_are_bit_for_bit():
     near = 0.1 + 2**-56
     assert near != 0.1
     assert differences(row, {"train/loss": near, "train/grad_norm": None}).keys() == {"train/loss"}
+
+
+def test_what_a_critic_learnt_is_not_compared():
+    recorded = {"train/loss": 0.1, "train/critic/loss": 2.0, "train/clip/low": 0.0}
+    assert differences({"train/loss": 0.1, "train/clip/low": 0.0}, recorded) == {}
+    assert differences({"train/loss": 0.1}, recorded).keys() == {"train/clip/low"}
