@@ -110,7 +110,7 @@ class CriticActor:
             for m in plan.minibatches
         ]
         fetched = time.monotonic()
-        outcome = self.engine.train_step(plan.step, minibatches)
+        outcome = self.engine.train_step(plan.step, minibatches, plan.bounds)
         self._progress += 1
         return StepResult(
             policy_version=plan.step,

@@ -55,10 +55,15 @@ def fetch_stored(
     return [tuple(s for i in range(len(p.samples)) for s in stored(p, i)) for p in plans]
 
 
-def lay_out(stored: Sequence[StoredSample]) -> MicroBatch:
-    """Lay out one micro-batch; the reference's scores are of all its samples, or of none."""
+def lay_out(stored: Sequence[StoredSample], *, with_reference: bool = False) -> MicroBatch:
+    """Lay out one micro-batch; the reference's scores are of all its samples, or of none.
+
+    Args:
+        with_reference: whether a reference scores the run's samples. An empty micro-batch then has
+            its stream too, as on all ranks the losses must give the same metrics.
+    """
     scores = [s.ref_logprobs for s in stored if s.ref_logprobs is not None]
-    return assemble([s.sample for s in stored], scores if stored and scores else None)
+    return assemble([s.sample for s in stored], scores if scores or with_reference else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

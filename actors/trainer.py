@@ -100,7 +100,8 @@ class TrainerActor:
         row, copy = divmod(self._rank, self._cfg.trainer.sequence_parallel)
         if plan.keep_in is not None and copy == 0:
             write_samples(plan.keep_in / rank_file(row), [s for own in stored for s in own])
-        batches = iter([lay_out(own) for own in stored])
+        with_reference = self._cfg.needs_reference
+        batches = iter([lay_out(own, with_reference=with_reference) for own in stored])
         minibatches = [
             Minibatch(
                 micro_batches=tuple(next(batches) for _ in m.grid[0]),

@@ -76,6 +76,12 @@ def check_model_type(cfg: RunConfig) -> Iterator[Problem]:
         )
 
 
+def model_type(folder: Path) -> str | None:
+    """Return the `model_type` that a model's config.json names; None without one."""
+    kind = (_read(folder) or {}).get("model_type")
+    return kind if isinstance(kind, str) else None
+
+
 def _read(folder: Path) -> dict[str, object] | None:
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))

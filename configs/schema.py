@@ -399,7 +399,11 @@ class RunConfig(Config):
         """The run as the critic's engine reads it, with its model and training section."""
         own = self.critic
         fields = ("actors", "zero_stage", "offload", "gradient_checkpointing", "optimizer")
-        changes = {f: getattr(own, f) for f in fields} | {"lora": None, "sequence_parallel": 1}
+        changes = {f: getattr(own, f) for f in fields} | {
+            "lora": None,
+            "nvme": None,
+            "sequence_parallel": 1,
+        }
         trainer = self.trainer.model_copy(update=changes)
         model = self.model
         if own.path not in (None, model.path):  # whose code nobody has pinned

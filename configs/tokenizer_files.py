@@ -8,14 +8,18 @@ _WHOLE = (("tokenizer.model",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 """Vocabularies of folders without a tokenizer.json; compared as files."""
 
 
-def tokenizer_difference(ours: Path, theirs: Path) -> str | None:
+def tokenizer_difference(ours: Path, theirs: Path, *, ends: bool = True) -> str | None:
     """Say in which way the tokenizer in `theirs` gives other ids than that in `ours`; None where
-    it does not. How text is cut up is not compared: ids are."""
+    it does not. How text is cut up is not compared: ids are.
+
+    Args:
+        ends: whether both must end an answer by the same token.
+    """
     if (found := _vocabulary_difference(ours, theirs)) is not None:
         return found
-    ends = _end_token(ours), _end_token(theirs)
-    if None not in ends and ends[0] != ends[1]:
-        return f"its end token is {ends[1]!r}, and the policy's is {ends[0]!r}"
+    mine, other = _end_token(ours), _end_token(theirs)
+    if ends and None not in (mine, other) and mine != other:
+        return f"its end token is {other!r}, and the policy's is {mine!r}"
     size = _vocab_size(theirs)
     most = max(_tokens(ours).values(), default=0) if size is not None else 0
     if size is not None and most >= size:

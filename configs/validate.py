@@ -13,6 +13,7 @@ from configs.model_code import check_code
 from configs.model_files import find_model_folder, read_model_shape
 from configs.model_types import check_model_type
 from configs.schema import ActorsConfig, RunConfig
+from configs.validate_companions import check_companion
 from configs.validate_critic import check_critic, check_estimator, warn_critic
 from configs.validate_data import HUB_NAME, check_data
 from configs.validate_determinism import check_determinism
@@ -345,7 +346,7 @@ def _check_trainer(cfg: RunConfig) -> Iterator[Problem]:
                 fix=f"Set {role}.zero_stage to 3.",
             )
     if cfg.needs_reference and cfg.reference.path is not None:
-        yield from check_path(cfg.reference.path, "reference.path")
+        yield from check_companion(cfg, cfg.reference.path, "reference.path")
 
 
 def _check_sync(cfg: RunConfig) -> Iterator[Problem]:

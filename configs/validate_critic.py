@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from configs.errors import Problem
 from configs.estimators import GaeConfig, traits
 from configs.schema import RunConfig, SourceConfig
-from configs.validate_engines import check_path
+from configs.validate_companions import check_companion
 
 
 def check_estimator(cfg: RunConfig, source: SourceConfig) -> Iterator[Problem]:
@@ -76,7 +76,7 @@ def check_critic(cfg: RunConfig) -> Iterator[Problem]:
             what=f"are {one:g} and {other:g}; both must be less than 1",
         )
     if critic.path is not None:
-        yield from check_path(critic.path, "critic.path")
+        yield from check_companion(cfg, critic.path, "critic.path")
 
 
 def warn_critic(cfg: RunConfig) -> Iterator[Problem]:

@@ -18,7 +18,7 @@ from configs.validate_guards import actions
 from rewards.monitors.alarms import Alarm, Figures
 from rewards.monitors.board import MonitorBoard, Row
 from rewards.monitors.replay import go_back, replay
-from rewards.monitors.sudden import SKIPPED
+from rewards.monitors.sudden import any_skipped
 from rollouts.types import UpdateBounds
 
 _REFUSED = ("skip", "rollback", "stop")
@@ -75,7 +75,7 @@ class Guards:
         alarms = self._board.trained(row)
         self._shrunk_for = max(0, self._shrunk_for - 1)
         self._shrink(alarms)
-        self._skips = self._skips + 1 if Figures(row, "").get(SKIPPED) else 0
+        self._skips = self._skips + 1 if any_skipped(Figures(row, "")) else 0
         if self._is_alarm(alarms):
             self._alarmed.append(self._step)
         return alarms
@@ -186,7 +186,7 @@ class Guards:
         self._shrunk_for = int(figures.get(_SHRUNK) or 0)
         self._rollbacks = int(figures.get(_ROLLBACKS) or 0)
         self._stuck = bool(figures.get(_STUCK))
-        self._skips = self._skips + 1 if figures.get(SKIPPED) else 0
+        self._skips = self._skips + 1 if any_skipped(figures) else 0
         if figures.get(_ALARMED):
             self._alarmed.append(self._step)
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from configs.schema import RunConfig
-from rollouts.types import F32, MicroBatch, ValueBatch
+from rollouts.types import F32, MicroBatch, UpdateBounds, ValueBatch
 from trainer.batch import to_device
 from trainer.critic_model import CriticModel, check_vocabulary, load_critic
 from trainer.epochs import plan_passes
 from trainer.metrics import Mean, Metric, Reduced, reduce_metrics
+from trainer.packing_check import keep_apart
+from trainer.update import Update
 from trainer.zero_engine import Recompute, StepOutcome, ZeroEngine
 
 
@@ -44,6 +46,12 @@ class CriticEngine(ZeroEngine[CriticModel]):
             world_size=world_size,
             total_optimizer_steps=total_optimizer_steps,
         )
+        keep_apart(self._trace, self.model, self.device)
+
+    def _trace(self, ids: Tensor, positions: Tensor, bounds: Tensor) -> Tensor:
+        everywhere = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        traced: Tensor = self._engine(ids, positions, bounds, everywhere, traced=True)
+        return traced
 
     def _load(self, recompute: Recompute) -> CriticModel:
         own = self.cfg.critic.path is not None
@@ -65,31 +73,38 @@ class CriticEngine(ZeroEngine[CriticModel]):
             for batch in micro_batches
         ]
 
-    def train_step(self, step: int, minibatches: Sequence[ValueMinibatch]) -> StepOutcome:
-        """Train on one step's minibatches, in the policy's order. Raises NonFiniteError."""
+    def train_step(
+        self, step: int, minibatches: Sequence[ValueMinibatch], bounds: UpdateBounds | None = None
+    ) -> StepOutcome:
+        """Train on one step's minibatches, in the policy's order. Raises NonFiniteError.
+
+        Args:
+            bounds: the policy's, of which the critic heeds `skip_non_finite` alone.
+        """
         if not minibatches:
             raise ValueError(f"step {step} has no minibatches")
-        self._begin(step)
+        skips = bounds is not None and bounds.skip_non_finite
+        self._begin(step, UpdateBounds(skip_non_finite=skips))
         epochs = self.cfg.batch.epochs_per_step
         passes = plan_passes(len(minibatches), epochs=epochs, seed=self.cfg.seed, step=step)
-        lr, norms = self._lr, list[float]()
+        done = list[Update]()
         merged: dict[str, Reduced] = {}
         for i in passes.order:
-            lr = self._lr
-            norm, stats = self._train_minibatch(minibatches[i])
-            norms.append(norm)
+            update, stats = self._train_minibatch(minibatches[i])
+            done.append(update)
             for name, stat in stats.items():
                 merged[name] = merged[name].merge(stat) if name in merged else stat
         found = {n: s.result for n, s in merged.items() if s.result is not None}
         metrics = {
-            "grad_norm": sum(norms) / len(norms),
-            "lr": lr,
+            "grad_norm": sum(u.grad_norm for u in done) / len(done),
+            "lr": done[-1].lr,
+            "non_finite": float(sum(not u.applied for u in done)),
             "loss_tokens": float(sum(m.num_loss_tokens for m in minibatches)),
             **_shown(found),
         }
         return StepOutcome(metrics=metrics, seconds=dict(self._seconds))
 
-    def _train_minibatch(self, minibatch: ValueMinibatch) -> tuple[float, Mapping[str, Reduced]]:
+    def _train_minibatch(self, minibatch: ValueMinibatch) -> tuple[Update, Mapping[str, Reduced]]:
         if minibatch.num_loss_tokens < 1 or not minibatch.batches:
             raise ValueError(f"nothing to train on: {minibatch.num_loss_tokens} loss tokens")
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -105,7 +120,7 @@ class CriticEngine(ZeroEngine[CriticModel]):
             total_loss = self._sum_losses(losses)
         with self._timed("optimizer"):
             update = self._optimizer_step(total_loss)
-        return update.grad_norm, reduce_metrics(parts, self.device)
+        return update, reduce_metrics(parts, self.device)
 
     def _values(self, batch: MicroBatch) -> Tensor:
         b = to_device(batch, self.device)

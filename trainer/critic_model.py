@@ -26,19 +26,31 @@ class CriticModel(FlatModel):
     """Says what return is to come from the state before each token."""
 
     def forward(
-        self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor, wanted: Tensor
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        cu_seqlens: Tensor,
+        wanted: Tensor,
+        *,
+        traced: bool = False,
     ) -> Tensor:
         """Return values [T] fp32, such that position t describes the state before token t.
 
         Args:
             cu_seqlens: [S+1], S at least 1.
             wanted: [T] bool, tokens whose values are needed; others, and first tokens, get 0.
+            traced: return a projection of each token's own state [T] instead, which is not 0 where
+                a new head says 0.
         """
         hidden = self.hidden(token_ids, positions, cu_seqlens)
         at = wanted.clone()
         at[cu_seqlens[:-1]] = False
         places = at.nonzero().squeeze(1)
         said = self.network.score(hidden.index_select(0, places - 1)).squeeze(-1).float()
+        if traced:
+            size = hidden.shape[-1]
+            wave = torch.arange(size, device=hidden.device).cos() / size**0.5
+            return hidden.float() @ wave
         return torch.zeros(len(wanted), device=said.device).index_copy(0, places, said)
 
 

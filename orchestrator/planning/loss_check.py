@@ -14,6 +14,8 @@ _BUILT_IN = "trainer.objectives"
 _STREAMS = ("clip_low", "clip_high")
 _READERS = ("clip_range", "ppo_clip", "gspo", "cispo")
 """Functions of the built-in losses' module that read both streams for who calls them."""
+_LEAST = {"dual_clip": 1.0}
+"""Bounds, exclusive, of arguments that must be above more than 0."""
 
 
 def check_loss(cfg: RunConfig) -> list[Problem]:
@@ -38,11 +40,31 @@ def _check_name(cfg: RunConfig) -> Iterator[Problem]:
             + "Your own is written `package.module:function`.",
         )
         return
-    known = [arg.arg for arg in losses[use].args.kwonlyargs]
-    for name in args:
+    known = {arg.arg: arg.annotation for arg in losses[use].args.kwonlyargs}
+    for name, value in args.items():
+        where = f"algorithm.loss.args.{name}"
         if name not in known:
             has = f"has {', '.join(known)}" if known else "takes no argument"
-            yield Problem(where=f"algorithm.loss.args.{name}", what=f"unknown: `{use}` {has}")
+            yield Problem(where=where, what=f"unknown: `{use}` {has}")
+        elif (wanted := _wanted(name, known[name], value)) is not None:
+            yield Problem(where=where, what=f"is {value!r}, and must be {wanted}")
+
+
+def _wanted(name: str, annotation: ast.expr | None, value: object) -> str | None:
+    """Return what an argument of a built-in loss must be; None where it is that: one of its
+    Literal's, or a number above 0 (`dual_clip`: above 1, or nothing)."""
+    match annotation:
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Tuple(elts=choices)):
+            allowed = [c.value for c in choices if isinstance(c, ast.Constant)]
+            return None if value in allowed else " or ".join(map(repr, allowed))
+        case ast.BinOp() if value is None:
+            return None
+        case _:
+            least = _LEAST.get(name, 0.0)
+            number = (
+                -1.0 if isinstance(value, bool) or not isinstance(value, int | float) else value
+            )
+            return None if number > least else f"a number above {least:g}"
 
 
 def _listed(path: Path) -> set[str]:

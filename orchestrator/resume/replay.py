@@ -38,6 +38,8 @@ _READ = (
 """Fields that a replay reads; all else is in the samples already."""
 _BAKED = ("algorithm.kl.coef",)
 """Of these, what is in the samples all the same."""
+_CHARGED = ("algorithm.kl.placement", "algorithm.kl.estimator")
+"""What is so of sources with a critic, whose values are of rewards less the KL."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,10 +122,12 @@ def _checkpoint(run: Path, start: int) -> tuple[CheckpointRef | None, list[Probl
 
 
 def _unread(before: RunConfig, cfg: RunConfig) -> Iterator[Problem]:
+    charged = any(s.needs_values and before.kl_coef(s) > 0 for s in before.sources)
+    baked = (*_BAKED, *_CHARGED) if charged else _BAKED
     for change in changed_fields(before, cfg):
         field = change.field
         read = any(field == r or field.startswith(f"{r}.") for r in _READ)
-        if not read or field in _BAKED:
+        if not read or field in baked:
             yield Problem(
                 where=field,
                 what="is in the samples that the run kept already, or not used by a replay",
@@ -193,8 +197,10 @@ async def _train(found: Replay, folder: Path, console: Console) -> None:
 def differences(
     row: Mapping[str, float], recorded: Mapping[str, JsonValue]
 ) -> dict[str, tuple[float, JsonValue]]:
-    """Return the training metrics that are not the run's, with both values."""
+    """Return the policy's training metrics that are not the run's, with both values; a critic is
+    not trained again."""
     names = [n for n in {**row, **recorded} if n.startswith("train/")]
+    names = [n for n in names if not n.startswith("train/critic/")]
     mine = {n: row.get(n) for n in names}
     return {
         n: (float("nan") if (v := mine[n]) is None else v, recorded.get(n))

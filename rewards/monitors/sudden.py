@@ -21,6 +21,8 @@ from rewards.monitors.alarms import Figures, Finding, Looked, Monitor
 _GAUSSIAN = 1.4826
 LOSS, GRAD_NORM = "train/loss_max", "train/grad_norm_max"
 SKIPPED, NON_FINITE = "train/skipped", "train/non_finite"
+CRITIC_NON_FINITE = "train/critic/non_finite"
+"""Updates of the critic that were left out; it has no other bound."""
 
 
 class Usual:
@@ -150,18 +152,29 @@ class LengthGuard(Monitor):
         return Looked(found)
 
 
+def any_skipped(figures: Figures) -> bool:
+    """Whether an update of policy or critic was not applied."""
+    return bool(figures.get(SKIPPED) or figures.get(CRITIC_NON_FINITE))
+
+
 class NonFiniteGuard(Monitor):
     """Sees updates whose loss or gradient was no number; the trainer did not apply them."""
 
     def observe(self, figures: Figures) -> Looked | None:
-        """Take a step's count."""
-        count = figures.get(NON_FINITE)
-        if count is None:
+        """Take a step's counts, the policy's and the critic's."""
+        counts = {"updates": figures.get(NON_FINITE), "critic": figures.get(CRITIC_NON_FINITE)}
+        known = {name: count for name, count in counts.items() if count is not None}
+        if not known:
             return None
-        if not count:
+        if not any(known.values()):
             return Looked()
-        text = f"loss or gradient of {count:.0f} optimizer steps was not finite; none was applied"
-        return Looked(Finding(text=text, figures={"updates": count}))
+        whose = " and ".join(
+            f"{count:.0f} {'of the critic' if name == 'critic' else 'of the policy'}"
+            for name, count in known.items()
+            if count
+        )
+        text = f"loss or gradient of optimizer steps ({whose}) was not finite; none was applied"
+        return Looked(Finding(text=text, figures=known))
 
 
 def _leaves(name: str, verb: str, value: float, usual: Usual, limit: float) -> Finding:

@@ -14,9 +14,10 @@ from configs.schema import RunConfig
 from configs.training import OptimizerConfig
 from rollouts.gae import joined
 from rollouts.packing import assemble
-from rollouts.types import TrainingSample, ValueBatch, ValueTargets
+from rollouts.types import TrainingSample, UpdateBounds, ValueBatch, ValueTargets
 from trainer.critic import CriticEngine, ValueMinibatch
 from trainer.engine import PolicyEngine
+from trainer.errors import NonFiniteError
 
 STAGES = (0, 2, 3)
 STEPS = 8
@@ -110,7 +111,48 @@ def run_gradients(rank: int, world: int, models: Path, out: Path) -> None:
         )
         (at_first,) = fresh.values([assemble(samples, None)])
         assert not at_first.any(), "a new head must say 0"
+        refuse_bad_returns(fresh, samples, rank, world)
         base.close(fresh)
+
+
+def refuse_bad_returns(
+    engine: CriticEngine, samples: Sequence[TrainingSample], rank: int, world: int
+) -> None:
+    """A loss that is no number is left out where the bounds say so, and else ends all ranks."""
+    pieces = base.deal(len(samples), rank=rank, world=world, micro=1)
+    good = make_targets(samples)
+    bad = [ValueTargets(values=t.values, returns=t.returns * np.float32("nan")) for t in good]
+    skipping = UpdateBounds(skip_non_finite=True, lr_factor=0.1, grad_norm=1e-9)
+    done = engine.train_step(1, [lay_out(samples, bad, pieces)], skipping).metrics
+    (said,) = engine.values([assemble(samples, None)])
+    assert done["non_finite"] == 1 and not said.any()
+    try:
+        engine.train_step(1, [lay_out(samples, bad, pieces)])
+    except NonFiniteError as error:
+        assert "critic's loss" in str(error)
+    else:
+        raise AssertionError("a loss that is no number was trained on")
+
+
+def skip_and_go_on(models: Path, stage: int, rank: int, world: int) -> list[float]:
+    """Leave an update out, then make one; return its figures and those of an engine that made it
+    at once."""
+    samples = base.make_samples()
+    pieces = base.deal(len(samples), rank=rank, world=world, micro=2)
+    good = make_targets(samples)
+    bad = [ValueTargets(values=t.values, returns=t.returns * np.float32("nan")) for t in good]
+    figures: list[float] = []
+    bounds = UpdateBounds(skip_non_finite=True)
+    for first in ((bad,), ()):
+        cfg = config(models, stage)
+        engine = CriticEngine(cfg, rank=rank, world_size=world, total_optimizer_steps=STEPS)
+        for targets in first:
+            engine.train_step(1, [lay_out(samples, targets, pieces)], bounds)
+        done = engine.train_step(1, [lay_out(samples, good, pieces)], bounds).metrics
+        (said,) = engine.values([assemble(samples, None)])
+        figures += [done["grad_norm"], done["lr"], done["non_finite"], float(np.abs(said).sum())]
+        base.close(engine)
+    return figures
 
 
 def train(engine: CriticEngine, steps: range, rank: int, world: int) -> list[dict[str, float]]:
@@ -127,7 +169,8 @@ def train(engine: CriticEngine, steps: range, rank: int, world: int) -> list[dic
 
 
 def run_resume(rank: int, world: int, models: Path, out: Path) -> None:
-    """Train 4 steps of two epochs in one go; and 2, save, build anew, load, 2 more."""
+    """Train 4 steps of two epochs in one go, and go back to the second and train on; and 2, save,
+    build anew, load, 2 more."""
     seen: dict[str, object] = {}
     for stage in STAGES:
         cfg = config(models, stage, epochs=2)
@@ -135,17 +178,21 @@ def run_resume(rank: int, world: int, models: Path, out: Path) -> None:
         first = train(engine, range(2), rank, world)
         engine.save(out / f"critic_{stage}")
         rest = train(engine, range(2, 4), rank, world)
+        engine.load(out / f"critic_{stage}")
+        again = train(engine, range(2, 4), rank, world)
         base.close(engine)
         engine = CriticEngine(cfg, rank=rank, world_size=world, total_optimizer_steps=16)
         engine.load(out / f"critic_{stage}")
         resumed = train(engine, range(2, 4), rank, world)
-        seen[str(stage)] = {
+        report = {
             "steps": engine.optimizer_steps,
             "first": first,
             "rest": rest,
             "resumed": resumed,
+            "rolled_back": again,
         }
         base.close(engine)
+        seen[str(stage)] = {**report, "skipped": skip_and_go_on(models, stage, rank, world)}
     seen["policy"] = run_epochs(rank, world, models)
     (out / f"critic_resume_{rank}.json").write_text(json.dumps(seen))
 

@@ -66,6 +66,8 @@ def run(rank: int, world: int, models: Path, out: Path) -> None:
         sent = common.weights(engine)
         rest = common.train(engine, range(2, 4), rank, world)
         ended = common.weights(engine)
+        engine.load(folder)  # as a rollback does
+        rolled = common.train(engine, range(2, 4), rank, world)
         common.close(engine)
 
         engine = build(cfg, rank, world)
@@ -77,6 +79,7 @@ def run(rank: int, world: int, models: Path, out: Path) -> None:
             "loaded": all(np.array_equal(sent[n], loaded[n]) for n in sent),
             "rest": rest,
             "resumed": resumed,
+            "rolled_back": rolled,
             "ended": all(np.array_equal(ended[n], w) for n, w in common.weights(engine).items()),
             "moved": sorted(n for n in sent if not np.array_equal(sent[n], start[n])),
         }

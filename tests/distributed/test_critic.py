@@ -112,8 +112,12 @@ def test_resume_and_epochs(
     for stage in cases.STAGES:
         report = reports[0][str(stage)]
         assert report["resumed"] == report["rest"] == reports[1][str(stage)]["rest"]
+        assert report["rolled_back"] == report["rest"]
         assert report["rest"] != report["first"]
         assert report["steps"] == 4 * 2 * 2
+        half = len(report["skipped"]) // 2  # what was left out left no trace
+        assert report["skipped"][:half] == report["skipped"][half:]
+        assert report["skipped"][2] == 0 < report["skipped"][3]
     for report in reports:
         policy = report["policy"]
         (first, second), metrics = policy["by_hand"], policy["metrics"]

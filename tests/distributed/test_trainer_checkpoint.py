@@ -42,9 +42,9 @@ def test_resume_is_bitwise_no_resume(resumed: Path) -> None:
     for report in reports:
         for case, seen in report.items():
             assert seen["same_weights"], case
-            assert seen["resumed"] == seen["rest"], case
+            assert seen["resumed"] == seen["rolled_back"] == seen["rest"], case
             assert seen["rest"] != seen["first"], case
-            assert seen["draws"][0] == seen["draws"][1], case
+            assert seen["draws"] == [seen["draws"][0]] * 3, case
             assert seen["steps"] == 8, case
     # the ranks' generators are their own, their metrics are shared
     for case in reports[0]:

@@ -462,7 +462,8 @@ def draws() -> list[float]:
 
 
 def run_resume(rank: int, world: int, models_dir: Path, out: Path) -> None:
-    """Train 4 steps in one go; and 2, save, build anew, load, 2 more."""
+    """Train 4 steps in one go, and go back to the second and train on, as a rollback does; and 2,
+    save, build anew, load, 2 more."""
     seen: dict[str, object] = {}
     cases: list[tuple[int, str]] = [(0, "float32"), (2, "float32"), (3, "float32")]
     cases += [(0, "bfloat16"), (1, "bfloat16"), (3, "bfloat16")]
@@ -478,6 +479,9 @@ def run_resume(rank: int, world: int, models_dir: Path, out: Path) -> None:
         engine.save(folder)
         rest = train(engine, range(2, 4), rank, world)
         straight, straight_draws = weights(engine), draws()
+        engine.load(folder)
+        again = train(engine, range(2, 4), rank, world)
+        rolled, rolled_draws = weights(engine), draws()
         close(engine)
 
         engine = PolicyEngine(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
@@ -490,9 +494,12 @@ def run_resume(rank: int, world: int, models_dir: Path, out: Path) -> None:
             "first": first,
             "rest": rest,
             "resumed": resumed,
-            "same_weights": all(np.array_equal(straight[n], ended[n]) for n in straight),
+            "rolled_back": again,
+            "same_weights": all(
+                np.array_equal(straight[n], w[n]) for n in straight for w in (ended, rolled)
+            ),
             "moved": not all(np.array_equal(w, np.zeros_like(w)) for w in straight.values()),
-            "draws": [straight_draws, draws()],
+            "draws": [straight_draws, draws(), rolled_draws],
         }
         if rank == 0:
             np.save(folder / "logprobs.npy", at_load[0])

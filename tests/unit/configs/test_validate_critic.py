@@ -107,6 +107,10 @@ def test_the_critic_reads_the_run_with_its_own_section() -> None:
     assert (own.model.path, own.trainer.zero_stage) == ("org/other", 3)
     assert own.trainer.optimizer.lr == 3e-5
     assert recipe().of_critic.model.path == "org/model"
+    lora, nvme = {"rank": 4}, {"path": "/disk"}  # the policy's: ranks of both would share files
+    trainer = {"lora": lora, "nvme": nvme, "zero_stage": 3, "offload": "optimizer"}
+    own = recipe(trainer={**trainer, "sequence_parallel": 2}).of_critic.trainer
+    assert (own.lora, own.nvme, own.sequence_parallel, own.offload) == (None, None, 1, "none")
 
 
 def test_optimizer_steps_are_counted() -> None:

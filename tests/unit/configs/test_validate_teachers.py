@@ -182,6 +182,31 @@ def test_another_tokenizer_is_refused_with_the_remedy(tmp_path: Path):
     assert "braid sft" in str(problem.fix)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"tokenizer_config": lambda d: d.update(eos_token="<|user|>", chat_template=None)}, None),
+        ({"tokenizer": swap}, "other text than the policy wrote: 2 of its"),
+        ({"config": lambda d: d.update(vocab_size=100)}, "embedding has 100 rows"),
+        ({"config": lambda d: d.update(max_position_embeddings=100)}, "has 100 positions"),
+        ({"config": lambda d: d.update(model_type="bloom")}, "layers of a bloom model"),
+    ],
+)
+@pytest.mark.parametrize("role", ["reference", "critic"])
+def test_reference_and_critic_must_read_what_the_policy_writes(
+    tmp_path: Path, role: str, changes: dict[str, Any], said: str | None
+):
+    folder = edited(tmp_path, **changes)
+    shutil.copy(TINY / "model.safetensors", folder / "model.safetensors")
+    more: dict[str, Any] = {role: {"path": str(folder)}, "algorithm": {"kl": {"coef": 0.1}}}
+    advantage = {"use": "gae" if role == "critic" else "grpo"}
+    source = {"rewards": REWARDS, "distill": None, "advantage": advantage}
+    cfg = run_config(source, teacher={}, **more)
+    found = [p for p in validate_run(cfg) if p.where == f"{role}.path"]
+    assert [said in p.what for p in found] == ([] if said is None else [True])
+
+
 def test_the_plan_has_the_teachers_group_and_its_memory():
     plan = make_plan(run_config())
     assert plan.problems == ()

@@ -288,6 +288,22 @@ def test_what_is_not_finite_is_skipped_or_rolled_back(tmp_path: Path, action: st
     assert actors.loaded == ([] if action == "skip" else ["step_24"])
 
 
+@pytest.mark.parametrize("action", ["skip", "rollback"])
+def test_so_is_an_update_of_the_critic(tmp_path: Path, action: str):
+    class WithCritic(Actors):
+        async def train_step(self, batch: TrainBatch) -> StepResult:
+            result = await super().train_step(batch)
+            lost = {"critic/non_finite": float(batch.step in (30, 40, 41, 42))}
+            return replace(result, metrics={**result.metrics, **lost})
+
+    actors = WithCritic()
+    said = run(recipe(tmp_path, non_finite={"action": action}, max_skips=2), tmp_path / "r", actors)
+    assert "optimizer steps (1 of the critic) was not finite" in said
+    assert actors.loaded == ([] if action == "skip" else ["step_24", "step_32"])
+    told = "updates of 3 steps in a row were skipped" in said
+    assert told == (action == "skip" and lines(tmp_path / "r")[-1]["step"] == 42)
+
+
 def rolled_back_recipe(folder: Path, staleness: int = 0) -> RunConfig:
     return recipe(
         folder, staleness=staleness, grad_norm={"action": "rollback"}, loss={"enabled": False}

@@ -101,3 +101,27 @@ def test_an_unknown_argument_is_refused_with_those_there_are() -> None:
 def test_a_loss_without_a_range_refuses_those_of_sources(loss: str) -> None:
     (problem,) = check_loss(recipe(loss, clip_low=0.1))
     assert problem.where == "sources.s.clip_low"
+
+
+@pytest.mark.parametrize(
+    ("use", "args", "wanted"),
+    [
+        ("trust_region", {"divergence": "tv", "bound": 0.2}, None),
+        ("trust_region", {"divergence": "js"}, "'tv' or 'kl'"),
+        ("trust_region", {"bound": 0}, "a number above 0"),
+        ("ppo_clip", {"dual_clip": 3, "clip_low": 0.1}, None),
+        ("ppo_clip", {"dual_clip": None}, None),
+        ("ppo_clip", {"dual_clip": 1.0}, "a number above 1"),
+        ("ppo_clip", {"clip_high": None}, "a number above 0"),
+        ("gspo", {"clip_low": "3e-4"}, "a number above 0"),
+        ("cispo", {"clip_high": True}, "a number above 0"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(
+    use: str, args: dict[str, object], wanted: str | None
+) -> None:
+    cfg = recipe("ppo_clip")
+    loss = cfg.algorithm.loss.model_copy(update={"use": use, "args": args})
+    cfg = cfg.model_copy(update={"algorithm": cfg.algorithm.model_copy(update={"loss": loss})})
+    found = [p.what.partition("must be ")[2] for p in check_loss(cfg)]
+    assert found == ([] if wanted is None else [wanted])

@@ -192,6 +192,22 @@ def test_settings_that_are_in_the_samples_are_refused(run: Path, override: str, 
     assert [p.where for p in error.value.problems] == [named]
 
 
+@pytest.mark.parametrize("use", ["gae", "grpo"])
+@pytest.mark.parametrize("change", ["placement=reward", "estimator=k1"])
+def test_a_critics_values_know_the_kl_already(run: Path, use: str, change: str):
+    """Its source's rewards were charged, or not, before they became advantages."""
+    own = {**recipe().sources[0].model_dump(), "advantage": {"use": use}}
+    kl = {"kl": {"coef": 0.1, "placement": "loss"}}
+    save_config(recipe(sources=[own], algorithm=kl), run / "config.yaml")
+    train_on(run, 1)
+    if use == "grpo":
+        assert len(prepare(run, [f"algorithm.kl.{change}"], 0).steps) == 1
+        return
+    with pytest.raises(ConfigError, match="is in the samples that the run kept already") as error:
+        prepare(run, [f"algorithm.kl.{change}"], 0)
+    assert [p.where for p in error.value.problems] == [f"algorithm.kl.{change.partition('=')[0]}"]
+
+
 def test_what_was_rolled_back_is_refused(run: Path):
     for step in range(1, STEPS + 1):
         train_on(run, step)
@@ -211,3 +227,9 @@ def test_differences_are_bit_for_bit():
     near = 0.1 + 2**-56
     assert near != 0.1
     assert differences(row, {"train/loss": near, "train/grad_norm": None}).keys() == {"train/loss"}
+
+
+def test_what_a_critic_learnt_is_not_compared():
+    recorded = {"train/loss": 0.1, "train/critic/loss": 2.0, "train/clip/low": 0.0}
+    assert differences({"train/loss": 0.1, "train/clip/low": 0.0}, recorded) == {}
+    assert differences({"train/loss": 0.1}, recorded).keys() == {"train/clip/low"}

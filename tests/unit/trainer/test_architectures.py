@@ -6,14 +6,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from configs.errors import ConfigError
 from configs.model_types import PADDED_ONLY, check_model_type
 from configs.schema import RunConfig
 from trainer.attention import choose_attention
+from trainer.critic_model import CriticModel
 from trainer.model import PolicyModel
-from trainer.packing_check import check_packing
+from trainer.packing_check import check_packing, keep_apart
 
 VOCAB, LENGTHS = 64, (7, 3, 12, 1, 9)
 COMMON: dict[str, Any] = {
@@ -139,6 +145,39 @@ def test_a_model_that_loses_the_segments_on_the_way_gets_transformers_mask() -> 
     assert policy.attention == "braid_segments"
     check_packing(policy, policy, torch.device("cpu"))
     assert policy.attention == "sdpa"
+
+
+def critic_of(name: str, fields: dict[str, Any]) -> CriticModel:
+    """A critic as it is at first: its head says 0, so that no value shows a leak."""
+    body = build(name, fields)
+    config = body.config
+    config.num_labels = 1
+    network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
+    network.base_model.load_state_dict(body.base_model.state_dict())
+    torch.nn.init.zeros_(network.score.weight)
+    attention = choose_attention(network, on_cuda=False)
+    return CriticModel(network, packing="packed", attention=attention)
+
+
+def keep_critic_apart(critic: CriticModel) -> None:
+    def trace(ids: Tensor, positions: Tensor, bounds: Tensor) -> Tensor:
+        traced: Tensor = critic(ids, positions, bounds, torch.ones(len(ids)).bool(), traced=True)
+        return traced
+
+    keep_apart(trace, critic, torch.device("cpu"))
+
+
+def test_a_new_critic_keeps_segments_apart_or_is_refused() -> None:
+    for name, kept in (("qwen2", "braid_segments"), ("nemotron", "sdpa")):
+        critic = critic_of(name, PACKED[name])
+        assert critic.attention == "braid_segments"
+        keep_critic_apart(critic)
+        assert critic.attention == kept
+    leaking = critic_of("bloom", LEAKING["bloom"])
+    with pytest.raises(ConfigError, match="a bloom model does not keep segments apart"):
+        keep_critic_apart(leaking)
+    leaking.packing = "padded"
+    keep_critic_apart(leaking)
 
 
 def recipe(folder: Path, packing: str = "packed") -> RunConfig:

@@ -90,6 +90,33 @@ def test_saved_and_loaded_it_goes_on_as_if_it_had_not_stopped(tmp_path: Path, av
     assert len(digests) == 1 and same(whole, resumed)
 
 
+def test_a_policy_with_adapters_is_followed_merged(tmp_path: Path):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from configs.lora import LoraConfig
+    from trainer.lora import add_adapter
+    from trainer.weights import PublishedWeights
+
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = Qwen2Config(vocab_size=32, num_attention_heads=2, num_key_value_heads=1, **shape)
+    policy = Qwen2ForCausalLM(config)
+    reference = Qwen2ForCausalLM(config)  # has no adapters, and other weights
+    start = {n: p.detach().clone() for n, p in policy.named_parameters()}
+    add_adapter(policy, LoraConfig(rank=2, alpha=4.0), seed=0)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    published = PublishedWeights(policy, partitioned=False)
+    (tmp_path / "p").mkdir()
+    write_policy(published.specs(), published.gathered, tmp_path / "p", writes=True)
+    Follower(reference, average=False).follow(tmp_path / "p", decay=0.5)
+    ids = torch.arange(9)[None]
+    torch.testing.assert_close(reference(ids).logits, policy(ids).logits, atol=1e-5, rtol=1e-4)
+    moved = [n for n, p in reference.named_parameters() if not torch.equal(p, start[n])]
+    assert moved and all("_proj.weight" in n for n in moved)
+
+
 def test_a_rank_that_does_not_write_only_gathers(tmp_path: Path):
     write(network(0, torch.float32), tmp_path / "p", writes=False)
     assert list((tmp_path / "p").iterdir()) == []
