@@ -56,7 +56,10 @@ def prepare_code_tests(cfg: CodeTestsGrader, where: str) -> Callable[[Subject], 
         if not in_slice(f"{subject.task.task_id}/{text}", cfg.canary):
             return score
         wrong = "" if cfg.command else wrong_solution(_functions(cfg, subject.item, tests))
-        found = _run(cfg, jail, limits, read_tests(cfg, subject.item, wrong), deadline)
+        try:
+            found = _run(cfg, jail, limits, read_tests(cfg, subject.item, wrong), deadline)
+        except GradeFailed as failed:  # of the sandbox: the answer's own score stands
+            return replace(score, notes={**score.notes, "canary_failed": failed.message})
         passed = {CANARY_PASSED: 1} if found.value == 1.0 else {}
         return replace(score, notes={**score.notes, **passed})
 

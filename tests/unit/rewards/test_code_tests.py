@@ -10,6 +10,7 @@ import pytest
 from pydantic import JsonValue
 
 from configs.graders.code import CodeTestsGrader
+from rewards import code_tests
 from rewards.canary import CANARY_PASSED
 from rewards.code_assert import Tolerance
 from rewards.code_tests import (
@@ -171,6 +172,22 @@ def test_a_share_of_answers_is_graded_beside_a_known_wrong_solution():
     noted = [grade(f"pass  # {i}", empty, canary=0.3).notes for i in range(40)]
     assert 4 <= sum(CANARY_PASSED in notes for notes in noted) <= 22
     assert noted == [grade(f"pass  # {i}", empty, canary=0.3).notes for i in range(40)]
+
+
+def test_a_sandbox_that_fails_beside_an_answer_costs_it_nothing(monkeypatch: pytest.MonkeyPatch):
+    run = code_tests._run
+    ran: list[int] = []
+
+    def second_fails(*given: Any) -> Any:
+        ran.append(1)
+        if len(ran) == 2:
+            raise GradeFailed("python_grader_server_error", "the sandbox failed: no memory")
+        return run(*given)
+
+    monkeypatch.setattr(code_tests, "_run", second_fails)
+    found = grade(DOUBLE, ASSERTS, canary=1)
+    assert (len(ran), found.value) == (2, 1.0)
+    assert "no memory" in str(found.notes["canary_failed"])
 
 
 def test_tampering_is_noted():
