@@ -157,7 +157,7 @@ def _check_credit(source: SourceConfig) -> Iterator[Problem]:
         if whole and credit.aggregate is not None:
             yield Problem(
                 where=f"{at}.aggregate",
-                what="makes the value of the steps' scores alone, so that `outcome` would not count",
+                what="makes the value of the steps alone, so that `outcome` would not count",
                 fix="Remove it, or make the outcome a part of its own.",
             )
         if credit.gamma != 1.0 and credit.aggregate != "discounted":
