@@ -10,8 +10,8 @@ others.
 
 `leftovers`: many runs in each tier that holds here, some of which fork, leave a daemon, write
 files, crash or are killed at a limit, and what is there since: processes of ours or of the jail's,
-wherever on the machine they went, zombies, folders, descriptors, mounts and cgroups. Ends with 1 if
-anything is left.
+wherever on the machine they went, zombies (also those that the machine's first process would have
+reaped), folders, descriptors, mounts and cgroups. Ends with 1 if anything is left.
 
 Both print a JSON object. `--record` puts it into `benchmarks/baselines/rewards.json` and the
 section of docs/benchmarks.md, beside that of `rewards_math.py`.
@@ -43,6 +43,7 @@ from configs.graders.code import CodeTestsGrader
 from configs.sandbox import SandboxConfig
 from rewards.code_tests import prepare_code_tests
 from rewards.sandbox import shared
+from rewards.sandbox.inside import kernel
 from rewards.sandbox.inside.processes import Tree
 from rewards.sandbox.jail import Sandbox
 from rewards.sandbox.result import Call, Job, Limits, Script, Tier, Verdict
@@ -133,6 +134,7 @@ def stuck_cost(found: Probe, runs: int = 200) -> float:
 
 def leftovers(found: Probe, runs: int) -> dict[str, JsonValue]:
     """Return what there is since so many runs in a tier that was not there before, by kind."""
+    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)  # what loses its parent comes here, and stays
     before, began = traces(()), time.monotonic()
     limits = Limits(cpu_s=0.25, wall_s=5, processes=8)
     value = Call(code=_CODE, function="total", args=[100])

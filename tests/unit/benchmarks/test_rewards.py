@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from benchmarks import rewards
 from benchmarks.stack import PAGE, ROOT, section
+from rewards.sandbox.inside import kernel
 from rewards.sandbox.result import Tier
 from rewards.sandbox.tiers import choose_tier
 
@@ -25,6 +27,15 @@ CODE = {
 KINDS = ("processes", "zombies", "folders", "descriptors", "mounts", "cgroups")
 
 
+@pytest.fixture
+def no_subreaper() -> Iterator[None]:
+    """Let orphans go where they went before, after the test."""
+    before = kernel.is_subreaper()
+    yield
+    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, int(before))
+
+
+@pytest.mark.usefixtures("no_subreaper")
 def test_runs_of_every_ending_leave_nothing() -> None:
     found = rewards.leftovers(choose_tier("any"), 60)
     assert found["runs"] == 60
