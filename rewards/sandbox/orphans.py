@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import NamedTuple
 
 from rewards.sandbox.inside import kernel
@@ -41,7 +41,7 @@ def below(pid: int) -> list[Member]:
 
 
 @contextlib.contextmanager
-def adopting() -> Iterator[None]:
+def adopting() -> Generator[None]:
     """Be the parent of all descendants that lose theirs, as long as it lasts; one thread at a
     time."""
     if sys.platform != "linux":
