@@ -69,7 +69,7 @@ class Copy:
             batch = take_batch(self._waiting, self.cfg.max_tokens_per_batch)
             try:
                 scores = await asyncio.to_thread(self._scorer.score, [row for row, _ in batch])
-            except RuntimeError as error:  # out of memory, among others
+            except Exception as error:  # noqa: BLE001 - out of memory or not: those who wait must hear
                 for _, done in batch:
                     if not done.done():
                         done.set_exception(RuntimeError(f"reward_models.{self.name}: {error}"))

@@ -1,11 +1,20 @@
-"""What grading costs.
+"""What grading costs, and what it leaves behind.
 
-    python benchmarks/rewards.py code [--runs 1500] [--rounds 3] [--leftovers 10000] [--json FILE]
+    python benchmarks/rewards.py code [--runs 1500] [--rounds 3] [--record]
+    python benchmarks/rewards.py leftovers [--runs 10000] [--tiers bwrap landlock] [--record]
 
 `code`: Python answers graded per second on two cores by `code_tests`, each in a fresh process in
 the strongest tier that holds here, as a ratio to starting the same interpreter bare on the same
-program, with the two measured in turns; seconds of one answer; what a stuck answer costs the
-others; and what many runs leave behind. Prints one JSON object.
+program, with the two measured in turns; seconds of one answer; and what a stuck answer costs the
+others.
+
+`leftovers`: many runs in each tier that holds here, some of which fork, leave a daemon, write
+files, crash or are killed at a limit, and what is there since: processes of ours or of the jail's,
+wherever on the machine they went, zombies (also those that the machine's first process would have
+reaped), folders, descriptors, mounts and cgroups. Ends with 1 if anything is left.
+
+Both print a JSON object. `--record` puts it into `benchmarks/baselines/rewards.json` and the
+section of docs/benchmarks.md, beside that of `rewards_math.py`.
 """
 
 import argparse
@@ -19,29 +28,46 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
-sys.path[0] = str(Path(__file__).parents[1])  # this file has the name of the package it measures
+if __name__ == "__main__":  # this file has the name of the package it measures
+    sys.path[0] = str(Path(__file__).parents[1])
 
 from pydantic import JsonValue
 
+from benchmarks.stack import ROOT, markdown, write_section
 from configs.graders.code import CodeTestsGrader
 from configs.sandbox import SandboxConfig
 from rewards.code_tests import prepare_code_tests
 from rewards.sandbox import shared
+from rewards.sandbox.inside import kernel
 from rewards.sandbox.inside.processes import Tree
 from rewards.sandbox.jail import Sandbox
-from rewards.sandbox.result import Call, Limits, Script, Verdict
-from rewards.sandbox.tiers import Probe, choose_tier
+from rewards.sandbox.result import Call, Job, Limits, Script, Tier, Verdict
+from rewards.sandbox.tiers import Probe, choose_tier, probe
 from rewards.subject import Subject
 
+BASELINE = ROOT / "benchmarks/baselines/rewards.json"
 CORES = 2
 _CODE = "def total(n):\n    return sum(i * i for i in range(n))\n"
 _ANSWER = f"The sum of squares:\n```python\n{_CODE}```\n"
 _TEST: JsonValue = ["assert total(100) == 328350"]
 _SPIN = Script(code="while True: pass")
+_FORK = "import os\nfor _ in range(3):\n    if os.fork() == 0: os._exit(0)\nopen('f', 'w')\n"
+_DAEMON = "import os, time\nif os.fork() == 0:\n    time.sleep(600)\n"
+_ENDINGS: tuple[tuple[int, Job, Verdict], ...] = (
+    (500, _SPIN, Verdict.TIMEOUT),
+    (100, Script(code=_DAEMON), Verdict.OK),
+    (100, Script(code="import os; os.abort()"), Verdict.CRASH),
+    (20, Script(code=_FORK), Verdict.OK),
+)
+"""How often a run ends otherwise than by a value: one in so many, the input, and its verdict."""
+_MARK = f"of_process_{os.getpid()}"
+"""In the command line of every process of the jails that are looked behind: as the name of a module
+to load beforehand, which there is not."""
 
 
 def grade_answers(runs: int) -> list[float]:
@@ -97,7 +123,7 @@ def stuck_cost(found: Probe, runs: int = 200) -> float:
         free.start()
         stuck.start()
         alone = median(free)
-        spinning = threading.Thread(target=stuck.run, args=(_SPIN, Limits(cpu_s=60, wall_s=8)))
+        spinning = threading.Thread(target=stuck.run, args=(_SPIN, Limits(cpu_s=60, wall_s=20)))
         spinning.start()
         beside = median(free)
         still = spinning.is_alive()
@@ -106,29 +132,64 @@ def stuck_cost(found: Probe, runs: int = 200) -> float:
     return beside / alone
 
 
-def leftovers(found: Probe, runs: int) -> dict[str, int]:
-    """Return how many processes, zombies, folders and descriptors are there since the runs."""
-    before = traces()
-    fork = "import os\nfor _ in range(3):\n    if os.fork() == 0: os._exit(0)\nopen('f', 'w')\n"
-    jobs = [Call(code=_CODE, function="total", args=[100])] * 19 + [Script(code=fork)]
-    limits = Limits(processes=8)
-    with Sandbox(found.tier, limits, own_user_namespace=found.own_user_namespace) as jail:
-        for i in range(runs):
-            result = jail.run(jobs[i % len(jobs)])
-            assert result.verdict is Verdict.OK, result
-    after = traces()
-    return {name: len(after[name] - before[name]) for name in after}
+def leftovers(found: Probe, runs: int) -> dict[str, JsonValue]:
+    """Return what there is since so many runs in a tier that was not there before, by kind."""
+    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)  # what loses its parent comes here, and stays
+    before, began = traces(()), time.monotonic()
+    limits = Limits(cpu_s=0.25, wall_s=5, processes=8)
+    value = Call(code=_CODE, function="total", args=[100])
+    folders: set[Path] = set()
+    userns = found.own_user_namespace
+    with Sandbox(found.tier, limits, preload=[_MARK], own_user_namespace=userns) as jail:
+        for i in range(1, runs + 1):
+            ending = next((e for e in _ENDINGS if (i + e[0] // 2) % e[0] == 0), None)
+            _, job, due = ending or (1, value, Verdict.OK)
+            result = jail.run(job)
+            folders |= {jail.folder} if jail.folder else set()
+            if result.verdict is not due:
+                raise SystemExit(f"{found}: run {i} was to end as {due}: {result}")
+    seconds = time.monotonic() - began
+    after = traces(folders)
+    left: dict[str, JsonValue] = {name: len(after[name] - before[name]) for name in after}
+    return {"tier": str(found), "runs": runs, "ms_a_run": round(1e3 * seconds / runs, 1), **left}
 
 
-def traces() -> dict[str, set[str]]:
-    """Name what a sandbox could leave."""
-    places = ("/dev/shm", tempfile.gettempdir())
+def traces(folders: Iterable[Path]) -> dict[str, set[str]]:
+    """Name what a sandbox could leave.
+
+    Args:
+        folders: those that inputs ran in.
+    """
     return {
-        "processes": set(map(str, Tree.descendants(os.getpid()))),
+        "processes": {*map(str, Tree.descendants(os.getpid())), *_jailed()},
         "zombies": {str(pid) for pid in Tree.children(os.getpid()) if _is_zombie(pid)},
-        "folders": {str(f) for p in places for f in Path(p).glob("braid-sandbox-*")},
+        "folders": {str(folder) for folder in folders if folder.exists()},
         "descriptors": set(os.listdir("/proc/self/fd")),
+        "mounts": set(Path("/proc/self/mountinfo").read_text().splitlines()),
+        "cgroups": {str(f) for own in _own_cgroups() for f in own.rglob("*") if f.is_dir()},
     }
+
+
+def _jailed() -> set[str]:
+    """Return the processes of our jails that run anywhere on this machine."""
+    found: set[str] = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if _MARK.encode() in path.read_bytes():
+                found.add(path.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+def _own_cgroups() -> list[Path]:
+    """Return the folders of the cgroups that this process is in, but for a hierarchy's root."""
+    found: list[Path] = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if path != "/":
+            found.append(Path("/sys/fs/cgroup", controllers, path.lstrip("/")))
+    return found
 
 
 def _is_zombie(pid: int) -> bool:
@@ -138,9 +199,10 @@ def _is_zombie(pid: int) -> bool:
         return False
 
 
-def measure_code(runs: int, rounds: int, many: int) -> dict[str, JsonValue]:
+def measure_code(runs: int, rounds: int) -> dict[str, JsonValue]:
     """Return the figures of grading code."""
     found = choose_tier("any")
+    load = os.getloadavg()[0]
     ratios: list[float] = []
     rates: list[float] = []
     seconds: list[float] = []
@@ -166,28 +228,102 @@ def measure_code(runs: int, rounds: int, many: int) -> dict[str, JsonValue]:
         "bare_ms_median": round(statistics.median(bare_seconds) * 1e3, 2),
         "beside_a_stuck_one": round(stuck_cost(found), 2),
         "runs": runs * rounds,
-        "load": round(os.getloadavg()[0], 1),
-        "left_behind": {"runs": many, **leftovers(found, many)},
+        "load_before": round(load, 1),
     }
 
 
+def measure_leftovers(runs: int, tiers: Sequence[str]) -> dict[str, JsonValue]:
+    """Return what the runs leave in each tier, or why it does not hold here."""
+    figures: dict[str, JsonValue] = {}
+    for tier in map(Tier, tiers):
+        found = probe(tier)
+        figures[tier] = leftovers(found, runs) if found.works else f"does not hold: {found.detail}"
+    return figures
+
+
+def left_behind(figures: Mapping[str, JsonValue]) -> dict[str, int]:
+    """Return what was left in some tier, by tier and kind."""
+    return {
+        f"{tier}: {kind}": count
+        for tier, found in figures.items()
+        if isinstance(found, Mapping)
+        for kind, count in _remains(found).items()
+    }
+
+
+def _remains(found: Mapping[str, JsonValue]) -> dict[str, int]:
+    told = ("tier", "runs", "ms_a_run")
+    counts = {k: n for k, n in found.items() if k not in told and isinstance(n, int)}
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def record(name: str, figures: Mapping[str, JsonValue]) -> None:
+    """Put a command's figures into the baseline, and the page's section."""
+    made = {"python": platform.python_version(), "machine": platform.machine(), "commit": _commit()}
+    held = json.loads(BASELINE.read_text()) if BASELINE.is_file() else {}
+    held |= {name: {**figures, **made}}
+    BASELINE.write_text(json.dumps(dict(sorted(held.items())), indent=1) + "\n")
+    write_section("grading", page_section(held))
+
+
+def page_section(found: Mapping[str, Any]) -> str:
+    """Return the page's section: figures with their goals.
+
+    Args:
+        found: of the baseline; what was not measured yet is said to be so.
+    """
+    code, math, left = (found.get(name) for name in ("code", "math", "leftovers"))
+    told = "not recorded yet"
+    rows = [
+        ["code answers/s, two cores", "", f"{code['graded_per_s']:.0f}" if code else told],
+        ["the same, to the bare interpreter's", "0.8 or more",
+         f"{code['ratio_to_bare_interpreter']:.2f}" if code else told],
+        ["one code answer of one test, median", "15 ms or less",
+         f"{code['ms_median']:.1f} ms" if code else told],
+        ["the same, 99th percentile", "", f"{code['ms_p99']:.1f} ms" if code else told],
+        ["one beside a stuck one, to one alone", "about 1",
+         f"{code['beside_a_stuck_one']:.2f}" if code else told],
+    ]  # fmt: skip
+    kinds = {"numbers": "numbers", "expressions": "expressions", "mix": "three numbers to one"}
+    for kind, shown in kinds.items():
+        rate = f"{math[kind]['graded_per_s']:.0f}" if math else told
+        rows.append([f"math answers/s, {shown}", "", rate])
+    for tier in Tier:
+        own = left.get(str(tier), "not tried") if left else told
+        if isinstance(own, Mapping):
+            what = ", ".join(f"{n} {kind}" for kind, n in _remains(own).items())
+            own = f"{what or 'nothing'}, after {own['runs']:,} runs"
+        rows.append([f"left behind in the tier `{tier}`", "nothing", str(own)])
+    return markdown(["what", "goal", "measured"], rows)
+
+
+def _commit() -> str:
+    head = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(head, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
 def main() -> None:
-    """Measure, print, and merge into a JSON file where asked."""
+    """Measure, print, and record where asked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     code = commands.add_parser("code", help="Python answers by tests, in the sandbox.")
     code.add_argument("--runs", type=int, default=1500, help="Answers a round.")
     code.add_argument("--rounds", type=int, default=3)
-    code.add_argument("--leftovers", type=int, default=10_000, help="Runs to look behind.")
-    for command in (code,):
-        command.add_argument("--json", type=Path, help="File to put the figures into.")
+    left = commands.add_parser("leftovers", help="What many runs leave behind, tier by tier.")
+    left.add_argument("--runs", type=int, default=10_000, help="Runs in each tier.")
+    left.add_argument("--tiers", nargs="+", choices=list(Tier), default=list(Tier))
+    for command in (code, left):
+        command.add_argument("--record", action="store_true", help="Write baseline and page.")
     given = parser.parse_args()
-    figures = measure_code(given.runs, given.rounds, given.leftovers)
-    figures |= {"python": platform.python_version(), "machine": platform.machine()}
+    if given.command == "code":
+        figures = measure_code(given.runs, given.rounds)
+    else:
+        figures = measure_leftovers(given.runs, given.tiers)
     print(json.dumps({given.command: figures}, indent=1))
-    if given.json:
-        held = json.loads(given.json.read_text()) if given.json.is_file() else {}
-        given.json.write_text(json.dumps({**held, given.command: figures}, indent=1) + "\n")
+    if given.record:
+        record(given.command, figures)
+    if given.command == "leftovers" and (remains := left_behind(figures)):
+        raise SystemExit(f"left behind: {remains}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Math answers graded per second, through the killable processes that a run grades with.
 
-    python benchmarks/rewards_math.py [--answers 3000] [--workers 2]
+    python benchmarks/rewards_math.py [--answers 3000] [--workers 2] [--record]
 
 Three mixes: numbers that are written out, expressions for math-verify, and three numbers to one
 expression, as most sets of school mathematics are. `direct` is the same grader called in this
 process, and `math_verify` is that library alone on the same answers with its timeouts off: what
-is lost to processes, and what reading numbers ourselves gains. Prints one JSON object.
+is lost to processes, and what reading numbers ourselves gains. Prints one JSON object, and records
+it as `rewards.py` does.
 """
 
 import argparse
@@ -15,10 +16,18 @@ import json
 import os
 import platform
 import random
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
+if __name__ == "__main__":  # rewards.py beside this file has the name of the package it measures
+    sys.path[0] = str(Path(__file__).parents[1])
+
+from pydantic import JsonValue
+
+from benchmarks.rewards import record
 from configs.load import parse_grader
 from configs.schema import RewardGroupConfig
 from rewards.registry import load_prepare
@@ -104,8 +113,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--answers", type=int, default=3000, help="of numbers; others fewer")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--record", action="store_true", help="write baseline and page")
     args = parser.parse_args()
-    found: dict[str, object] = {"cpus": os.cpu_count(), "machine": platform.processor()}
+    found: dict[str, JsonValue] = {"cpus": os.cpu_count(), "machine": platform.processor()}
     makers = {"numbers": (numbers, 1), "expressions": (expressions, 20), "mix": (mix, 5)}
     for name, (make, fewer) in makers.items():
         rng = random.Random(0)
@@ -117,6 +127,8 @@ def main() -> None:
             "math_verify_per_s": round(math_verify(pairs[:300]), 1),
         }
     print(json.dumps(found, indent=2))
+    if args.record:
+        record("math", found)
 
 
 if __name__ == "__main__":

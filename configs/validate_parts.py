@@ -153,6 +153,13 @@ def _check_credit(source: SourceConfig) -> Iterator[Problem]:
                 else "Remove it, or use `steps` or a function that returns spans.",
             )
             continue
+        whole = isinstance(grader, StepsGrader) and grader.outcome is not None
+        if whole and credit.aggregate is not None:
+            yield Problem(
+                where=f"{at}.aggregate",
+                what="makes the value of the steps alone, so that `outcome` would not count",
+                fix="Remove it, or make the outcome a part of its own.",
+            )
         if credit.gamma != 1.0 and credit.aggregate != "discounted":
             yield Problem(
                 where=f"{at}.gamma",

@@ -8,7 +8,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import NamedTuple, cast
 
 _WRAPPERS = """
     sorted set list tuple frozenset dict len sum min max abs round str int float bool repr
@@ -22,6 +22,13 @@ class Unsplit(Exception):
     """The text is no assert that splits into a call and a value."""
 
 
+class Tolerance(NamedTuple):
+    """How far two numbers may be apart: by a share of the larger one, or by so much."""
+
+    relative: float
+    absolute: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
     """One call and what must come out."""
@@ -32,7 +39,9 @@ class Expectation:
     expected: object
     wrappers: tuple[tuple[str, tuple[object, ...]], ...] = ()
     """Name and further arguments of the functions around the call, innermost first."""
-    tolerance: float = 0.0
+    tolerance: Tolerance | None = None
+    """Of a test that asks for a number near another one, of whatever type; empty asks for the very
+    value."""
     equal: bool = True
     """False where the value must differ (`!=`)."""
 
@@ -119,7 +128,7 @@ def _within(left: ast.expr, right: ast.expr, names: Mapping[str, str]) -> Expect
     """Split `abs(f(x) - 1.5) < 1e-6`."""
     match left:
         case ast.Call(func=ast.Name(id="abs"), args=[ast.BinOp(op=ast.Sub()) as difference]):
-            tolerance = _number(constant(right))
+            tolerance = Tolerance(relative=0.0, absolute=_bound(right))
             try:
                 found = _value(difference.left, _number(constant(difference.right)), names)
             except Unsplit:
@@ -132,8 +141,10 @@ def _within(left: ast.expr, right: ast.expr, names: Mapping[str, str]) -> Expect
 def _isclose(test: ast.Call, names: Mapping[str, str]) -> Expectation:
     if len(test.args) != 2:
         raise Unsplit("isclose without two numbers")
-    given = {k.arg: _number(constant(k.value)) for k in test.keywords}
-    tolerance = max([*given.values(), 1e-9])
+    given = {_keyword(k): _bound(k.value) for k in test.keywords}
+    if unknown := set(given) - {"rel_tol", "abs_tol"}:
+        raise Unsplit(f"isclose with {', '.join(sorted(unknown))}")
+    tolerance = Tolerance(given.get("rel_tol", 1e-9), given.get("abs_tol", 0.0))
     try:
         found = _value(test.args[0], _number(constant(test.args[1])), names)
     except Unsplit:
@@ -177,6 +188,14 @@ def _target(func: ast.expr) -> str:
             return f"{owner}.{a}"
         case _:
             raise Unsplit(f"calls {ast.unparse(func)[:100]}")
+
+
+def _bound(node: ast.expr) -> float:
+    """Return how far apart two numbers may be."""
+    value = _number(constant(node))
+    if not 0 <= value < math.inf:
+        raise Unsplit(f"{value:g} is no tolerance")
+    return value
 
 
 def _number(value: object) -> float:

@@ -9,14 +9,14 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TypeGuard, cast
 
 from pydantic import JsonValue
 
 from configs.errors import Problem
 from configs.graders.code import CodeTestsGrader
 from rewards.canary import CANARY_PASSED, wrong_solution
-from rewards.code_assert import Expectation, Unsplit, split
+from rewards.code_assert import Expectation, Tolerance, Unsplit, split
 from rewards.monitors.traits import in_slice
 from rewards.sandbox.inside.values import NotPlain, canonical
 from rewards.sandbox.jail import Sandbox
@@ -56,7 +56,10 @@ def prepare_code_tests(cfg: CodeTestsGrader, where: str) -> Callable[[Subject], 
         if not in_slice(f"{subject.task.task_id}/{text}", cfg.canary):
             return score
         wrong = "" if cfg.command else wrong_solution(_functions(cfg, subject.item, tests))
-        found = _run(cfg, jail, limits, read_tests(cfg, subject.item, wrong), deadline)
+        try:
+            found = _run(cfg, jail, limits, read_tests(cfg, subject.item, wrong), deadline)
+        except GradeFailed as failed:  # of the sandbox: the answer's own score stands
+            return replace(score, notes={**score.notes, "canary_failed": failed.message})
         passed = {CANARY_PASSED: 1} if found.value == 1.0 else {}
         return replace(score, notes={**score.notes, **passed})
 
@@ -136,7 +139,7 @@ def _tests(cfg: CodeTestsGrader, given: JsonValue, code: str, function: str) -> 
     elif not isinstance(given, dict):
         raise _refused(f"a test is {given!r:.100}, must be an object or an assert")
     elif "output" in given:
-        yield _of_streams(cfg, str(given.get("input") or ""), str(given["output"]), code)
+        yield _of_streams(cfg, _stream(given, "input"), _stream(given, "output"), code)
     elif "expected" in given:
         args, kwargs = given.get("args", []), given.get("kwargs", {})
         called = str(given.get("function") or function)
@@ -148,6 +151,16 @@ def _tests(cfg: CodeTestsGrader, given: JsonValue, code: str, function: str) -> 
         yield _of_call(cfg, expectation, code)
     else:
         raise _refused(f"a test has {sorted(given)}, must have `output` or `expected`")
+
+
+def _stream(given: Mapping[str, JsonValue], name: str) -> str:
+    """Return the text of stdin, empty where there is none, or of stdout; a number is its digits."""
+    value = given.get(name, "")
+    if name == "input" and value is None:
+        return ""
+    if value is None or isinstance(value, list | dict):
+        raise _refused(f"the {name} of a test is {value!r:.100}, must be a text")
+    return str(value)
 
 
 def _asserts(cfg: CodeTestsGrader, text: str, code: str, function: str) -> Iterator[Test]:
@@ -175,7 +188,8 @@ def _of_call(cfg: CodeTestsGrader, given: Expectation, code: str) -> Test:
         wrappers=given.wrappers,
         tuples_as_lists=cfg.tuples_as_lists,
     )
-    tolerance = max(given.tolerance, cfg.tolerance)
+    own = given.tolerance or Tolerance(0.0, 0.0)
+    tolerance = Tolerance(*(max(bound, cfg.tolerance) for bound in own))
     try:
         expected = canonical(given.expected, tuples_as_lists=cfg.tuples_as_lists)
     except NotPlain as error:
@@ -185,8 +199,8 @@ def _of_call(cfg: CodeTestsGrader, given: Expectation, code: str) -> Test:
         if result.verdict is not Verdict.OK or result.value is None:
             return False
         same = result.value == expected.encode()
-        if not same and tolerance > 0:
-            same = near(expected, result.value, tolerance)
+        if not same and any(tolerance):
+            same = near(expected, result.value, tolerance, typed=given.tolerance is None)
         return same is given.equal
 
     return Test(job=job, passes=passes)
@@ -221,7 +235,7 @@ def same_output(expected: str, stdout: bytes, *, how: str, tolerance: float = 0.
         return _lines(expected) == _lines(got)
     ours, theirs = expected.split(), got.split()
     return len(ours) == len(theirs) and all(
-        a == b or (tolerance > 0 and _near_words(a, b, tolerance))
+        a == b or (tolerance > 0 and _near_words(a, b, Tolerance(tolerance, tolerance)))
         for a, b in zip(ours, theirs, strict=True)
     )
 
@@ -230,23 +244,30 @@ def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.rstrip().split("\n")]
 
 
-def _near_words(expected: str, got: str, tolerance: float) -> bool:
+def _near_words(expected: str, got: str, tolerance: Tolerance) -> bool:
     try:
         return _close(float(expected), float(got), tolerance)
     except ValueError:
         return False
 
 
-def near(expected: str, got: bytes, tolerance: float) -> bool:
-    """Return whether two canonical texts are the same but for floats within the tolerance."""
+def near(expected: str, got: bytes, tolerance: Tolerance, *, typed: bool = True) -> bool:
+    """Return whether two canonical texts are the same but for floats within the tolerance.
+
+    Args:
+        typed: an integer is near no float; False compares any two numbers.
+    """
     try:
         theirs = cast(JsonValue, json.loads(got))
     except (ValueError, RecursionError):
         return False
-    return _near(cast(JsonValue, json.loads(expected)), theirs, tolerance)
+    ours = cast(JsonValue, json.loads(expected))
+    if not typed and _is_number(ours) and _is_number(theirs):
+        return _close(ours, theirs, tolerance)
+    return _near(ours, theirs, tolerance)
 
 
-def _near(ours: JsonValue, theirs: JsonValue, tolerance: float) -> bool:
+def _near(ours: JsonValue, theirs: JsonValue, tolerance: Tolerance) -> bool:
     """Walk as deep as what is expected, whatever came."""
     if type(ours) is not type(theirs):
         return False
@@ -263,8 +284,16 @@ def _near(ours: JsonValue, theirs: JsonValue, tolerance: float) -> bool:
     return ours == theirs
 
 
-def _close(ours: float, theirs: float, tolerance: float) -> bool:
-    return math.isclose(ours, theirs, rel_tol=tolerance, abs_tol=tolerance)
+def _is_number(value: JsonValue) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _close(ours: float, theirs: float, tolerance: Tolerance) -> bool:
+    relative, absolute = tolerance
+    try:
+        return math.isclose(ours, theirs, rel_tol=relative, abs_tol=absolute)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def _limits(cfg: CodeTestsGrader, shared: Limits) -> Limits:

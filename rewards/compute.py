@@ -80,8 +80,7 @@ class ComputePool:
     async def close(self) -> None:
         """Kill all workers, reap them and end the threads. Gradings under way become INVALID."""
         self._closed = True
-        for process in self._processes:
-            process.interrupt()
+        await asyncio.gather(*(asyncio.to_thread(p.interrupt) for p in self._processes))
         await asyncio.gather(*self._background, return_exceptions=True)
         await asyncio.to_thread(self._threads.shutdown)
         for process in self._processes:

@@ -1,4 +1,7 @@
-"""One grader process as its owner sees it: started warm, asked with a deadline, killed at it."""
+"""One grader process as its owner sees it: started warm, asked with a deadline, killed at it.
+
+A worker that is killed leaves its sandboxes without a parent; its owner adopts and reaps them.
+"""
 
 import contextlib
 import os
@@ -15,6 +18,7 @@ from pydantic import JsonValue
 from configs.graders.union import GraderConfig
 from configs.sandbox import SandboxConfig
 from rewards import wire
+from rewards.sandbox.orphans import adopting, below, reap
 from rewards.score import Score
 from rewards.subject import Subject
 
@@ -35,6 +39,7 @@ _INHERITED = (
 START_TIMEOUT_S = 120.0
 """Longest that a worker may take to import its graders."""
 _REAP_TIMEOUT_S = 10.0
+_LOOK_S = 0.005
 
 
 class GraderStartError(Exception):
@@ -135,8 +140,7 @@ class GraderProcess:
         self._interrupted = True
         process, sock = self._process, self._sock
         if process is not None and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):  # reaped by its owner just now
-                os.killpg(process.pid, signal.SIGKILL)
+            _end(process)
         if sock is not None:
             with contextlib.suppress(OSError):  # closed by its owner just now
                 sock.shutdown(socket.SHUT_RDWR)
@@ -147,10 +151,22 @@ class GraderProcess:
         self._process = self._sock = None
         if process is not None:
             if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                _end(process)
             process.wait(_REAP_TIMEOUT_S)
         if sock is not None:
             sock.close()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a worker, which somebody else reaps, with its group and all below it."""
+    members = below(process.pid)
+    deadline = time.monotonic() + _REAP_TIMEOUT_S
+    with adopting():
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # reaped just now
+            os.killpg(process.pid, signal.SIGKILL)
+            while _running(process) and time.monotonic() < deadline:
+                time.sleep(_LOOK_S)
+        reap(members)
 
 
 def _environment() -> dict[str, str]:

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from configs.algorithm import AlgorithmConfig
+from configs.errors import ConfigError, Problem
 
 _FILE = "controls.json"
 _MAX_KL_ERROR = 0.2
@@ -57,5 +60,15 @@ class Controls:
 
     @staticmethod
     def load(folder: Path) -> "Controls":
-        """Read what `save` wrote."""
-        return Controls(**json.loads((folder / _FILE).read_text()))
+        """Read what `save` wrote; ConfigError naming the file if it is missing or damaged."""
+        path = folder / _FILE
+        try:
+            return _STATE.validate_json(path.read_text())
+        except (OSError, ValueError) as error:
+            gone = isinstance(error, FileNotFoundError)
+            fix = "resume from another checkpoint, or export this one and start a new run from it."
+            what = "is missing from the checkpoint" if gone else f"cannot be read: {error}"
+            raise ConfigError(Problem(where=str(path), what=what, fix=fix)) from error
+
+
+_STATE = TypeAdapter(Controls)

@@ -224,8 +224,10 @@ def json_wild(row: BenchRow, seen: Seen) -> Iterator[str]:
     parsed = _parse(row.reference)
     if not isinstance(parsed, dict | list):
         return
+    right = {json.dumps(value) for value in _filled(parsed)}
     for value in ("NaN", "Infinity", "-Infinity", "1e999", "null", "true", '""', "[]", "{}"):
-        yield json.dumps(_replaced(parsed)).replace(_HOLE, value)
+        if value not in right:  # where it is right somewhere, being paid for it is no hole
+            yield json.dumps(_replaced(parsed)).replace(_HOLE, value)
     everything = json.dumps([_leaf for r in seen.rows for _leaf in _leaves(_parse(r.reference))])
     yield json.dumps(_replaced(parsed)).replace(_HOLE, everything[:100_000])
 
@@ -252,6 +254,18 @@ def _replaced(value: JsonValue) -> JsonValue:
     if isinstance(value, list) and value:
         return [_replaced(below) for below in value]
     return "\0hole"
+
+
+def _filled(value: JsonValue) -> Iterator[JsonValue]:
+    """Yield the values that `_replaced` puts holes for."""
+    if isinstance(value, dict):
+        for below in value.values():
+            yield from _filled(below)
+    elif isinstance(value, list) and value:
+        for below in value:
+            yield from _filled(below)
+    else:
+        yield value
 
 
 def _leaves(value: JsonValue) -> Iterator[JsonValue]:

@@ -113,5 +113,5 @@ def _counted(value: JsonValue, name: str, at: str) -> int:
 
 def in_slice(key: str, fraction: float) -> bool:
     """Return whether a rollout is of the slice; the same key always is, or never."""
-    drawn = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
+    drawn = int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest())
     return drawn < fraction * 2**64

@@ -26,6 +26,7 @@ from typing import Self, cast
 from rewards.sandbox.inside import harness
 from rewards.sandbox.inside.zygote import End
 from rewards.sandbox.launch import Launch, TierUnavailable, launch
+from rewards.sandbox.orphans import adopting, below, reap
 from rewards.sandbox.result import Command, Job, Limits, SandboxResult, Script, Tier, Verdict
 
 _START_S, _STOP_S, _SLACK_S = 30.0, 5.0, 10.0
@@ -156,15 +157,18 @@ class Sandbox:
         """End the warm process and all that it started, and reap it."""
         process, control, started = self._process, self._control, self._launch
         self._process = self._control = self._launch = None
-        if control is not None:
-            control.close()  # it ends by itself at that
-        if process is not None:
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                _kill_tree(process)
-            if process.stderr is not None:
-                process.stderr.close()
+        members = [] if process is None else below(process.pid)
+        with adopting():
+            if control is not None:
+                control.close()  # it ends by itself at that
+            if process is not None:
+                try:
+                    process.wait(_STOP_S)
+                except subprocess.TimeoutExpired:
+                    _kill_tree(process)
+            reap(members)
+        if process is not None and process.stderr is not None:
+            process.stderr.close()
         if started is not None:
             started.free()
 

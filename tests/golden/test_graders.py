@@ -11,27 +11,30 @@ import yaml
 
 from configs.errors import ConfigError
 from configs.graders.union import GraderConfig
+from configs.judges import JudgeConfig
 from configs.load import parse_grader
 from configs.schema import RewardGroupConfig
 from orchestrator.commands.grade import Graded
 from rewards.compute import ComputePool
 from rewards.evaluate import evaluate
+from rewards.judges.cache import ReplyCache
+from rewards.judges.client import Judge
+from rewards.judges.panel import NO_REWARD_MODELS, Panel
+from rewards.judges.request import JudgeRefused, JudgeRequest, JudgeUnavailable, Reply
 from rewards.registry import ASYNC, COMPUTE, check_grader, children, leaves
 from rewards.score import GradeFailed
 from rewards.subject import Subject
 
 TABLE = yaml.safe_load(Path(__file__).with_name("graders.yaml").read_text(encoding="utf-8"))
 ELSEWHERE = {
-    "score_model",
-    "label_model",
     "rubric",
     "reward_model",
-    "python",
     "code_tests",
     "steps",
     "split_steps",
 }
-"""Types whose cases stand with those who ask judges or start sandboxes."""
+"""Types of ours whose cases stand with those who ask judges or start sandboxes."""
+RFT = {"string_check", "text_similarity", "score_model", "label_model", "python", "multi"}
 MODULE = """
 def number(rollout, task, *, factor: float = 1.0):
     return factor * float(rollout.last_text)
@@ -53,16 +56,46 @@ def kinds_of(grader: GraderConfig) -> set[str]:
     return {grader.type}.union(*(kinds_of(child) for _, child in children(grader)))
 
 
+class Echo:
+    """A judge that writes what it was last told."""
+
+    identity = "echo"
+
+    async def send(self, request: JudgeRequest) -> Reply:
+        told = request.messages[-1].content
+        text = told if isinstance(told, str) else "".join(b["text"] for b in told)  # type: ignore[union-attr, index, call-overload, misc]
+        if text == "REFUSE":
+            raise JudgeRefused("I would rather not")
+        if text == "DOWN":
+            raise JudgeUnavailable("HTTP 503")
+        return Reply(text=text, model="echo-1")
+
+    async def close(self) -> None:
+        pass
+
+
+class WithJudges:
+    """Rules in a process, and the judge."""
+
+    reward_models = NO_REWARD_MODELS
+
+    def __init__(self, pool: ComputePool):
+        cfg = JudgeConfig(retries=0)
+        judge = Judge("echo", cfg, Echo(), cache=ReplyCache(0), limit=1)
+        self.judges, self.compute = Panel("judges", {"echo": judge}), pool.compute
+
+
 async def grade_all(graders: list[GraderConfig]) -> list[Graded]:
     rules = {p: g for i, grader in enumerate(graders) for p, g in leaves(grader, f"g{i}")}
     pool = ComputePool(RewardGroupConfig(workers=1, timeout_s=30, retries=0), rules)
+    services = WithJudges(pool)
     await pool.start()
     try:
         graded: list[Graded] = []
         for i, sample, _, item in cases():
             subject = Subject.of_text(item, sample)
             try:
-                score, failed = await evaluate(graders[i], subject, pool, f"g{i}"), None
+                score, failed = await evaluate(graders[i], subject, services, f"g{i}"), None
             except GradeFailed as error:
                 score, failed = None, error
             graded.append(Graded(grader=graders[i], score=score, failed=failed))
@@ -110,6 +143,8 @@ def test_a_bad_grader_is_refused_with_the_reason():
 
 def test_the_table_is_whole():
     count = sum(1 for _ in cases()) + len(TABLE["refused"])
-    assert count >= 250
+    assert count >= 450
+    of_rft = [i for i, *_ in cases() if TABLE["groups"][i]["grader"]["type"] in RFT]
+    assert len(of_rft) >= 150
     kinds = {kind for group in TABLE["groups"] for kind in kinds_of(read(group["grader"]))}
     assert {*COMPUTE, *ASYNC} - ELSEWHERE == kinds

@@ -11,7 +11,8 @@ _HELD = ctypes.PyDLL(None, use_errno=True)  # calls that must not let go of the 
 _API = ctypes.pythonapi
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS = 1, 4, 8
-PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 36, 38, 47
+PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
+PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 38, 47
 CLONE_NEWNS, CLONE_NEWPID = 0x00020000, 0x20000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND = 1, 2, 4, 8, 4096
 MNT_DETACH = 2
@@ -37,6 +38,13 @@ def prctl(option: int, *values: int) -> None:
     """Call prctl with up to four values."""
     given = [ctypes.c_ulong(v) for v in (*values, 0, 0, 0, 0)[:4]]
     check(LIBC.prctl(option, *given), f"prctl({option})")
+
+
+def is_subreaper() -> bool:
+    """Return whether this process is the parent of descendants that lost theirs."""
+    flag = ctypes.c_int()
+    check(LIBC.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0), "prctl(37)")
+    return bool(flag.value)
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:

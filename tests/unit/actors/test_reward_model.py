@@ -145,14 +145,15 @@ def test_the_link_turns_every_failure_into_a_grade_failed(folder: Path):
         assert failed.value.kind == FailureKind.JUDGE_SERVER
 
 
-def test_a_pass_that_fails_fails_its_own_rows_alone(folder: Path):
+@pytest.mark.parametrize("failure", [RuntimeError, ValueError])
+def test_a_pass_that_fails_fails_its_own_rows_alone(folder: Path, failure: type[Exception]):
     actor = started(folder)
     whole = actor._scorer.score  # type: ignore[union-attr]
     calls = iter([True, False])
 
     def sometimes(rows: Sequence[Sequence[int]]) -> list[float]:
         if next(calls):
-            raise RuntimeError("out of memory")
+            raise failure("out of memory")
         return whole(rows)
 
     actor._scorer.score = sometimes  # type: ignore[union-attr, method-assign]

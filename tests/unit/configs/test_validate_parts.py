@@ -132,6 +132,20 @@ def test_credit_of_a_grader_that_scores_no_steps(grader: dict[str, object], fix:
     assert "nothing to credit" in said and fix in said
 
 
+def test_an_aggregate_that_would_leave_the_outcome_out() -> None:
+    steps = {"type": "steps", "verify": {"type": "math"}}
+    for outcome, credit, wrong in (
+        ({"type": "math"}, {"aggregate": "mean"}, True),
+        ({"type": "math"}, {"aggregate": "sum", "to": "rollout"}, True),
+        ({"type": "math"}, {}, False),
+        (None, {"aggregate": "mean"}, False),
+    ):
+        part = {"name": "right", "grader": {**steps, "outcome": outcome}, "credit": credit}
+        found = problems(source({}, {**part, "use": None}))
+        assert list(found) == ["rewards.right.credit.aggregate"] * wrong
+        assert "`outcome` would not count" in "".join(found.values()) or not wrong
+
+
 def test_a_gate_of_a_part_without_weight() -> None:
     idle = ({"name": "right"}, {"name": "style", "weight": 0})
     found = problems(source({"gates": [needs("style", "right")]}, *idle))

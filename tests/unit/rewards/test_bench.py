@@ -208,6 +208,15 @@ def test_no_probe_but_the_reference_gives_a_right_answer_as_it_is():
             assert row.reference.casefold() not in given, p.name
 
 
+def test_json_is_not_made_wild_with_values_that_are_right_somewhere():
+    item = {"reference": '{"kept": [], "more": {"sure": true, "who": ["", 3]}}'}
+    (row,) = bench_rows([task_of(item, 0)], None)  # type: ignore[arg-type]
+    wild = list(PROBES["json_wild"].texts(row, Seen.of([row])))
+    assert '{"kept": null, "more": {"sure": null, "who": [null, null]}}' in wild
+    for value in ("[]", "true", '""'):
+        assert f'{{"kept": {value}, "more": {{"sure": {value}' not in "".join(wild)
+
+
 def test_hidden_answers_are_at_no_end():
     rows = seen()
     for row in rows.rows:
@@ -291,6 +300,15 @@ def test_through_processes_that_a_probe_may_kill():
 def fragile(rollout, task) -> float:  # type: ignore[no-untyped-def]
     assert 1 / len(rollout.last_text.strip())
     return float(rollout.last_text == task.answer)
+
+
+def test_the_recipe_of_fields_pays_nothing_but_right_answers():
+    from orchestrator.bench_cmd import BenchOptions, bench_source
+
+    recipe = Path(__file__).parents[3] / "configs" / "recipes" / "json_extraction.yaml"
+    found = bench_source(recipe, (), "lists", BenchOptions(items=40, repeats=1))
+    assert found.go, found.reasons
+    assert found.warnings == () and found.failures == {}
 
 
 def test_the_recipe_of_a_source_is_benched_with_its_own_data(capsys: pytest.CaptureFixture[str]):

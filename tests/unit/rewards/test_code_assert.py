@@ -40,13 +40,16 @@ def test_keywords_and_wrappers():
 
 def test_unequal_and_near():
     assert not one("assert f(1) != 2").equal
-    for text in (
-        "assert abs(f(1) - 0.5) < 1e-3",
-        "assert abs(0.5 - f(1)) <= 1e-3",
-        "assert math.isclose(f(1), 0.5, rel_tol=1e-3)",
+    assert one("assert f(1) == 0.5").tolerance is None
+    for text, tolerance in (
+        ("assert abs(f(1) - 0.5) < 1e-3", (0, 1e-3)),
+        ("assert abs(0.5 - f(1)) <= 1e-3", (0, 1e-3)),
+        ("assert math.isclose(f(1), 0.5)", (1e-9, 0)),
+        ("assert math.isclose(f(1), 0.5, rel_tol=1e-3)", (1e-3, 0)),
+        ("assert isclose(0.5, f(1), rel_tol=0, abs_tol=2)", (0, 2)),
     ):
         found = one(text)
-        assert (found.expected, found.tolerance) == (0.5, 1e-3)
+        assert (found.expected, found.tolerance) == (0.5, tolerance)
 
 
 def test_a_check_function_of_humaneval():
@@ -86,6 +89,11 @@ def test_a_check_function_of_humaneval():
         "assert f(lambda: 1) == 1",
         "assert f(f'{1}') == 1",
         "assert f({[1]: 2}) == 1",
+        "assert abs(f(1) - 2) < -1",
+        "assert abs(f(1) - 2) < float('inf')",
+        "assert isclose(f(1), 2, abs_tol=-1)",
+        "assert isclose(f(1), 2, tolerance=1)",
+        "assert isclose(f(1), 2, **{'abs_tol': 1})",
     ],
 )
 def test_what_does_not_split_is_refused(text: str):

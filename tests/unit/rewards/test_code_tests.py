@@ -10,7 +10,9 @@ import pytest
 from pydantic import JsonValue
 
 from configs.graders.code import CodeTestsGrader
+from rewards import code_tests
 from rewards.canary import CANARY_PASSED
+from rewards.code_assert import Tolerance
 from rewards.code_tests import (
     check_code_row,
     check_code_tests,
@@ -172,6 +174,22 @@ def test_a_share_of_answers_is_graded_beside_a_known_wrong_solution():
     assert noted == [grade(f"pass  # {i}", empty, canary=0.3).notes for i in range(40)]
 
 
+def test_a_sandbox_that_fails_beside_an_answer_costs_it_nothing(monkeypatch: pytest.MonkeyPatch):
+    run = code_tests._run
+    ran: list[int] = []
+
+    def second_fails(*given: Any) -> Any:
+        ran.append(1)
+        if len(ran) == 2:
+            raise GradeFailed("python_grader_server_error", "the sandbox failed: no memory")
+        return run(*given)
+
+    monkeypatch.setattr(code_tests, "_run", second_fails)
+    found = grade(DOUBLE, ASSERTS, canary=1)
+    assert (len(ran), found.value) == (2, 1.0)
+    assert "no memory" in str(found.notes["canary_failed"])
+
+
 def test_tampering_is_noted():
     text = "```python\nimport gc\ndef double(x):\n    gc.get_objects()\n    return 2 * x\n```"
     assert grade(text, ASSERTS[:1]).notes["tampering"] == ["gc.get_objects"]
@@ -184,6 +202,8 @@ def test_tampering_is_noted():
         ([], "no tests"),
         ([3], "must be an object"),
         ([{"input": "1"}], "must have"),
+        ([{"input": ["1"], "output": "2"}], "the input of a test"),
+        ([{"input": "1", "output": None}], "the output of a test"),
         ([{"args": 1, "expected": 2, "function": "f"}], "list `args`"),
         ([{"args": [1], "expected": 2}], "a function to call"),
         ({"inputs": [1], "outputs": []}, "1 inputs and 0 outputs"),
@@ -219,6 +239,31 @@ def test_floats_tuples_and_inequality():
 
 
 @pytest.mark.parametrize(
+    ("value", "test", "right"),
+    [
+        ("0.0", "abs(f() - 100) < 1", False),
+        ("99.5", "abs(f() - 100) < 1", True),
+        ("1.5e6", "abs(f() - 1e6) < 0.5", False),
+        ("100.3", "math.isclose(f(), 200.0, abs_tol=0.5)", False),
+        ("199.6", "math.isclose(f(), 200.0, abs_tol=0.5)", True),
+        ("199.6", "math.isclose(f(), 200.0)", False),
+        ("101.0", "math.isclose(f(), 100.0, rel_tol=0.02)", True),
+        ("0.01", "math.isclose(f(), 0.0, rel_tol=0.02)", False),
+        ("2", "abs(f() - 2.0) < 1e-6", True),
+        ("2", "math.isclose(f(), 2.0)", True),
+        ("2", "f() == 2.0", False),
+        ("True", "abs(f() - 1) < 1e-6", False),
+        ("10 ** 2000", "abs(f() - 1.5) < 1", False),
+        ("'2.0'", "abs(f() - 2) < 1", False),
+        ("float('inf')", "abs(f() - 2) < 1", False),
+    ],
+)
+def test_a_tolerance_is_the_one_that_the_test_says(value: str, test: str, right: bool):
+    code = f"def f():\n    return {value}\n"
+    assert grade(code, [f"import math\nassert {test}"], extract="whole").value == right
+
+
+@pytest.mark.parametrize(
     ("text", "code"),
     [
         ("```python\na\n```\nthen\n```\nb\n```", "b\n"),
@@ -244,9 +289,11 @@ def test_output_by_words_and_lines():
 
 def test_near_survives_hostile_texts():
     expected = canonical([0.5, {"a": (1, 2.0)}])
-    assert near(expected, canonical([0.5001, {"a": (1, 2.0)}]).encode(), 1e-3)
+    bounds = Tolerance(relative=1e-3, absolute=1e-3)
+    assert near(expected, canonical([0.5001, {"a": (1, 2.0)}]).encode(), bounds)
     for hostile in (b"[" * 10**6, b"1" * 10**5, b"\xff", b"[NaN]", b"{}", b"[0.5]", b""):
-        assert not near(expected, hostile, 1e-3)
+        assert not near(expected, hostile, bounds)
+        assert not near("0.5", hostile, bounds, typed=False)
 
 
 def test_a_command_calls_no_functions():

@@ -1,7 +1,11 @@
 """Graders that run code, in the killable workers of a pool."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,19 +38,11 @@ async def grade(cfg: RewardGroupConfig, grader: dict[str, Any], *pairs: tuple[Ro
     finally:
         await pool.close()
     for _ in range(200):
-        left = [pid for pid in below if Tree.children(pid) or _lives(pid)]
+        left = [pid for pid in below if Path(f"/proc/{pid}").exists()]
         if not left:
             break
         await asyncio.sleep(0.02)
     return graded, left
-
-
-def _lives(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] != b"Z"
-    except OSError:
-        return False
 
 
 def test_code_is_graded_and_a_killed_worker_leaves_nothing(rollout: Make, task: MakeTask):
@@ -89,3 +85,66 @@ def test_a_worker_without_the_required_tier_does_not_start(monkeypatch: pytest.M
         await pool.close()
 
     asyncio.run(start())
+
+
+HANGS = """
+import os, subprocess, sys, time
+
+def hangs(rollout, task):
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    time.sleep(60)
+"""
+KILLED = """
+import os
+from configs.graders.union import GRADER
+from rewards.process import GraderProcess
+from rewards.sandbox.inside import kernel
+from rewards.sandbox.inside.processes import Tree
+from rewards.subject import Subject
+
+graders = {
+    "code": GRADER.validate_python({"type": "code_tests"}),
+    "hangs": GRADER.validate_python({"type": "function", "use": "of_this_test:hangs"}),
+}
+subject = Subject.of_text({"tests": ["assert f(1) == 2"]}, "def f(x): return 2 * x")
+process = GraderProcess(graders)
+for interrupted in (False, True):
+    assert process.grade("code", subject, 60).value == 1
+    (jail,) = Tree.children(process.pid)
+    if interrupted:
+        process.interrupt()
+    else:
+        try:
+            process.grade("hangs", subject, 0.5)
+            raise AssertionError("it did not hang")
+        except TimeoutError:
+            pass
+    process.kill()
+    assert not os.path.exists(f"/proc/{jail}"), "the jail is there"
+    left = [open(f"/proc/{pid}/stat").read()[:60] for pid in Tree.children(os.getpid())]
+    assert not left and not kernel.is_subreaper(), left
+print("done", flush=True)
+"""
+
+
+def test_a_killed_worker_leaves_no_zombie_where_nobody_else_reaps(tmp_path: Path):
+    """Its owner runs below a process that takes orphans and reaps none, as in many containers."""
+    (tmp_path / "of_this_test.py").write_text(HANGS)
+    above = (
+        "import os, subprocess, sys\n"
+        "from rewards.sandbox.inside import kernel\n"
+        "from rewards.sandbox.inside.processes import Tree\n"
+        "kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)\n"
+        "owner = subprocess.run([sys.executable, '-c', sys.argv[1]], timeout=90)\n"
+        "left = Tree.children(os.getpid())\n"
+        "sys.exit(owner.returncode or (f'left: {left}' if left else 0))\n"
+    )
+    places = os.pathsep.join([str(Path(__file__).parents[3]), str(tmp_path)])
+    done = subprocess.run(
+        [sys.executable, "-c", above, KILLED],
+        env={**os.environ, "PYTHONPATH": places},
+        capture_output=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout == b"done\n"
