@@ -47,7 +47,7 @@ quickstart: $(VENV)/.cpu
 	$(BIN)/braid run configs/recipes/quickstart.yaml --set seed=$(SEED) --run-dir $(RUN_DIR)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

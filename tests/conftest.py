@@ -4,25 +4,29 @@ start engines and trainers stay on one worker, one after the other, and each oth
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 settings.register_profile("braid", deadline=None)
 settings.load_profile("braid")
-HEAVY = frozenset({"e2e", "distributed", "report"})
+HEAVY = ("tests/e2e/", "tests/distributed/", "tests/report/")
 """Folders whose tests keep more than one core busy."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        path = item.path.relative_to(here)
-        group = "heavy" if path.parts[0] in HEAVY else str(path)
-        item.add_marker(pytest.mark.xdist_group(group))
+class ByWeight(LoadScopeScheduling):
+    """A unit of work is a file of light tests, or all that is heavy."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "heavy" if nodeid.startswith(HEAVY) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByWeight:
+    """Schedule the tests of `pytest -n 2`."""
+    return ByWeight(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")
