@@ -1,6 +1,6 @@
 """Settings of every test: hypothesis has no deadline (a timing assertion by another name), and what
-braid keeps between runs goes to a folder that ends with the tests. With `pytest -n 2`, tests that
-start engines and trainers stay on one worker, one after the other, and each other file on one."""
+braid keeps between runs goes to a folder that ends with the tests. With `pytest -n 2`, worlds of
+trainer ranks and browsers start one after the other; whole runs come last, two at a time."""
 
 import os
 import tempfile
@@ -13,12 +13,12 @@ from xdist.scheduler import LoadScopeScheduling
 
 settings.register_profile("braid", deadline=None)
 settings.load_profile("braid")
-HEAVY = ("tests/e2e/", "tests/distributed/", "tests/report/")
-"""Folders whose tests keep more than one core busy."""
+HEAVY = ("tests/distributed/", "tests/report/")
+"""Folders whose tests keep both cores busy."""
 
 
 class ByWeight(LoadScopeScheduling):
-    """A unit of work is a file of light tests, or all that is heavy."""
+    """A unit of work is a file, or all that is heavy; the largest ones come first."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "heavy" if nodeid.startswith(HEAVY) else nodeid.partition("::")[0]
