@@ -303,7 +303,7 @@ def fragile(rollout, task) -> float:  # type: ignore[no-untyped-def]
 
 
 def test_the_recipe_of_fields_pays_nothing_but_right_answers():
-    from orchestrator.bench_cmd import BenchOptions, bench_source
+    from orchestrator.commands.bench import BenchOptions, bench_source
 
     recipe = Path(__file__).parents[3] / "configs" / "recipes" / "json_extraction.yaml"
     found = bench_source(recipe, (), "lists", BenchOptions(items=40, repeats=1))
