@@ -237,7 +237,7 @@ def draw(by_name: Mapping[str, Sequence[Outcome]], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    columns = min(5, len(by_name))
+    columns = min(4, len(by_name))
     lines = -(-len(by_name) // columns)
     figure, grid = plt.subplots(
         lines, columns, figsize=(2.3 * columns, 2.3 * lines), dpi=120, sharex=True, sharey=True
