@@ -144,7 +144,8 @@ class Supervisor:
             await asyncio.sleep(self._health.heartbeat_s)
             ref = member.handle.heartbeat.remote()
             try:
-                beat: Heartbeat = await asyncio.wait_for(_awaited(ref), timeout=limit)
+                async with asyncio.timeout(limit):
+                    beat: Heartbeat = await ref
             except TimeoutError:
                 cause = f"silent for {limit:g} s (frozen, or its node is unreachable); killed"
                 self.fail(

@@ -50,7 +50,8 @@ class GroupBuffer:
             BaseException: what the producer failed with.
         """
         try:
-            await asyncio.wait_for(self._news.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._news.wait()
         except TimeoutError:
             return
         self._news.clear()

@@ -74,3 +74,16 @@ def test_a_failure_is_raised_by_every_wait_and_the_first_one_stays():
 
     with pytest.raises(RuntimeError, match="engine gone"):
         run(scenario())
+
+
+def test_who_is_cancelled_as_news_come_is_cancelled():
+    async def scenario():
+        buffer = GroupBuffer()
+        waiting = asyncio.create_task(buffer.news(60))
+        await asyncio.sleep(0.01)
+        buffer.tell()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    run(scenario())
