@@ -1,6 +1,7 @@
 """A judge's engine in this very process's care, without Ray: for the command line."""
 
 import asyncio
+import os
 
 from actors.judge import JudgeEngine, identity
 from configs.judges import JudgeConfig
@@ -13,6 +14,7 @@ class LocalEngine:
 
     def __init__(self, name: str, cfg: JudgeConfig):
         assert cfg.engines is not None
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings go to the terminal here
         self.identity = identity(cfg.engines)
         self._engine = JudgeEngine(name, cfg)
         self._starting: asyncio.Task[None] | None = None
