@@ -237,8 +237,13 @@ def measure_leftovers(runs: int, tiers: Sequence[str]) -> dict[str, JsonValue]:
     figures: dict[str, JsonValue] = {}
     for tier in map(Tier, tiers):
         found = probe(tier)
-        figures[tier] = leftovers(found, runs) if found.works else f"does not hold: {found.detail}"
+        figures[tier] = leftovers(found, runs) if found.works else _why_not(found)
     return figures
+
+
+def _why_not(found: Probe) -> str:
+    """Return why a tier does not hold here, without this machine's folders."""
+    return "does not hold: " + found.detail.replace(f"{Path(sys.executable).resolve().parent}/", "")
 
 
 def left_behind(figures: Mapping[str, JsonValue]) -> dict[str, int]:
