@@ -145,7 +145,7 @@ class Supervisor:
             ref = member.handle.heartbeat.remote()
             try:
                 async with asyncio.timeout(limit):
-                    beat: Heartbeat = await ref
+                    beat: Heartbeat = await _awaited(ref)
             except TimeoutError:
                 cause = f"silent for {limit:g} s (frozen, or its node is unreachable); killed"
                 self.fail(
