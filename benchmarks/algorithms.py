@@ -2,15 +2,16 @@
 
     python benchmarks/algorithms.py [--seeds 1 2 3 4 5] [--steps 40] [--only NAME ...] [--jobs N]
 
-Runs every recipe of `configs/recipes/algorithms/` that `ALGORITHMS` names, once a seed, as it is
-but for the seed and what is evaluated: 24 groups of 8 samples a step, in four optimizer steps. A
-seed fixes the tasks, so that all objectives are asked the same ones. What is compared is the
-held-out pass rate after the last step, its worst seed, and how far the training reward ends below
-the best that it had: an objective that collapses falls by most of what it gained. Distillation has
-no reward: the policy that GRPO came to under the same seed teaches it on the same samples.
+Runs the recipes of `configs/recipes/algorithms/`, as they are but for the seed and what is
+evaluated: those that `COMPARED` names once a seed, the others once, under the first seed. What is
+compared takes 24 groups of 8 samples a step, in four optimizer steps. A seed fixes the tasks, so
+that all objectives are asked the same ones. The table has the held-out pass rate after the last
+step, its worst seed, and how far the training reward ends below the best that it had: an objective
+that collapses falls by most of what it gained. Distillation has no reward: the policy that GRPO
+came to under the same seed teaches it on the same samples.
 
 Runs that ended are not made again: an interrupted script goes on where it was. With `--jobs N` it
-ends after N runs; the table is of the objectives and seeds that are complete.
+ends after N runs; the tables are of the objectives that are complete.
 """
 
 import argparse
@@ -38,19 +39,28 @@ from benchmarks.stack import (
 )
 
 RECIPES = ROOT / "configs/recipes/algorithms"
-ALGORITHMS = {
+COMPARED = {
     "grpo": "GRPO",
     "dr_grpo": "Dr. GRPO",
-    "dapo": "DAPO",
     "rloo": "RLOO",
     "reinforce_pp": "REINFORCE++",
     "ppo": "PPO",
     "gspo": "GSPO",
     "cispo": "CISPO",
-    "dppo": "DPPO",
     "distillation": "Distillation",
 }
-"""Recipe and name as shown."""
+OTHERS = {
+    "dapo": "DAPO",
+    "dppo": "DPPO",
+    "gdpo": "GDPO",
+    "grpo_process": "GRPO, process supervision",
+    "icepop": "IcePop, two steps stale",
+    "kl_control": "GRPO, KL and entropy held",
+    "reinforce_pp_baseline": "REINFORCE++-baseline",
+    "remax": "ReMax",
+}
+ALGORITHMS = COMPARED | OTHERS
+"""Recipe and name as shown; `OTHERS` may differ in more than their objective."""
 TEACHER = "grpo"
 """Which objective's policy teaches, under the same seed."""
 SOURCES = ("sums", "spelling", "filtering")
@@ -116,10 +126,14 @@ def lost_share(rewards: Sequence[float], window: int = WINDOW) -> float:
 
 
 def plan(names: Sequence[str], seeds: Sequence[int]) -> list[Job]:
-    """Return all runs, seed by seed; SystemExit if a teacher is not among them."""
+    """Return all runs, seed by seed, the others last; SystemExit if a teacher is not among them."""
     if "distillation" in names and TEACHER not in names:
         raise SystemExit(f"distillation needs a teacher: --only ... {TEACHER}")
-    return [Job(name, seed) for seed in seeds for name in sorted(names, key="distillation".__eq__)]
+    compared = sorted(set(names) & COMPARED.keys(), key=[*COMPARED].index)
+    others = sorted(set(names) & OTHERS.keys())
+    return [Job(name, seed) for seed in seeds for name in compared] + [
+        Job(name, seeds[0]) for name in others
+    ]
 
 
 def settings(job: Job, steps: int, out: Path) -> dict[str, object]:
@@ -217,7 +231,7 @@ def table_rows(by_name: Mapping[str, Sequence[Outcome]]) -> list[list[str]]:
 
 
 def page_section(by_name: Mapping[str, Sequence[Outcome]], seeds: Sequence[int]) -> str:
-    """Return what docs/benchmarks.md says."""
+    """Return what docs/benchmarks.md says of objectives that ran under these seeds."""
     table = markdown(HEADER, table_rows(by_name))
     fallen = [
         f"{ALGORITHMS[n]} (seed {r.seed})"
@@ -226,8 +240,8 @@ def page_section(by_name: Mapping[str, Sequence[Outcome]], seeds: Sequence[int])
         if r.lost > COLLAPSED
     ]
     verdict = f"Collapsed: {', '.join(fallen)}." if fallen else "None collapsed."
-    listed = ", ".join(map(str, seeds))
-    return f"Held-out pass rate in %, mean of seeds {listed}. {verdict}\n\n{table}"
+    listed = f"mean of seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    return f"Held-out pass rate in %, {listed}. {verdict}\n\n{table}"
 
 
 def draw(by_name: Mapping[str, Sequence[Outcome]], path: Path) -> None:
@@ -289,15 +303,21 @@ def main() -> None:
         console.print(f"seed {job.seed}: {ALGORITHMS[job.algorithm]}")
         run(job, out, args.steps)
     found = {job: outcome(job, out, args.steps) for job in jobs}
-    runs = {n: [r for j, r in found.items() if j.algorithm == n and r] for n in args.only}
-    complete = {n: own for n, own in runs.items() if len(own) == len(args.seeds)}
-    if not complete:
-        console.print(f"no objective has all seeds yet: {sum(map(len, runs.values()))} runs ended")
+    ended = {n: [o for j, o in found.items() if j.algorithm == n] for n in args.only}
+    complete = {
+        n: own for n, runs in ended.items() if len(own := [o for o in runs if o]) == len(runs)
+    }
+    compared = {n: own for n, own in complete.items() if n in COMPARED}
+    others = {n: own for n, own in complete.items() if n in OTHERS}
+    if not compared:
+        console.print("no objective that is compared has all seeds yet")
         return
-    table = Table(*HEADER, title=f"Held-out pass rate in %, seeds {args.seeds}")
-    for row in table_rows(complete):
-        table.add_row(*row)
-    (console if console.is_terminal else Console(width=120)).print(table)
+    tables = [(compared, args.seeds), *([(others, args.seeds[:1])] if others else [])]
+    for shown, seeds in tables:
+        table = Table(*HEADER, title=f"Held-out pass rate in %, seeds {seeds}")
+        for row in table_rows(shown):
+            table.add_row(*row)
+        (console if console.is_terminal else Console(width=120)).print(table)
     record = {
         "command": f"python benchmarks/algorithms.py --steps {args.steps}",
         **made_on(job.run_dir(out) for job in jobs if job.algorithm in complete),
@@ -309,9 +329,9 @@ def main() -> None:
         ],
     }
     args.json.write_text(json.dumps(record, indent=1) + "\n")
-    draw(complete, args.plot)
+    draw(compared, args.plot)
     if args.json == BASELINE:
-        write_section("algorithms", page_section(complete, args.seeds))
+        write_section("algorithms", "\n".join(page_section(*t) for t in tables))
     console.print(f"written: {args.json}, {args.plot}")
 
 

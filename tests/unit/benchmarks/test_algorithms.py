@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks import algorithms
-from benchmarks.algorithms import ALGORITHMS, RECIPES, SOURCES, Job, Outcome, lost_share
+from benchmarks.algorithms import (
+    ALGORITHMS,
+    COMPARED,
+    RECIPES,
+    SOURCES,
+    Job,
+    Outcome,
+    lost_share,
+)
 from benchmarks.stack import PAGE, ROOT, overrides, section
 from configs.load import load_recipe
 from configs.validate import validate_run
@@ -25,7 +33,7 @@ def outcome(name: str, seed: int, after: float, rewards: tuple[float, ...] = ())
 def test_all_objectives_get_the_same_model_tasks_and_samples(tmp_path):
     shutil.copytree(ROOT / "configs/models/tiny", tmp_path / "seed3/teacher")
     cfgs = []
-    for name in ALGORITHMS:
+    for name in COMPARED:
         fields = algorithms.settings(Job(name, 3), 40, tmp_path)
         cfgs.append(load_recipe(RECIPES / f"{name}.yaml", overrides(fields)[1::2]))
     assert not any(validate_run(cfg) for cfg in cfgs)
@@ -43,9 +51,20 @@ def test_all_objectives_get_the_same_model_tasks_and_samples(tmp_path):
     assert all(t == told[0] for t in told)
 
 
+def test_every_recipe_is_run_and_passes_the_checks():
+    assert ALGORITHMS.keys() == {path.stem for path in RECIPES.glob("*.yaml")}
+    for name in ALGORITHMS.keys() - {"distillation"}:
+        fields = algorithms.settings(Job(name, 3), 40, ROOT)
+        cfg = load_recipe(RECIPES / f"{name}.yaml", overrides(fields)[1::2])
+        assert validate_run(cfg) == [], name
+        assert cfg.name == name
+
+
 def test_a_teacher_is_there_before_its_pupil():
-    jobs = algorithms.plan(["distillation", "grpo", "rloo"], [1, 2])
-    assert [j.algorithm for j in jobs] == ["grpo", "rloo", "distillation"] * 2
+    jobs = algorithms.plan(["distillation", "remax", "grpo", "dapo", "rloo"], [1, 2])
+    compared, others = ["grpo", "rloo", "distillation"] * 2, ["dapo", "remax"]
+    assert [j.algorithm for j in jobs] == compared + others
+    assert [j.seed for j in jobs] == [1] * 3 + [2] * 3 + [1] * 2, "the others once"
     with pytest.raises(SystemExit, match="grpo"):
         algorithms.plan(["distillation"], [1])
 
