@@ -141,10 +141,10 @@ class WeightPublisher:
             # Deterministic engines run NCCL by settings of their own, and would hang the trainer.
             return ("nccl" if apart and not self._cfg.deterministic else "gloo"), transport
         if sync.backend == "nccl" and not apart:
+            where = ", ".join(gpu or "CPU" for gpu in gpus)
             raise RunError(
-                "weight_sync.backend is nccl, which needs a GPU of its own for the trainer's rank 0 "
-                f"and each engine worker; they are on {', '.join(g or 'CPU' for g in gpus)}: "
-                "set it to auto."
+                "weight_sync.backend is nccl, which needs a GPU of its own for trainer rank 0 "
+                f"and each engine worker; they are on {where}. Set it to auto."
             )
         return sync.backend, transport
 
