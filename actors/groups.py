@@ -403,6 +403,15 @@ class TrainerGroup(_RankGroup):
             timeout_s=self._health.start_s,
         )
 
+    async def device_uuid(self) -> str:
+        """Return the UUID of rank 0's GPU; empty on CPU."""
+        return await self._one(
+            0,
+            lambda trainer, _: trainer.device_uuid.remote(),
+            doing="device",
+            timeout_s=self._health.start_s,
+        )
+
     async def open_sync(self, init: SyncInit, manifest: Manifest, *, timeout_s: float) -> None:
         """Join rank 0 to a new generation of the weight-sync group."""
         await self._each(

@@ -150,6 +150,13 @@ class TrainerActor:
             manifest, self.engine.gathered, init, in_place=self.engine.weights_stay
         )
 
+    def device_uuid(self) -> str:
+        """Return the UUID of this rank's GPU; empty on CPU."""
+        import torch
+
+        device = self.engine.device
+        return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+
     def manifest(self) -> Manifest:
         """Name, shape and dtype of all tensors that travel, and the bucket size."""
         size = int(self._cfg.weight_sync.bucket_mib * 2**20)

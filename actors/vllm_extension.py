@@ -146,6 +146,8 @@ class BraidTransferEngine(WeightTransferEngine[BraidInit, BraidUpdate]):
         began = time.perf_counter()
         finalize_layerwise_reload(self.model, self.model_config)
         self._half_loaded = False
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what was received is not the engine's share of the GPU
         if self.repair_tied and self.device.type == "cpu":
             _process_shared(self.model)
         stats = self._stats

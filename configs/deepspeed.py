@@ -5,11 +5,14 @@ from typing import Literal
 from pydantic import JsonValue
 
 from configs.errors import ConfigError, Problem
+from configs.model_files import find_model_folder, read_model_shape
 from configs.schema import RunConfig
 
-_CUDA_BUCKET = 200_000_000
+CUDA_BUCKET = 200_000_000
 _CPU_BUCKET = 2_000_000
 """Elements of the flat buffers gradients are reduced in; DeepSpeed allocates them whole."""
+_PARAM_BUFFER = 100_000_000
+"""DeepSpeed's default of `offload_param.buffer_size`."""
 
 
 def deepspeed_config(cfg: RunConfig, *, device: Literal["cpu", "cuda"]) -> dict[str, JsonValue]:
@@ -61,7 +64,7 @@ def deepspeed_config(cfg: RunConfig, *, device: Literal["cpu", "cuda"]) -> dict[
 def _zero(cfg: RunConfig, *, on_cuda: bool) -> dict[str, JsonValue]:
     stage, offload = cfg.trainer.zero_stage, cfg.trainer.offload
     _check_offload(stage, offload)
-    bucket = _CUDA_BUCKET if on_cuda else _CPU_BUCKET
+    bucket = CUDA_BUCKET if on_cuda else _CPU_BUCKET
     zero: dict[str, JsonValue] = {
         "stage": stage,
         "contiguous_gradients": True,
@@ -82,8 +85,19 @@ def _zero(cfg: RunConfig, *, on_cuda: bool) -> dict[str, JsonValue]:
         # On CPU even the smallest parameter is partitioned, so that tests see real gathers.
         zero["stage3_param_persistence_threshold"] = 100_000 if on_cuda else 0
         if offload == "parameters":
-            zero["offload_param"] = place
+            zero["offload_param"] = (
+                place if nvme is None else place | {"buffer_size": _param_buffer(cfg)}
+            )
     return zero
+
+
+def _param_buffer(cfg: RunConfig) -> int:
+    """Elements of one buffer between disk and GPU: DeepSpeed's own figure, or a rank's part of
+    the largest tensor where that is larger, which DeepSpeed would refuse to load."""
+    folder = find_model_folder(cfg.model.path)
+    shape = None if folder is None else read_model_shape(folder)
+    largest = 0 if shape is None else shape.hidden * max(shape.vocab, shape.intermediate)
+    return max(_PARAM_BUFFER, largest // cfg.trainer.actors.count + 1)
 
 
 def _check_offload(stage: int, offload: str) -> None:

@@ -358,17 +358,21 @@ def _check_sync(cfg: RunConfig) -> Iterator[Problem]:
             fix="Set it to auto, or give both groups GPUs.",
         )
     colocated = colocation_root(cfg, "rollout") == colocation_root(cfg, "trainer")
-    if sync.backend == "nccl" and colocated and sync.transport == "broadcast":
+    # Colocated actors that reserve whole GPUs have one each.
+    one_gpu = colocated and 0 < rollout_gpus < 1 and 0 < cfg.trainer.actors.gpus < 1
+    engines = cfg.rollout.actors.count
+    if sync.backend == "nccl" and one_gpu and (sync.transport == "broadcast" or engines > 1):
         yield Problem(
             where="weight_sync.backend",
             what="`nccl` cannot join trainer and engine that share a GPU",
-            fix="Set weight_sync.transport to shared or auto.",
+            fix="Set it to auto.",
         )
-    if sync.transport == "shared" and not colocated and rollout_gpus > 0:
+    if sync.transport == "shared" and rollout_gpus > 0 and not (one_gpu and engines == 1):
         yield Problem(
             where="weight_sync.transport",
-            what="`shared` needs trainer and rollout actors on the same GPU",
-            fix="Set rollout.actors.colocate_with to trainer, or the transport to auto.",
+            what="`shared` needs one engine, on the GPU of the trainer's rank 0",
+            fix="Set rollout.actors.colocate_with to trainer, its count to 1 and the gpus of both "
+            "to fractions, or the transport to auto.",
         )
     if sync.transport == "shared" and not colocated and cfg.ray_address is not None:
         yield Problem(

@@ -25,6 +25,13 @@ def check_determinism(cfg: RunConfig) -> Iterator[Problem]:
             what="lets time decide what a step is trained on, and deterministic is true",
             fix=fix,
         )
+    if cfg.weight_sync.backend == "nccl":
+        yield Problem(
+            where="weight_sync.backend",
+            what="is nccl, of which deterministic engines pin settings that the trainer does not "
+            "have: a group of both would hang",
+            fix="Set it to auto, or deterministic to false.",
+        )
     for field in ("judges", "reward_models"):
         if getattr(cfg, field):
             yield Problem(

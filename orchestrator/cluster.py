@@ -4,7 +4,9 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Container, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,7 +55,7 @@ _UNSEATED = ("rendezvous", "lessons")
 RAY_START_ATTEMPTS = 3
 
 
-def _environment(role: str, cpus: float, *, deterministic: bool) -> dict[str, str]:
+def _environment(role: str, cpus: float, gpus: float, *, deterministic: bool) -> dict[str, str]:
     """Return the environment variables of an actor's process.
 
     The folder that braid runs in goes along, so that a user's own modules are found.
@@ -70,17 +72,35 @@ def _environment(role: str, cpus: float, *, deterministic: bool) -> dict[str, st
     if deterministic:
         env["PYTHONHASHSEED"] = "0"
         env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        env["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # torch's own switch does not reach flash-attn
     if (host := ray.util.get_node_ip_address()) in _LOOPBACK:
-        env |= {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": host}
+        env |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": host}
     if role != "reward":
         env["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
-    if not _has_gpu() and role.startswith(("trainer", "reference", "critic", "teachers.")):
-        env["DS_ACCELERATOR"] = "cpu"
+    if gpus == 0:  # Ray leaves it the GPUs that the others have reserved
+        env |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     return env
 
 
-def _has_gpu() -> bool:
-    return ray.cluster_resources().get("GPU", 0) > 0
+def starts_after(bundles: Sequence[BundleDemand]) -> dict[str, tuple[str, ...]]:
+    """Return whom each engine waits for, by names as `rollout[0]`.
+
+    vLLM takes for its own what GPU memory disappears while it starts, and fails where some comes
+    free. So of those that share a GPU, engines start last, and one after another.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for bundle in bundles:
+        sharing = [s for s in bundle.seats if 0 < s.gpus < 1]
+        earlier = [f"{s.role}[{s.index}]" for s in sharing if not _is_engine(s.role)]
+        for engine in (s for s in sharing if _is_engine(s.role)):
+            name = f"{engine.role}[{engine.index}]"
+            found[name] = tuple(earlier)
+            earlier.append(name)
+    return found
+
+
+def _is_engine(role: str) -> bool:
+    return role == "rollout" or is_judge(role)
 
 
 async def start_ray(cfg: RunConfig) -> None:
@@ -126,6 +146,8 @@ class ActorCluster:
         self.supervisor = Supervisor(cfg.health)
         self._placement: Placement | None = None
         self._members: list[Member] = []
+        self._after: Mapping[str, Sequence[str]] = {}
+        self._up: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
     def _roles(self) -> Container[str] | None:
         """Return the roles that are started; None for all of the run."""
@@ -166,17 +188,37 @@ class ActorCluster:
         self._placement = await reserve(
             bundles, timeout_s=cfg.health.placement_s, can_grow=cfg.ray_address is not None
         )
-        await asyncio.gather(*self._create_groups(bundles))
+        self._after = starts_after(bundles)
+        starting = [asyncio.ensure_future(a) for a in self._create_groups(bundles)]
+        try:
+            await asyncio.gather(*starting)
+        finally:
+            for task in starting:  # where one failed, others may wait for it
+                task.cancel()
         self.supervisor.watch(self._members)
 
-    async def _begin(self, member: Member, answer: Awaitable[Any]) -> Any:
-        """Await an actor's start and note where it runs."""
+    async def _begin(self, member: Member, start: Callable[[], Awaitable[Any]]) -> Any:
+        """Start an actor once those before it are up, and note where it runs.
+
+        Raises:
+            RunError: one of them is not up in `health.start_s`.
+        """
         limit = self._cfg.health.start_s
-        result = await self.supervisor.call(member, answer, doing="start", timeout_s=limit)
+        for name in self._after.get(member.name, ()):
+            try:
+                async with asyncio.timeout(limit):
+                    await self._up[name].wait()
+            except TimeoutError:
+                raise RunError(
+                    f"{member.name} shares its GPU with {name} and starts after it, which is not "
+                    f"up after {limit:g} s"
+                ) from None
+        result = await self.supervisor.call(member, start(), doing="start", timeout_s=limit)
         beat: Heartbeat = await self.supervisor.call(
             member, member.handle.heartbeat.remote(), doing="first heartbeat", timeout_s=limit
         )
         member.processes, member.node, member.node_id = beat.processes, beat.node, beat.node_id
+        self._up[member.name].set()
         return result
 
     def _create_all(
@@ -195,7 +237,8 @@ class ActorCluster:
         cpus = float(str(seated["num_cpus"]))
         make: Any = ray.remote  # whose types know no concurrency groups
         remote = make(concurrency_groups=_CONTROL)(cls)
-        env = _environment(role, cpus, deterministic=self._cfg.deterministic)
+        gpus = float(str(seated.get("num_gpus", 0)))
+        env = _environment(role, cpus, gpus, deterministic=self._cfg.deterministic)
         handle: ActorHandle = remote.options(
             **seated,
             max_restarts=0,
@@ -209,7 +252,7 @@ class ActorCluster:
     async def close(self) -> None:
         """Free every actor and its processes. Safe to call at any point of a start."""
         await self.supervisor.close()
-        graceful = [m for m in self._members if m.role in ("rollout", "reward") or is_judge(m.role)]
+        graceful = [m for m in self._members if m.role == "reward" or _is_engine(m.role)]
         closing = [asyncio.ensure_future(_quietly(m.handle.close.remote())) for m in graceful]
         if closing:
             await asyncio.wait(closing, timeout=10)
@@ -243,8 +286,9 @@ class TrainerCluster(ActorCluster):
         return [self._start_ranks(trainer)]
 
     async def _start_ranks(self, members: Sequence[Member]) -> None:
-        host, port = await self._begin(self.rendezvous, self.rendezvous.handle.address.remote())
-        await asyncio.gather(*(self._begin(m, m.handle.start.remote(host, port)) for m in members))
+        host, port = await self._begin(self.rendezvous, self.rendezvous.handle.address.remote)
+        starts = [partial(m.handle.start.remote, host, port) for m in members]
+        await asyncio.gather(*map(self._begin, members, starts))
 
 
 class LessonCluster(TrainerCluster):
@@ -265,7 +309,7 @@ class LessonCluster(TrainerCluster):
         starting = super()._create_groups(bundles)
         lessons = self._create("lessons", 0, LessonActor, self._lessons)
         self.lessons = LessonGroup([lessons], self.supervisor, self._cfg.health)
-        return [*starting, self._begin(lessons, lessons.handle.start.remote())]
+        return [*starting, self._begin(lessons, lessons.handle.start.remote)]
 
 
 class SamplingCluster(ActorCluster):
@@ -310,12 +354,12 @@ class SamplingCluster(ActorCluster):
         self.reward = RewardFleet(reward, self.supervisor, cfg.health)
         return [
             self._start_engines(rollout),
-            *(self._begin(m, m.handle.start.remote()) for m in (*reward, *asked)),
+            *(self._begin(m, m.handle.start.remote) for m in (*reward, *asked)),
         ]
 
     async def _start_engines(self, members: Sequence[Member]) -> None:
-        calls = [self._begin(m, m.handle.start.remote(self._cfg, m.index)) for m in members]
-        self.rollout.infos = tuple(await asyncio.gather(*calls))
+        starts = [partial(m.handle.start.remote, self._cfg, m.index) for m in members]
+        self.rollout.infos = tuple(await asyncio.gather(*map(self._begin, members, starts)))
 
 
 class Cluster(TrainerCluster, SamplingCluster):
@@ -338,7 +382,7 @@ class Cluster(TrainerCluster, SamplingCluster):
         ranks = cfg.critic.actors.count
         critic = self._create_all("critic", CriticActor, bundles, lambda i: (cfg, i, ranks))
         self.critic = CriticGroup(critic, self.supervisor, cfg.health) if critic else None
-        starting += [self._begin(m, m.handle.start.remote()) for m in reference]
+        starting += [self._begin(m, m.handle.start.remote) for m in reference]
         return [*starting, self._start_ranks(critic)] if critic else starting
 
 

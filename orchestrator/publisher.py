@@ -76,7 +76,7 @@ class WeightPublisher:
         self._manifest = await self._trainer.manifest()
         self._generation = await self._ask("new_generation", world)
         host, port = await self._ask("address")
-        backend, transport = self._choose()
+        backend, transport = self._choose(await self._trainer.device_uuid())
 
         def place(member: Member, rank: int) -> SyncInit:
             return SyncInit(
@@ -114,21 +114,39 @@ class WeightPublisher:
             self._manifest.hash,
         )
 
-    def _choose(self) -> tuple[Literal["gloo", "nccl"], Literal["broadcast", "shared"]]:
-        """Resolve `auto` backend and transport."""
-        sync = self._cfg.weight_sync
-        infos = self._rollout.infos
-        on_gpu = all(i.device == "cuda" for i in infos)
-        backend = sync.backend
-        if backend == "auto":
-            backend = "nccl" if on_gpu else "gloo"
+    def _choose(
+        self, trainer_gpu: str
+    ) -> tuple[Literal["gloo", "nccl"], Literal["broadcast", "shared"]]:
+        """Resolve `auto` backend and transport.
+
+        Args:
+            trainer_gpu: UUID of rank 0's GPU; empty on CPU.
+
+        Raises:
+            RunError: nccl is asked for, and two of its ranks are on one GPU, or one on none.
+        """
+        sync, infos = self._cfg.weight_sync, self._rollout.infos
+        gpus = [trainer_gpu, *(uuid for info in infos for uuid in info.device_uuids)]
         transport = sync.transport
         if transport == "auto":
-            colocated = self._cfg.rollout.actors.colocate_with == "trainer"
+            colocated = bool(trainer_gpu) or self._cfg.rollout.actors.colocate_with == "trainer"
             one_node = {i.node for i in infos} == {self._trainer.members[0].node}
-            transport = "shared" if colocated and one_node and len(infos) == 1 else "broadcast"
-        # Shared buffers carry the bytes; their handshakes run over gloo on any device.
-        return ("gloo" if transport == "shared" else backend), transport
+            one_device = len(infos) == 1 and set(gpus) == {trainer_gpu}
+            transport = "shared" if colocated and one_node and one_device else "broadcast"
+        if transport == "shared":
+            # Shared buffers carry the bytes; their handshakes run over gloo on any device.
+            return "gloo", transport
+        apart = all(gpus) and len(set(gpus)) == len(gpus)
+        if sync.backend == "auto":
+            # Deterministic engines run NCCL by settings of their own, and would hang the trainer.
+            return ("nccl" if apart and not self._cfg.deterministic else "gloo"), transport
+        if sync.backend == "nccl" and not apart:
+            where = ", ".join(gpu or "CPU" for gpu in gpus)
+            raise RunError(
+                "weight_sync.backend is nccl, which needs a GPU of its own for trainer rank 0 "
+                f"and each engine worker; they are on {where}. Set it to auto."
+            )
+        return sync.backend, transport
 
     async def publish(self, version: int) -> SyncReport:
         """Give all engines the trainer's weights as policy `version`.

@@ -6,7 +6,9 @@ peer computes the same loss on all of them. Its backward reaches the parameters 
 tokens alone: summed over the peers, as ZeRO does over all ranks, gradients are whole.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from configs.errors import ConfigError, Problem
+from trainer.attention import Attention
 from trainer.logprobs import score_tokens
 from trainer.model import PolicyModel
 from trainer.packing_check import agree, probe
@@ -71,7 +74,7 @@ def _exchange(policy: PolicyModel, size: int) -> Peers:
             mine = group
     assert mine is not None
     exchange = UlyssesSPAttentionHF(
-        attn=ALL_ATTENTION_FUNCTIONS[policy.attention],
+        attn=_inner(policy.attention),
         batch_size=1,
         attn_head_count=heads,
         attn_head_size=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
@@ -83,6 +86,27 @@ def _exchange(policy: PolicyModel, size: int) -> Peers:
     AttentionInterface.register(_ULYSSES, exchange.forward)
     policy.network.set_attn_implementation(_ULYSSES)
     return Peers(group=mine, rank=dist.get_rank() % size, size=size)
+
+
+def _inner(attention: Attention) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """Return the attention that runs between the exchanges."""
+    chosen: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS[attention]
+    if attention != "flash_attention_2":
+        return chosen
+    return lambda module, *tensors, **terms: chosen(_WithFlash(module), *tensors, **terms)
+
+
+class _WithFlash:
+    """A module as flash-attn's caller wants it: transformers reads in its config which library is
+    to be loaded, and there our own name stands."""
+
+    config = SimpleNamespace(_attn_implementation="flash_attention_2")
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
 
 
 def _impossible(what: str) -> ConfigError:

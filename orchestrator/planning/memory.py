@@ -7,6 +7,7 @@ are exact formulas, activations are a count of the tensors that a Llama-like lay
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from configs.deepspeed import CUDA_BUCKET
 from configs.model_files import ModelShape, find_model_folder, read_model_shape
 from configs.schema import RunConfig
 from configs.validate import is_judge, judge_role, reward_model_role, teacher_role
@@ -15,6 +16,9 @@ GIB = 2**30
 _PROCESS_GIB = {"trainer": 0.36, "reference": 0.36, "critic": 0.36, "rollout": 0.95}
 """Resident size of the process before any model, as measured on the CPU stack: torch with
 DeepSpeed; vLLM's engine core without its KV cache, and its front end."""
+_CONTEXT_GIB = 0.5
+"""CUDA's own memory of one process, with the kernels that torch loads; not measured here. An
+engine's share of its GPU does not hold it: vLLM counts from after it is there."""
 _HOST_BUFFER_FACTOR = 1.5
 """DeepSpeed's `additional_buffer_factor`."""
 
@@ -81,11 +85,14 @@ def zero_model_states(
     deepspeed/runtime/zero/stage_1_and_2.py and `estimate_zero3_model_states_mem_needs` (with
     zero_init=False) in deepspeed/runtime/zero/stage3.py of 0.19.8. Per parameter they count
     2 (16-bit weights) everywhere and 18 partitioned: 2 + 4 (gradients, 16 and 32 bit), 4 (fp32
-    master), 8 (Adam's moments). Stage 1 keeps the 16-bit gradients whole, stage 0 everything.
+    master), 8 (Adam's moments). Stage 1 keeps the 16-bit gradients whole, and the fp32 ones too
+    unless the optimizer is offloaded (`BF16_Optimizer`), stage 0 everything.
     With fp32 weights each 16-bit 2 becomes a 4.
     """
     w = bytes_per_param
     whole, split = {0: (2 * w + 16, 0), 1: (2 * w, 16), 2: (w, w + 16), 3: (0, w + 16)}[stage]
+    if stage == 1 and w == 2:
+        whole, split = 2 * w + 4, 12
     device = whole * params + int(split * params / world)
     host_per_rank = 2 * w * params * _HOST_BUFFER_FACTOR
     if stage == 3:
@@ -254,6 +261,8 @@ def _estimate(
             parts["offloaded"] = host
         kind = "rollout" if is_judge(role) else role
         parts["process"] = _PROCESS_GIB.get(kind, _PROCESS_GIB["reference"]) * GIB
+    else:
+        parts["CUDA context"] = _CONTEXT_GIB * GIB
     listed = tuple(MemoryPart(name=n, gib=round(b / GIB, 3)) for n, b in parts.items() if b > 0)
     return MemoryEstimate(
         role=role,
@@ -309,9 +318,18 @@ def _trained(
         ),
         **more,
     }
+    if device == "gpu":
+        parts["reduction buckets"] = _reduction_buckets(cfg, width)
     offloaded = cfg.trainer.offload != "none"
     host = states.host_bytes if device == "gpu" or offloaded else None
     return _estimate(role, device, parts, host=host, note=note)
+
+
+def _reduction_buckets(cfg: RunConfig, width: int) -> float:
+    """Return what DeepSpeed's flat gradient buffers take: two below stage 3, where reducing one
+    overlaps with filling the other."""
+    buffers = {0: 0, 1: 2, 2: 2, 3: 1}[cfg.trainer.zero_stage]
+    return float(buffers * CUDA_BUCKET * width)
 
 
 def _frozen_states(cfg: RunConfig, params: int, gathered: int) -> ModelStates:
@@ -350,7 +368,11 @@ def _rollout(
     width, device = _bytes_per_number(cfg), _device(cfg, "rollout")
     ranks = cfg.rollout.tensor_parallel * cfg.rollout.pipeline_parallel
     weights = width * shape.params / ranks
-    buckets = 2 * cfg.weight_sync.bucket_mib * 2**20 if synced else 0
+    actors = cfg.rollout.actors
+    reads_the_trainer_s = actors.colocate_with == "trainer" and actors.count == 1
+    buckets = 2 * cfg.weight_sync.bucket_mib * 2**20
+    if not synced or (device == "gpu" and reads_the_trainer_s):
+        buckets = 0
     per_token = kv_bytes_per_token(shape, width)
     longest = cfg.model.max_model_len
     if device == "cpu":
@@ -369,7 +391,8 @@ def _rollout(
     cache = max(0.0, taken - weights)
     kv = _kv(per_token, 16, cache * ranks, longest)
     note = "the KV cache takes what is left, less vLLM's own activation peak"
-    return _estimate("rollout", device, {"weights": weights, "KV cache": cache}, kv=kv, note=note)
+    parts = {"weights": weights, "KV cache": cache, "sync buckets": buckets}
+    return _estimate("rollout", device, parts, kv=kv, note=note)
 
 
 def _kv(per_token: int, block_tokens: int, cache: float | None, longest: int) -> KVCache:

@@ -204,6 +204,25 @@ CASES: list[tuple[str, dict[str, object], str]] = [
         "weight_sync.transport",
     ),
     (
+        "shared between whole GPUs of one bundle",
+        {
+            **on_gpus(trainer={}, rollout={"colocate_with": "trainer"}),
+            "weight_sync": {"transport": "shared"},
+        },
+        "weight_sync.transport",
+    ),
+    (
+        "shared with engines of two GPUs",
+        {
+            **on_gpus(
+                trainer={**HALF, "count": 2},
+                rollout={**HALF, "count": 2, "colocate_with": "trainer"},
+            ),
+            "weight_sync": {"transport": "shared"},
+        },
+        "weight_sync.transport",
+    ),
+    (
         "shared between hosts",
         {"ray_address": "auto", "weight_sync": {"transport": "shared"}},
         "weight_sync.transport",

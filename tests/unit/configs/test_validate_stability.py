@@ -37,6 +37,7 @@ def recipe(**more: Any) -> RunConfig:
             {"mix": {"max_wait_s": 5.0}, "reward_models": {"m": {"model": {"path": "x"}}}},
             ["mix.max_wait_s", "reward_models"],
         ),
+        ({"weight_sync": {"backend": "nccl"}}, ["weight_sync.backend"]),
     ],
 )
 def test_what_lets_time_decide_is_refused(more: Mapping[str, Any], where: list[str]):

@@ -1,5 +1,6 @@
 """Where the trainer keeps what, and how its head multiplies."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,23 @@ def test_nvme_takes_the_place_of_cpu_memory(offload: str) -> None:
     without: Any = deepspeed_config(recipe(zero_stage=3, offload=offload), device="cuda")
     assert "aio" not in without
     assert without["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+
+
+def test_a_disk_s_buffers_hold_a_rank_s_part_of_the_embedding(tmp_path: Path) -> None:
+    sizes = {"num_attention_heads": 28, "num_hidden_layers": 28, "vocab_size": 152_064}
+    sizes |= {"hidden_size": 3584, "intermediate_size": 18944}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+
+    def elements(ranks: int, model: str = str(tmp_path)) -> int:
+        actors = {"gpus": 1, "count": ranks}
+        cfg = recipe(model, zero_stage=3, offload="parameters", nvme=NVME, actors=actors)
+        built: Any = deepspeed_config(cfg, device="cuda")
+        zero = DeepSpeedZeroConfig(**built["zero_optimization"])
+        assert zero.offload_param is not None
+        return zero.offload_param.buffer_size
+
+    assert elements(2) >= 152_064 * 3584 / 2
+    assert elements(8) == elements(8, "org/model") == 100_000_000
 
 
 @pytest.mark.parametrize(
