@@ -3,6 +3,7 @@ resumed, it trains on the tasks of an uninterrupted run, and the ledger accounts
 
 import asyncio
 import json
+import os
 import random
 import signal
 from collections.abc import Awaitable, Iterator, Sequence
@@ -23,6 +24,7 @@ from orchestrator.clock import PhaseClock
 from orchestrator.commands.ledger import read_life, read_report
 from orchestrator.loop import Parts, Stopped, StopRequest, train
 from orchestrator.publisher import SyncReport
+from orchestrator.records.checkpoints import FileLayer
 from orchestrator.records.recorder import Recorder
 from orchestrator.records.run_dir import RunDir
 from orchestrator.resume.state import Checkpointer
@@ -309,3 +311,33 @@ def test_the_life_of_an_item_is_told_over_epochs_attempts_and_resumes(tmp_path: 
     assert (second[-1].samples, second[-1].loss_tokens) == (2, 6)
     assert second[-1].version == second[-1].step
     assert any(m.undone for item in range(1, 10) for m in read_life(path, f"b/train/{item}"))
+
+
+def test_what_a_checkpoint_rests_on_is_on_disk_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards, sums and patience are functions of these files: a power cut may not take rows from
+    them that a checkpoint came after."""
+    path, commits = tmp_path / "run", 0
+    synced: dict[str, int] = {}
+    late: list[str] = []
+    fsync, rename = os.fsync, FileLayer.rename
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        synced[os.readlink(f"/proc/self/fd/{descriptor}")] = os.fstat(descriptor).st_size
+
+    def committed(files: FileLayer, source: Path, target: Path) -> None:
+        nonlocal commits
+        if (driver := source / "driver.json").is_file() and target.name.startswith("step_"):
+            commits += 1
+            metrics, ledger = path / "metrics.jsonl", path / "ledger.jsonl"
+            known = {metrics: metrics.stat().st_size}
+            known[ledger] = json.loads(driver.read_bytes())["ledger_offset"]
+            late.extend(f.name for f, size in known.items() if synced.get(str(f), 0) < size)
+        rename(files, source, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(FileLayer, "rename", committed)
+    uninterrupted(recipe(tmp_path, 0), path, 0, ("fine",))
+    assert commits == 5 and late == []
