@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from orchestrator.records.files import fsync
+from orchestrator.records.files import fsync, to_bytes
 
 log = logging.getLogger("braid.checkpoints")
 
@@ -129,7 +129,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: it could not be written; the temporary folder is gone.
         """
-        data = json.dumps({"step": step, **state}, ensure_ascii=False).encode()
+        data = to_bytes({"step": step, **state})
         try:
             self._files.write(self._tmp(step) / _DRIVER, data)
         except OSError as error:

@@ -11,6 +11,11 @@ from pydantic import JsonValue
 log = logging.getLogger("braid.run_dir")
 
 
+def to_bytes(value: Mapping[str, JsonValue]) -> bytes:
+    """Write JSON; half a character, as data and models may hold it, becomes its escape."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace")
+
+
 def fsync(path: Path) -> None:
     """Force a file, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -40,7 +45,7 @@ def append_line(path: Path, record: Mapping[str, JsonValue]) -> None:
     line = to_line(record)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        data = memoryview(line.encode())
+        data = memoryview(line.encode(errors="backslashreplace"))
         while data:
             data = data[os.write(descriptor, data) :]
     except OSError as error:

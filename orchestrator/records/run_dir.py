@@ -447,7 +447,7 @@ def _git_commit() -> str | None:
 
 def _start_log(path: Path) -> logging.Handler:
     """Send braid's log, and warnings of everything else, to log.txt."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     logging.getLogger("braid").setLevel(logging.INFO)

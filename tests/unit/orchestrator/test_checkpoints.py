@@ -385,7 +385,7 @@ class Clinging(Recording):
 def test_what_cannot_be_removed_hides_no_failure(tmp_path: Path):
     save(store_at(tmp_path), 1)
     store = store_at(tmp_path, files=Clinging(stop_at=1, error=OSError(28, "No space left")))
-    with pytest.raises(CheckpointError, match="step 2: .*No space left"):
+    with pytest.raises(CheckpointError, match=r"step 2: .*No space left"):
         save(store, 2)
     store.abandon(2)
     assert (tmp_path / ".tmp_step_2.1").is_dir()

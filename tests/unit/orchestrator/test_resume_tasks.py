@@ -8,6 +8,7 @@ import random
 import signal
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -341,3 +342,29 @@ def test_what_a_checkpoint_rests_on_is_on_disk_before_it(
     monkeypatch.setattr(FileLayer, "rename", committed)
     uninterrupted(recipe(tmp_path, 0), path, 0, ("fine",))
     assert commits == 5 and late == []
+
+
+class HalfWritten(Actors):
+    """What a model wrote as JSON stands in a grader's complaint: half of an emoji."""
+
+    async def grade(self, generated: GeneratedGroup) -> GroupSummary:
+        summary = await super().grade(generated)
+        error = RolloutError(boundary=Boundary.REWARD, kind="ValueError", message="got '\ud83d'")
+        rollouts = (replace(r, error=r.error and error) for r in summary.rollouts)
+        return replace(summary, rollouts=tuple(rollouts))
+
+
+def test_half_characters_of_models_and_data_stop_neither_ledger_nor_checkpoint(
+    tmp_path: Path,
+) -> None:
+    cfg, path = recipe(tmp_path, 1), tmp_path / "run"
+    data = tmp_path / "a.jsonl"
+    data.write_text(data.read_text().replace('"x"', '"\\ud83d"'))
+    with attempt(cfg, path, HalfWritten(0, FATES)) as run:
+        asyncio.run(until(run.training, 200))
+    assert list((path / "checkpoints").glob("step_*"))
+    last = HalfWritten(1, FATES)
+    with attempt(cfg, path, last) as run:
+        asyncio.run(run.training)
+    assert len(last.policy) == STEPS and read_report(path).balanced
+    assert r"got '\\ud83d'" in (path / "ledger.jsonl").read_text()
