@@ -5,6 +5,7 @@ torch and DeepSpeed are imported when it starts: the driver imports this module 
 """
 
 import time
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import ray
 
 from actors.fetch import CriticSamples, fetch_for_critic, fetch_value_batches
 from actors.heartbeat import Heartbeat, beat
-from actors.ranks import join_ranks
+from actors.ranks import file_sizes, join_ranks
 from actors.trainer import RankPlan
 from configs.redact import guard_output
 from configs.schema import RunConfig
@@ -118,9 +119,10 @@ class CriticActor:
             seconds={"fetch": fetched - began, **outcome.seconds},
         )
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of a checkpoint."""
+    def save(self, folder: Path) -> Mapping[str, int]:
+        """Write this rank's part of a checkpoint; return what it sees of it then."""
         self.engine.save(folder)
+        return file_sizes(folder)
 
     def load(self, folder: Path) -> None:
         """Restore this rank from a checkpoint."""

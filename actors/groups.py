@@ -1,15 +1,17 @@
 """The groups of actors, with typed methods. All waiting goes through the supervisor."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ray.actor import ActorHandle
 
-from actors.errors import RunError
+from actors.errors import ActorFailure, RunError
 from actors.lessons import EncodedRows
+from actors.ranks import file_sizes
 from actors.rollout import EngineInfo, ReceiveReport
 from actors.supervisor import Member, Supervisor
 from actors.sync_plan import Manifest, SendReport, SyncInit
@@ -29,6 +31,10 @@ from rollouts.types import (
     TrainBatch,
     ValueScores,
 )
+
+ARRIVAL_S = 60.0
+"""Seconds until the driver must see what an actor on another node wrote."""
+ARRIVAL_POLL_S = 0.2
 
 Call: TypeAlias = Callable[[ActorHandle, int], Awaitable[Any]]
 """Calls one actor, given its handle and number; Ray's handles know no types, these groups do."""
@@ -209,13 +215,18 @@ class ReferenceFleet(_Group):
         return sum(found, Distance())
 
     async def save(self, folder: Path) -> None:
-        """Have one write the weights of all into a checkpoint's folder."""
-        await self._one(
+        """Have one write the weights of all into a checkpoint's folder.
+
+        Raises:
+            ActorFailure: what it wrote is not there.
+        """
+        wrote = await self._one(
             0,
             lambda reference, _: reference.save.remote(folder),
             doing=f"save {folder}",
             timeout_s=self._health.checkpoint_s,
         )
+        await _arrived(self.members[0], folder, wrote)
 
     async def load(self, folder: Path) -> None:
         """Have all set the weights of a checkpoint.
@@ -252,6 +263,27 @@ class ReferenceFleet(_Group):
             scores.update((id(p), r) for p, r in zip(plans[i::n], refs, strict=True))
 
         return _replace_plans(batch, lambda p: replace(p, ref_logprobs=scores.get(id(p))))
+
+
+async def _arrived(member: Member, folder: Path, wrote: Mapping[str, int]) -> None:
+    """Wait until the driver sees all that an actor sees of a folder: on storage that nodes share
+    this may take a while, and on a disk of the actor's own node it never comes.
+
+    Raises:
+        ActorFailure: it did not come.
+    """
+    ends = time.monotonic() + ARRIVAL_S
+    while missing := sorted(wrote.items() - file_sizes(folder).items()):
+        if time.monotonic() > ends:
+            raise ActorFailure(
+                actor=member.name,
+                node=member.node,
+                doing=f"save {folder}",
+                cause=f"it wrote {missing[0][0]}, which the driver does not see there",
+                remedy="Put the run directory on storage that the driver's node and all of the "
+                "trainer's share.",
+            )
+        await asyncio.sleep(ARRIVAL_POLL_S)
 
 
 class LessonGroup(_Group):
@@ -296,12 +328,18 @@ class _RankGroup(_Group):
         return len(self.members) // self._per_row
 
     async def save(self, folder: Path) -> None:
-        """Write all ranks' parts of a checkpoint."""
-        await self._each(
+        """Write all ranks' parts of a checkpoint.
+
+        Raises:
+            ActorFailure: what a rank wrote is not there.
+        """
+        wrote = await self._each(
             lambda rank, _: rank.save.remote(folder),
             doing=f"save {folder}",
             timeout_s=self._health.checkpoint_s,
         )
+        for member, files in zip(self.members, wrote, strict=True):
+            await _arrived(member, folder, files)
 
     async def load(self, folder: Path) -> None:
         """Restore all ranks from a checkpoint."""

@@ -1,6 +1,8 @@
-"""How the ranks of one group meet."""
+"""How the ranks of one group meet, and what they wrote together."""
 
+from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 
 
 def join_ranks(
@@ -26,3 +28,9 @@ def join_ranks(
         world_size=world_size,
         timeout=timeout,
     )
+
+
+def file_sizes(folder: Path) -> Mapping[str, int]:
+    """Return the bytes of every file below a folder that this process sees."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}

@@ -4,6 +4,7 @@ torch and transformers are imported when it starts: the driver imports this modu
 """
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import ray
 
 from actors.fetch import fetch_samples
 from actors.heartbeat import Heartbeat, beat
+from actors.ranks import file_sizes
 from configs.redact import guard_output
 from configs.schema import RunConfig
 from rollouts.distance import Distance, distance
@@ -65,9 +67,10 @@ class ReferenceActor:
         assert refresh is not None
         return self.follower.follow(folder, decay=refresh.decay)
 
-    def save(self, folder: Path) -> None:
-        """Write the weights into a checkpoint's folder."""
+    def save(self, folder: Path) -> Mapping[str, int]:
+        """Write the weights into a checkpoint's folder; return what it sees of it then."""
         self.follower.save(folder)
+        return file_sizes(folder)
 
     def load(self, folder: Path) -> str:
         """Set the weights of a checkpoint; return a digest of them."""

@@ -4,7 +4,7 @@ torch and DeepSpeed are imported when it starts: the driver imports this module 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ import ray
 
 from actors.fetch import fetch_samples, fetch_stored, lay_out
 from actors.heartbeat import Heartbeat, beat
-from actors.ranks import join_ranks
+from actors.ranks import file_sizes, join_ranks
 from actors.sync_plan import Manifest, SendReport, SyncInit
 from configs.redact import guard_output
 from configs.schema import RunConfig
@@ -214,9 +214,10 @@ class TrainerActor:
                     found.append((sample.group_id, sample.index, values[start:end]))
         return ray.put(found)
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of a checkpoint."""
+    def save(self, folder: Path) -> Mapping[str, int]:
+        """Write this rank's part of a checkpoint; return what it sees of it then."""
         self.engine.save(folder)
+        return file_sizes(folder)
 
     def load(self, folder: Path) -> None:
         """Restore this rank from a checkpoint."""

@@ -21,7 +21,7 @@ from configs.schema import RunConfig
 from configs.validate_judges import check_asked
 from orchestrator.interrupt import run_interruptible
 from orchestrator.judge_file import local_engine
-from orchestrator.records.run_dir import append_line
+from orchestrator.records.files import append_line
 from rewards.judges.calibration import (
     Calibration,
     Drift,

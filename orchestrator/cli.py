@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the run or the grader failed, 2 bad input, 3 `baseline` fo
 no-go or `judge calibrate` a judge below its threshold, 130 Ctrl-C, 143 SIGTERM.
 """
 
+import errno
 import json
 import os
 import signal
@@ -418,11 +419,17 @@ _NAMED_FAILURES = (
 )
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
 def _is_run_error(error: Exception) -> bool:
-    """Whether a run failed in a way that it names itself; anything else keeps its traceback.
+    """Whether a run failed in a way that it names itself, as a full disk does wherever it is met;
+    anything else keeps its traceback.
 
     A module that was never imported cannot have raised: so nothing heavy is imported to ask.
     """
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return True
     return any(
         module in sys.modules and isinstance(error, getattr(sys.modules[module], name))
         for module, name in _NAMED_FAILURES

@@ -236,6 +236,7 @@ def listen_for_signals(stop: StopRequest, tell: Callable[[], None]) -> Iterator[
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
     assert main is not None
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def received(number: int) -> None:
         if stop.event.is_set():
@@ -246,12 +247,14 @@ def listen_for_signals(stop: StopRequest, tell: Callable[[], None]) -> Iterator[
             tell()
 
     def listen() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in before:
             loop.add_signal_handler(number, received, number)
 
     listen()
     try:
         yield listen
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            # Trackers are yet to be closed, and Ray to be shut down.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

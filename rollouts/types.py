@@ -143,10 +143,11 @@ class RolloutError:
     kind: str
     """Exception's class name, or `timeout`."""
     message: str
-    """Without secrets, wherever it came from."""
+    """Without secrets and half characters, which nothing could write down; they are escaped."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "message", redact(self.message))
+        whole = self.message.encode(errors="backslashreplace").decode()
+        object.__setattr__(self, "message", redact(whole))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,7 +48,7 @@ def take_step(
         bare: the optimizer is torch's own, which no wrapper of DeepSpeed's guards.
     """
     limit = -math.inf if refused else bounds.grad_norm
-    with _learning_rate(engine, bounds.lr_factor) as lr:
+    with learning_rate(engine, bounds.lr_factor) as lr:
         if bare:
             return _bare_step(engine, limit, lr)
         with _refusing(engine, limit) as seen:
@@ -73,17 +73,18 @@ def _bare_step(engine: deepspeed.DeepSpeedEngine, limit: float, lr: float) -> Up
 
 
 @contextmanager
-def _learning_rate(engine: deepspeed.DeepSpeedEngine, factor: float) -> Iterator[float]:
+def learning_rate(engine: deepspeed.DeepSpeedEngine, factor: float) -> Iterator[float]:
     """Scale the rate of one step; yield it. The schedule, a function of its steps, knows nothing
     of it."""
     groups: list[dict[str, Any]] = cast(Any, engine.optimizer).param_groups
+    schedule: Any = engine.lr_scheduler
+    before = schedule.last_epoch
     planned = [group["lr"] for group in groups]
     for group in groups:
         group["lr"] *= factor
-    scaled = [group["lr"] for group in groups]
-    yield float(scaled[0])
-    for group, was, mine in zip(groups, planned, scaled, strict=True):
-        if group["lr"] == mine:  # the schedule did not move: nothing was applied, or it is constant
+    yield float(groups[0]["lr"])
+    if schedule.last_epoch == before:  # nothing was applied, so it set no new rate
+        for group, was in zip(groups, planned, strict=True):
             group["lr"] = was
 
 

@@ -3,7 +3,8 @@
 Invariants:
 - one writer, the driver; a row is written whole, in order, before the driver goes on;
 - rows are never changed. A crash may tear the last one: readers pass it over, and the next
-  attempt cuts it off;
+  attempt cuts it off. What a full disk takes only a part of is taken back at once: runs go on to
+  their step's end, and may find room again;
 - a checkpoint knows the ledger's length and is committed after `sync`. The attempt that goes on
   from it says so in a row, and the rows between the two count no more: they tell of what was
   undone;
@@ -222,14 +223,17 @@ class Ledger:
             self._refuse(self._account.faults())
 
     def _write(self, event: Event) -> None:
-        left = memoryview(to_row(event))
+        """Write the row whole, or nothing of it: the next one must begin a line of its own."""
+        row = to_row(event)
+        left = memoryview(row)
         try:
             while left:
-                written = os.write(self._descriptor, left)
-                self._offset += written
-                left = left[written:]
+                left = left[os.write(self._descriptor, left) :]
         except OSError as error:
+            with suppress(OSError):  # what is left then is no event, which resuming names
+                os.ftruncate(self._descriptor, self._offset)
             raise LedgerError(f"{self._path} cannot be written: {error.strerror}") from error
+        self._offset += len(row)
 
     def _refuse(self, faults: Sequence[str]) -> None:
         if faults:

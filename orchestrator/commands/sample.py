@@ -24,7 +24,7 @@ from configs.schema import RunConfig, SourceConfig
 from mixing.sources.source import Source
 from orchestrator.cluster import SamplingCluster
 from orchestrator.loop import Stopped, StopRequest
-from orchestrator.records.run_dir import write_atomically
+from orchestrator.records.files import write_atomically
 from orchestrator.run import check
 from orchestrator.sampling import item_requests, on_sampling_cluster, sample_all
 from rollouts.types import GroupRequest, GroupSummary, RolloutStatus

@@ -15,7 +15,6 @@ Invariants:
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
@@ -23,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
+
+from orchestrator.records.files import fsync, to_bytes
 
 log = logging.getLogger("braid.checkpoints")
 
@@ -69,11 +70,7 @@ class FileLayer:
 
     def fsync(self, path: Path) -> None:
         """Force a file, or a folder's entries, to disk."""
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        fsync(path)
 
     def rename(self, source: Path, target: Path) -> None:
         """Rename within one file system."""
@@ -132,7 +129,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: it could not be written; the temporary folder is gone.
         """
-        data = json.dumps({"step": step, **state}, ensure_ascii=False).encode()
+        data = to_bytes({"step": step, **state})
         try:
             self._files.write(self._tmp(step) / _DRIVER, data)
         except OSError as error:
@@ -185,10 +182,14 @@ class CheckpointStore:
         return CheckpointRef(step=step, path=final)
 
     def abandon(self, step: int) -> None:
-        """Drop the temporary folder of `step`, if there is one."""
+        """Drop the temporary folder of `step`, if there is one. What cannot be removed, as ranks
+        may still write there, is left to the next attempt: why it is dropped is what matters."""
         path = self._tmp(step)
-        if path.exists():
-            self._files.remove(path)
+        try:
+            if path.exists():
+                self._files.remove(path)
+        except OSError as error:
+            log.warning("%s stays for now: %s", path, error)
 
     def newest_good(self) -> CheckpointRef | None:
         """Return the newest checkpoint that verifies; name each damaged one passed over."""

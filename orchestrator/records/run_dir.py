@@ -3,7 +3,8 @@
 Invariants:
 - the lock is held from `open` to `close`, and by the kernel's word: it ends with the process;
 - a step is in metrics.jsonl at most once: `truncate_after` runs before anything is appended;
-- whole files appear by rename, lines by one write each.
+- whole files appear by rename, lines by one write each; what a checkpoint rests on is on disk
+  before it is committed.
 """
 
 import fcntl
@@ -33,6 +34,7 @@ from configs.redact import RedactingFormatter, redact
 from configs.sft import AnyRecipe
 from configs.versions import installed_versions
 from mixing.sources.decontaminate import Contamination
+from orchestrator.records.files import append_line, fsync, read_lines, to_line, write_atomically
 from orchestrator.records.hashes import Change, Hashed, changes, may_have_moved, silent_changes
 from orchestrator.resume.rules import FieldChange, changed_fields, forbidden_changes
 
@@ -198,7 +200,7 @@ class RunDir:
 
     def read_rollouts(self, step: int, *, most: int) -> tuple[dict[str, JsonValue], ...]:
         """Return the first rollouts written of `step`; none where another machine holds them."""
-        return tuple(islice(_read_lines(self.rollouts_path(step)), most))
+        return tuple(islice(read_lines(self.rollouts_path(step)), most))
 
     def append_metrics(self, metrics: Mapping[str, float | None]) -> None:
         """Append one step's flat metrics to metrics.jsonl."""
@@ -214,7 +216,7 @@ class RunDir:
 
     def rewrite_spikiness(self, reports: Iterable[Mapping[str, float]]) -> None:
         """Make spikiness.jsonl anew from the reports of the evaluations so far."""
-        write_atomically(self.path / _SPIKINESS, "".join(_line(r) for r in reports))
+        write_atomically(self.path / _SPIKINESS, "".join(to_line(r) for r in reports))
 
     def append_alarm(self, alarm: Mapping[str, JsonValue]) -> None:
         """Append what a monitor raised or cleared to alarms.jsonl."""
@@ -222,15 +224,15 @@ class RunDir:
 
     def read_alarms(self) -> tuple[dict[str, JsonValue], ...]:
         """Return what alarms.jsonl holds, in order."""
-        return tuple(_read_lines(self.path / _ALARMS))
+        return tuple(read_lines(self.path / _ALARMS))
 
     def read_eval(self) -> tuple[dict[str, JsonValue], ...]:
         """Return what eval.jsonl holds, in order."""
-        return tuple(_read_lines(self.path / _EVAL))
+        return tuple(read_lines(self.path / _EVAL))
 
     def read_metrics(self) -> Iterator[dict[str, JsonValue]]:
         """Yield what metrics.jsonl holds, in order."""
-        yield from _read_lines(self.path / _METRICS)
+        yield from read_lines(self.path / _METRICS)
 
     def record_contamination(self, found: Contamination) -> None:
         """Write which training prompts are asked by evaluation too."""
@@ -246,6 +248,13 @@ class RunDir:
             if match and int(match[1]) > step:
                 file.unlink() if file.is_file() else shutil.rmtree(file)
 
+    def sync(self) -> None:
+        """Force all rows so far to disk: a checkpoint is committed after them, and a resumed run
+        takes from them what its sums, its patience and its guards have come to."""
+        there = [self.path / n for n in (_METRICS, _EVAL, _ALARMS) if (self.path / n).is_file()]
+        for path in (*there, self.path):
+            fsync(path)
+
     def close(self) -> None:
         """Stop the log and free the lock."""
         root = logging.getLogger()
@@ -255,65 +264,15 @@ class RunDir:
         self._lock.close()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by rename, so that a reader or a crash sees the old or the new one whole."""
-    write_bytes_atomically(path, text.encode())
-
-
-def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Replace a file by rename."""
-    beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-def append_line(path: Path, record: Mapping[str, JsonValue]) -> None:
-    """Append one JSON object as a line, in one write."""
-    line = _line(record)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        data = memoryview(line.encode())
-        while data:
-            data = data[os.write(descriptor, data) :]
-    finally:
-        os.close(descriptor)
-
-
-def _line(record: Mapping[str, JsonValue]) -> str:
-    """Write one JSON object as a line; numbers that are not finite become null."""
-    finite = {
-        k: None if isinstance(v, float) and not abs(v) < float("inf") else v
-        for k, v in record.items()
-    }
-    return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _read_lines(path: Path) -> Iterator[dict[str, JsonValue]]:
-    """Read JSON lines; a line torn by a crash is left out, and said so."""
-    if not path.is_file():
-        return
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            log.warning("%s:%d is not JSON and is left out: %.60r", path, number, line)
-            continue
-        if isinstance(record, dict):
-            yield record
-
-
 def read_all_metrics(path: Path) -> Iterator[Mapping[str, JsonValue]]:
     """Yield the metrics of each step of the run directory `path`, in order."""
-    yield from _read_lines(path / _METRICS)
+    yield from read_lines(path / _METRICS)
 
 
 def read_last_metrics(path: Path) -> Mapping[str, JsonValue] | None:
     """Return the metrics of the last step of the run directory `path`; None before the first."""
     last = None
-    for record in _read_lines(path / _METRICS):
+    for record in read_lines(path / _METRICS):
         last = record
     return last
 
@@ -321,7 +280,7 @@ def read_last_metrics(path: Path) -> Mapping[str, JsonValue] | None:
 def _truncate_lines(path: Path, step: int) -> None:
     if not path.is_file():
         return
-    kept = [r for r in _read_lines(path) if float(str(r.get("step", 0))) <= step]
+    kept = [r for r in read_lines(path) if float(str(r.get("step", 0))) <= step]
     write_atomically(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
 
 
@@ -488,7 +447,7 @@ def _git_commit() -> str | None:
 
 def _start_log(path: Path) -> logging.Handler:
     """Send braid's log, and warnings of everything else, to log.txt."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     logging.getLogger("braid").setLevel(logging.INFO)

@@ -55,7 +55,7 @@ def diff(
 
 
 def _write(path: Path, page: bytes, notes: list[str]) -> None:
-    from orchestrator.records.run_dir import write_bytes_atomically
+    from orchestrator.records.files import write_bytes_atomically
 
     write_bytes_atomically(path, page)
     console = Console()

@@ -16,7 +16,8 @@ from orchestrator.cluster import TrainerCluster, start_ray
 from orchestrator.interrupt import run_interruptible
 from orchestrator.planning.loss_check import check_loss
 from orchestrator.records.checkpoints import CheckpointRef, find_damage
-from orchestrator.records.run_dir import BATCHES, append_line, read_all_metrics
+from orchestrator.records.files import append_line
+from orchestrator.records.run_dir import BATCHES, read_all_metrics
 from orchestrator.resume.replay_files import KeptStep, kept_steps, read_step
 from orchestrator.resume.rules import changed_fields
 from rewards.monitors.replay import ROLLED_BACK_TO

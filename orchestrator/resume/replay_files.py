@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from configs.errors import ConfigError, Problem
-from orchestrator.records.run_dir import write_atomically
+from orchestrator.records.files import write_atomically
 from rollouts.sample_files import SampleFile, rank_file
 from rollouts.types import GroupSummary, SampleHandle, TrainBatch, UpdateBounds
 

@@ -68,7 +68,7 @@ class Checkpointer:
     """The checkpoints of one run directory."""
 
     def __init__(self, cfg: RunConfig, directory: RunDir):
-        self._cfg = cfg
+        self._cfg, self._directory = cfg, directory
         self._store = CheckpointStore(
             directory.checkpoints, keep=cfg.checkpoint.keep, attempt=directory.attempt
         )
@@ -148,6 +148,7 @@ class Checkpointer:
             if reference is not None and self._cfg.reference.refresh is not None:
                 await reference.save(folder / REFERENCE)
             await asyncio.to_thread(producer.ledger.sync)
+            await asyncio.to_thread(self._sync, step)
             keep = guards.keep([*self._store.steps(), step])
             await asyncio.to_thread(self._store.commit, step, tuple(ranks), keep)
             self._saved = step
@@ -158,3 +159,10 @@ class Checkpointer:
         except ActorFailure:
             self._store.abandon(step)
             raise
+
+    def _sync(self, step: int) -> None:
+        try:
+            self._directory.sync()
+        except OSError as error:
+            self._store.abandon(step)
+            raise CheckpointError(f"checkpoint of step {step}: {error}") from error

@@ -17,7 +17,7 @@ import typer
 from configs.load import load_infra, load_recipe, load_reward_model, load_sft, save_config
 from mixing.ledger.events import Attempt, Dispatched, DispatchedGroup, to_row
 from orchestrator import cli
-from orchestrator.records.run_dir import append_line
+from orchestrator.records.files import append_line
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -1,5 +1,6 @@
 """The ledger: any history adds up, a crash costs nothing, and each way to break it is named."""
 
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -509,6 +510,34 @@ def test_a_full_disk_ends_the_run_by_name(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("mixing.ledger.ledger.os.write", full)
     with pytest.raises(LedgerError, match=r"ledger.jsonl cannot be written: No space left"):
         ledger.dispatched((A,), 0)
+
+
+def test_what_a_full_disk_took_of_a_row_spoils_none_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room may come back before the step ends, whose checkpoint the next attempt goes on from."""
+    path = tmp_path / "ledger.jsonl"
+    ledger, write = opened(path), os.write
+    trained = graded(A)
+    ledger.dispatched((A, B), 0)
+    ledger.accepted(trained)
+    left = [20, 0]
+
+    def full(descriptor: int, data: memoryview) -> int:
+        if not (room := left.pop(0)):
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data[:room])
+
+    with monkeypatch.context() as disk:
+        disk.setattr("mixing.ledger.ledger.os.write", full)
+        with pytest.raises(LedgerError, match="No space left"):
+            ledger.accepted(graded(B))
+    assert left == [] and ledger.offset == path.stat().st_size
+    ledger.moved(B.group_id, 2, MoveReason.LATE)
+    ledger.trained(1, 1, [trained], whole_batch(1, [trained]))
+    ledger.check((B,))
+    opened(path, attempt=2, step=1, offset=ledger.offset, pending=(B,)).check((B,))
+    assert read_account(path).balanced
 
 
 def test_a_moved_group_is_not_lost_and_a_dropped_one_has_its_score(tmp_path: Path) -> None:

@@ -375,6 +375,24 @@ def test_a_failing_write_leaves_the_earlier_checkpoints(tmp_path: Path, at: int)
     assert newest is not None and newest.step == 3
 
 
+class Clinging(Recording):
+    """A disk that is full, and a folder into which some rank writes while it is removed."""
+
+    def remove(self, folder: Path) -> None:
+        raise OSError(39, "Directory not empty", str(folder))
+
+
+def test_what_cannot_be_removed_hides_no_failure(tmp_path: Path):
+    save(store_at(tmp_path), 1)
+    store = store_at(tmp_path, files=Clinging(stop_at=1, error=OSError(28, "No space left")))
+    with pytest.raises(CheckpointError, match=r"step 2: .*No space left"):
+        save(store, 2)
+    store.abandon(2)
+    assert (tmp_path / ".tmp_step_2.1").is_dir()
+    save(store_at(tmp_path), 2)
+    assert names(tmp_path) == {"step_1", "step_2", "latest"}
+
+
 def write_too_much(folder: Path, answer: Connection) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     store = store_at(folder)

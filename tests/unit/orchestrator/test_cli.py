@@ -196,6 +196,11 @@ def test_run_shows_cross_field_problems_before_anything_starts():
             "CheckpointError: checkpoint of step 3: disk full",
         ),
         (
+            "raise OSError(28, 'No space left on device', 'runs/mine/metrics.jsonl')",
+            1,
+            "OSError: [Errno 28] No space left on device: 'runs/mine/metrics.jsonl'",
+        ),
+        (
             "from mixing.quota.allocator import MixExhausted\n"
             "raise MixExhausted('step 4 cannot be filled', step=4, wanted=False)",
             1,

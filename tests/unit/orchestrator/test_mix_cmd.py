@@ -13,7 +13,7 @@ from mixing.mixer import Mixer
 from mixing.quota.edits import EditLog
 from orchestrator.cli import _main
 from orchestrator.commands.mix import ask_edit, render_mix
-from orchestrator.records.run_dir import append_line
+from orchestrator.records.files import append_line
 
 
 @pytest.fixture

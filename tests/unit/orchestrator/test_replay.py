@@ -11,7 +11,8 @@ from actors.fetch import fetch_stored, lay_out
 from configs.errors import ConfigError
 from configs.load import save_config
 from configs.schema import RunConfig
-from orchestrator.records.run_dir import BATCHES, append_line
+from orchestrator.records.files import append_line
+from orchestrator.records.run_dir import BATCHES
 from orchestrator.resume.replay import differences, prepare
 from orchestrator.resume.replay_files import begin_step, end_step, kept_steps, read_step
 from rollouts.packing import assemble, plan_minibatches

@@ -3,10 +3,12 @@ resumed, it trains on the tasks of an uninterrupted run, and the ledger accounts
 
 import asyncio
 import json
+import os
 import random
 import signal
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +25,7 @@ from orchestrator.clock import PhaseClock
 from orchestrator.commands.ledger import read_life, read_report
 from orchestrator.loop import Parts, Stopped, StopRequest, train
 from orchestrator.publisher import SyncReport
+from orchestrator.records.checkpoints import FileLayer
 from orchestrator.records.recorder import Recorder
 from orchestrator.records.run_dir import RunDir
 from orchestrator.resume.state import Checkpointer
@@ -309,3 +312,59 @@ def test_the_life_of_an_item_is_told_over_epochs_attempts_and_resumes(tmp_path: 
     assert (second[-1].samples, second[-1].loss_tokens) == (2, 6)
     assert second[-1].version == second[-1].step
     assert any(m.undone for item in range(1, 10) for m in read_life(path, f"b/train/{item}"))
+
+
+def test_what_a_checkpoint_rests_on_is_on_disk_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards, sums and patience are functions of these files: a power cut may not take rows from
+    them that a checkpoint came after."""
+    path, commits = tmp_path / "run", 0
+    synced: dict[str, int] = {}
+    late: list[str] = []
+    fsync, rename = os.fsync, FileLayer.rename
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        synced[os.readlink(f"/proc/self/fd/{descriptor}")] = os.fstat(descriptor).st_size
+
+    def committed(files: FileLayer, source: Path, target: Path) -> None:
+        nonlocal commits
+        if (driver := source / "driver.json").is_file() and target.name.startswith("step_"):
+            commits += 1
+            metrics, ledger = path / "metrics.jsonl", path / "ledger.jsonl"
+            known = {metrics: metrics.stat().st_size}
+            known[ledger] = json.loads(driver.read_bytes())["ledger_offset"]
+            late.extend(f.name for f, size in known.items() if synced.get(str(f), 0) < size)
+        rename(files, source, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(FileLayer, "rename", committed)
+    uninterrupted(recipe(tmp_path, 0), path, 0, ("fine",))
+    assert commits == 5 and late == []
+
+
+class HalfWritten(Actors):
+    """What a model wrote as JSON stands in a grader's complaint: half of an emoji."""
+
+    async def grade(self, generated: GeneratedGroup) -> GroupSummary:
+        summary = await super().grade(generated)
+        error = RolloutError(boundary=Boundary.REWARD, kind="ValueError", message="got '\ud83d'")
+        rollouts = (replace(r, error=r.error and error) for r in summary.rollouts)
+        return replace(summary, rollouts=tuple(rollouts))
+
+
+def test_half_characters_of_models_and_data_stop_neither_ledger_nor_checkpoint(
+    tmp_path: Path,
+) -> None:
+    cfg, path = recipe(tmp_path, 1), tmp_path / "run"
+    data = tmp_path / "a.jsonl"
+    data.write_text(data.read_text().replace('"x"', '"\\ud83d"'))
+    with attempt(cfg, path, HalfWritten(0, FATES)) as run:
+        asyncio.run(until(run.training, 200))
+    assert list((path / "checkpoints").glob("step_*"))
+    last = HalfWritten(1, FATES)
+    with attempt(cfg, path, last) as run:
+        asyncio.run(run.training)
+    assert len(last.policy) == STEPS and read_report(path).balanced
+    assert r"got '\\ud83d'" in (path / "ledger.jsonl").read_text()

@@ -11,7 +11,8 @@ import pytest
 from configs.errors import ConfigError
 from configs.load import load_recipe
 from configs.schema import RunConfig
-from orchestrator.records.run_dir import RunDir, append_line
+from orchestrator.records.files import append_line
+from orchestrator.records.run_dir import RunDir
 
 ROOT = Path(__file__).parents[3]
 
@@ -232,3 +233,12 @@ def test_the_log_has_ours_and_the_failure_s_trace(tmp_path: Path):
     assert "Traceback" in text and "ZeroDivisionError: oh" in text
     logging.getLogger("braid.x").info("after")
     assert "after" not in (tmp_path / "log.txt").read_text()
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(descriptor: int, data: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("orchestrator.records.files.os.write", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.jsonl'"):
+        append_line(tmp_path / "metrics.jsonl", {"step": 1})

@@ -3,7 +3,8 @@
 import pickle
 import random
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from configs.training import OptimizerConfig, TrainerConfig
 from trainer import rng
 from trainer.errors import NonFiniteError, RatioError
 from trainer.schedule import lr_factor
+from trainer.update import learning_rate
 
 
 def run_config(trainer: TrainerConfig, dtype: Literal["float32", "bfloat16"]) -> RunConfig:
@@ -51,6 +53,26 @@ def test_decay_reaches_its_floor_at_the_last_step(
     factor = lr_factor(OptimizerConfig(decay=decay, min_lr_ratio=0.1), total_steps=5)
     assert [factor(s) for s in range(5)] == pytest.approx(expected, abs=1e-4)
     assert factor(50) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
+def test_a_shrunk_rate_leaves_the_schedule_as_it_is(
+    decay: Literal["constant", "linear", "cosine"],
+) -> None:
+    """Also where the rate that comes next is that of the shrunk step, as before a decay's end."""
+    cfg = OptimizerConfig(lr=1e-3, decay=decay)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.lr)
+    factor = lr_factor(cfg, total_steps=9)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    engine = cast(Any, SimpleNamespace(optimizer=optimizer, lr_scheduler=schedule))
+    for step in range(8):
+        for applied in (False, True):
+            with learning_rate(engine, 0.5) as used:
+                if applied:
+                    optimizer.step()
+                    schedule.step()
+            assert used == cfg.lr * factor(step) * 0.5
+            assert optimizer.param_groups[0]["lr"] == cfg.lr * factor(step + applied)
 
 
 def test_warmup_longer_than_the_run_still_has_a_rate() -> None:
