@@ -273,13 +273,17 @@ async def _arrived(member: Member, folder: Path, wrote: Mapping[str, int]) -> No
         ActorFailure: it did not come.
     """
     ends = time.monotonic() + ARRIVAL_S
-    while missing := sorted(wrote.items() - file_sizes(folder).items()):
+    while True:
+        seen = file_sizes(folder)
+        missing = sorted(name for name, size in wrote.items() if seen.get(name, -1) < size)
+        if not missing:
+            return
         if time.monotonic() > ends:
             raise ActorFailure(
                 actor=member.name,
                 node=member.node,
                 doing=f"save {folder}",
-                cause=f"it wrote {missing[0][0]}, which the driver does not see there",
+                cause=f"it wrote {missing[0]}, which the driver does not see there",
                 remedy="Put the run directory on storage that the driver's node and all of the "
                 "trainer's share.",
             )
