@@ -7,7 +7,8 @@ seed:
 
     rl             GRPO for `--steps` steps; what it costs is the budget of the others
     sft then rl    `braid sample` keeps right answers of the start, `braid sft` imitates them, and
-                   GRPO takes what steps are left of the budget
+                   GRPO takes what steps are left of the budget; once at the recipe's learning
+                   rate, and once at a quarter of it
     distillation   `--steps` steps on a teacher's word alone, at the cost of as many of `rl`
 
 What is counted are passes of the network over answer tokens: one to sample a token, one to have it
@@ -38,15 +39,18 @@ from benchmarks.algorithms import RECIPES, SOURCES, evaluated
 from benchmarks.algorithms import SAMPLES as ASKED
 from benchmarks.stack import ROOT, braid, made_on, markdown, overrides, records, write_section
 
-Kind: TypeAlias = Literal["teacher", "rl", "rows", "sft", "warm", "distillation"]
+Kind: TypeAlias = Literal["teacher", "rl", "rows", "sft", "warm", "gentle", "distillation"]
 Rates: TypeAlias = dict[str, float]
 
 RUN, SFT = RECIPES / "grpo.yaml", ROOT / "configs/recipes/sft.yaml"
 BASELINE = ROOT / "benchmarks/baselines/warm_start.json"
-KINDS: tuple[Kind, ...] = ("rl", "rows", "sft", "warm", "distillation")
+KINDS: tuple[Kind, ...] = ("rl", "rows", "sft", "warm", "gentle", "distillation")
 """What is made for each seed, in this order: each needs those before it."""
 BEFORE: tuple[Kind, ...] = ("rl", "rows", "sft")
-"""What says how many steps `warm` has."""
+"""What says how many steps those have that begin with fine-tuning."""
+AFTER_SFT: tuple[Kind, ...] = ("warm", "gentle")
+GENTLE_LR = 5e-5
+"""A quarter of the recipe's."""
 TEACHER_SEED = 100
 ITEMS, SAMPLES, KEPT, EPOCHS = 200, 8, 4, 3
 """Items of each source that the start is asked, how often, right answers kept of one, and passes
@@ -58,6 +62,7 @@ MODELS = {
     "rl": "RL",
     "sft": "SFT",
     "warm": "SFT, then RL",
+    "gentle": "SFT, then RL at a quarter of the rate",
     "distillation": "distillation",
 }
 """Rows of the table below start and teacher, as shown."""
@@ -129,6 +134,8 @@ def settings(job: Job, steps: int, model: Path | None = None) -> dict[str, objec
             fields[f"sources.{source}.distill"] = {"teacher": TEACHER}
     elif model is not None:
         fields["model.path"] = str(model)
+    if job.kind == "gentle":
+        fields["trainer.optimizer.lr"] = GENTLE_LR
     return fields
 
 
@@ -194,14 +201,14 @@ def costs(seed: int, out: Path) -> dict[str, Cost]:
     return {
         "rl": run_cost(at["rl"]),
         "sft": sft,
-        "warm": sft + run_cost(at["warm"]),
+        **{kind: sft + run_cost(at[kind]) for kind in AFTER_SFT},
         "distillation": run_cost(at["distillation"]),
     }
 
 
 def length(job: Job, out: Path, steps: int) -> int:
-    """Return how many steps a run has; of `warm`, once what comes before it is made."""
-    if job.kind != "warm":
+    """Return how many steps a run has; after fine-tuning, once what comes before is made."""
+    if job.kind not in AFTER_SFT:
         return steps
     found = costs(job.seed, out)
     return steps_left(found["rl"], found["sft"], steps)
@@ -214,7 +221,7 @@ def is_made(job: Job, out: Path, steps: int) -> bool:
             return job.at(out).exists()
         case "teacher" | "sft":
             return job.model(out).exists()
-        case "warm" if not all(is_made(Job(k, job.seed), out, steps) for k in BEFORE):
+        case "warm" | "gentle" if not all(is_made(Job(k, job.seed), out, steps) for k in BEFORE):
             return False
         case _:
             return evaluated(job.at(out), length(job, out, steps)) is not None
@@ -244,7 +251,7 @@ def make(job: Job, out: Path, steps: int, teacher: Path | None) -> None:
         case "teacher" if teacher is not None:
             export(teacher, job.model(out), log)
         case _:
-            start = Job("sft", job.seed).model(out) if job.kind == "warm" else None
+            start = Job("sft", job.seed).model(out) if job.kind in AFTER_SFT else None
             model = taught if job.kind == "distillation" else start
             fields = overrides(settings(job, length(job, out, steps), model))
             braid("run", RUN, *fields, "--run-dir", at, "--resume", "auto", log=log)
@@ -283,7 +290,7 @@ def outcome(seed: int, out: Path, steps: int) -> Outcome | None:
         START: evaluated(at["rl"], 0),
         "rl": evaluated(at["rl"], steps),
         "sft": evaluated(at["warm"], 0),
-        "warm": evaluated(at["warm"], warm_steps),
+        **{kind: evaluated(at[kind], warm_steps) for kind in AFTER_SFT},
         "distillation": evaluated(at["distillation"], steps),
     }
     rates = {name: own for name, own in found.items() if own is not None}

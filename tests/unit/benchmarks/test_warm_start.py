@@ -48,6 +48,7 @@ def test_the_teacher_comes_first_and_what_a_job_needs_comes_before_it():
     assert rest == [Job(kind, seed) for seed in (1, 2) for kind in KINDS]
     assert TEACHER_SEED not in (1, 2)
     assert all(KINDS.index(kind) < KINDS.index("warm") for kind in warm_start.BEFORE)
+    assert KINDS.index("sft") < KINDS.index("gentle")
 
 
 def test_all_ways_have_the_same_tasks_batches_and_optimizer():
@@ -67,6 +68,10 @@ def test_all_ways_have_the_same_tasks_batches_and_optimizer():
         for cfg in runs.values()
     ]
     assert all(a == alike[0] for a in alike)
+    gentle = recipe("gentle", 3, TINY)
+    rate = alike[0][3].optimizer.lr
+    assert gentle.trainer.optimizer.lr == pytest.approx(rate / 4)
+    assert gentle.model_copy(update={"trainer": runs["warm"].trainer}) == runs["warm"]
     taught = runs["distillation"]
     assert all(s.advantage.use == "none" and s.distill is not None for s in taught.sources)
     # one pass to score a token in either: the reference's, or the teacher's
@@ -132,12 +137,13 @@ def test_jobs_are_made_one_after_the_other_and_none_twice(
         warm_start.make(job, tmp_path, STEPS, None)
         assert warm_start.is_made(job, tmp_path, STEPS), job
     names = [name for name, _ in called]
-    assert names == ["run", "export", "run", "sample", "sft", "export", "run", "run"]
+    assert names == ["run", "export", "run", "sample", "sft", "export", "run", "run", "run"]
     found = warm_start.outcome(1, tmp_path, STEPS)
     assert found is not None
     spent = {name: cost.passes for name, cost in found.costs.items()}
     assert spent["rl"] == spent["distillation"] == STEPS * 5 * PER_STEP
     assert abs(spent["warm"] - spent["rl"]) <= 0.5 * 5 * PER_STEP
+    assert spent["gentle"] == spent["warm"]
     assert 0 < spent["sft"] < spent["warm"] and 0 < found.warm_steps < STEPS
     assert found.rates["sft"] == dict.fromkeys(SOURCES, 0.3)  # as the RL after it begins
     assert warm_start.teacher_rates(Job("teacher", TEACHER_SEED).at(tmp_path)) == dict.fromkeys(
@@ -169,7 +175,8 @@ def outcome(seed: int, best: float) -> Outcome:
     def rates(mean: float) -> dict[str, float]:
         return {"sums": mean - 0.1, "spelling": mean, "filtering": mean + 0.1}
 
-    models = {"start": 0.3, "rl": 0.7, "sft": 0.5, "warm": best, "distillation": best + 0.1}
+    models = {"start": 0.3, "rl": 0.7, "sft": 0.5, "warm": best}
+    models |= {"gentle": best + 0.05, "distillation": best + 0.1}
     return Outcome(
         seed=seed,
         rates={name: rates(mean) for name, mean in models.items()},
@@ -187,6 +194,7 @@ def test_the_table_has_every_source_and_the_cost():
         "RL",
         "SFT",
         "SFT, then RL",
+        "SFT, then RL at a quarter of the rate",
         "distillation",
     ]
     assert rows[4] == ["SFT, then RL", "60.0", "70.0", "80.0", "70.0", "60.0", "50.0", "9"]
