@@ -199,9 +199,9 @@ def test_the_kl_s_scale_follows_its_target() -> None:
     """KL at twice its target: the error is clipped to 0.2; scale *= 1 + 0.1 * 0.2."""
     cfg = AlgorithmConfig.model_validate({"kl": {"coef": 0.1, "target": 0.5}})
     controls = Controls.start(cfg)
-    controls.follow(cfg, {"kl_ref": 1.0})
+    controls.follow(cfg, {"kl_held": 1.0})
     assert controls.kl_scale == pytest.approx(1.02)
-    controls.follow(cfg, {"kl_ref": 0.45})
+    controls.follow(cfg, {"kl_held": 0.45})
     assert controls.kl_scale == pytest.approx(1.02 * 0.99)
     controls.follow(cfg, {})
     assert controls.kl_scale == pytest.approx(1.02 * 0.99)
@@ -222,5 +222,5 @@ def test_the_entropy_bonus_acts_and_grows_while_entropy_is_low() -> None:
 def test_without_targets_nothing_moves() -> None:
     cfg = AlgorithmConfig.model_validate({"entropy": {"coef": 0.01}, "kl": {"coef": 1}})
     controls = Controls.start(cfg)
-    controls.follow(cfg, {"entropy": 0.0, "kl_ref": 9.0})
+    controls.follow(cfg, {"entropy": 0.0, "kl_held": 9.0})
     assert controls == Controls.start(cfg) and controls.bonus(cfg) == 0.01
