@@ -1,5 +1,6 @@
 """Losses, corrections and controls against numbers worked by hand from the papers' formulas."""
 
+import dataclasses
 import math
 
 import pytest
@@ -224,3 +225,14 @@ def test_without_targets_nothing_moves() -> None:
     controls = Controls.start(cfg)
     controls.follow(cfg, {"entropy": 0.0, "kl_held": 9.0})
     assert controls == Controls.start(cfg) and controls.bonus(cfg) == 0.01
+
+
+def test_what_trust_region_does_not_weigh_is_not_shown_as_weighed() -> None:
+    """Its ratio is to the sampler, so a correction masks and weighs nothing."""
+    x = inputs([1.0, 2.0], [1.0, -1.0])
+    weighed = dataclasses.replace(x, correction=torch.tensor([0.0, 0.5]))
+    out = trust_region(weighed)
+    assert out.total.item() == trust_region(x).total.item()
+    shown = {n: m for n, m in out.metrics.items() if isinstance(m, Mean)}
+    assert shown["mismatch/masked"].numerator.item() == 0
+    assert shown["mismatch/correction"].numerator.item() == 2
