@@ -202,4 +202,6 @@ def test_advantages_are_those_of_the_table(seed: int) -> None:
             )
             inside = found.advantages[found.loss_mask]
             assert not found.advantages[~found.loss_mask].any()
-            np.testing.assert_allclose(inside, value, rtol=5e-5, atol=20 * STD_EPS, err_msg=f"{choices}")
+            np.testing.assert_allclose(
+                inside, value, rtol=5e-5, atol=20 * STD_EPS, err_msg=f"{choices}"
+            )
