@@ -207,8 +207,7 @@ def _check_batch(cfg: RunConfig) -> Iterator[Problem]:
             where="batch.num_minibatches",
             what=f"is {batch.num_minibatches}, more than the {batch.groups_per_step} groups of a "
             "step",
-            fix="A group's samples stay in one mini-batch: lower it, or raise "
-            "batch.groups_per_step.",
+            fix="Lower it, or raise batch.groups_per_step.",
         )
     beta1, beta2 = cfg.trainer.optimizer.betas
     if beta1 >= 1 or beta2 >= 1:

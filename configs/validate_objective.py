@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from configs.algorithm import CorrectionConfig, EntropyConfig, KLConfig
 from configs.errors import Problem
+from configs.estimators import traits
 from configs.schema import RunConfig, SourceConfig
 
 
@@ -119,12 +120,14 @@ def warn_source_objective(cfg: RunConfig, source: SourceConfig) -> Iterator[Prob
                 "update, before which the ratio is 1",
                 fix="Raise batch.num_minibatches or batch.epochs_per_step, or remove it.",
             )
-    alone = [s.name for s in cfg.sources if s.scope == "batch"] == [source.name]
-    if alone and source.advantage_scope and len(cfg.sources) > 1:
+    others = [s for s in cfg.sources if s.scope == "batch" and s is not source]
+    alone = source.advantage_scope == "batch" and not any(_share(source, s) for s in others)
+    if alone and len(cfg.sources) > 1:
         yield Problem(
             where=f"sources.{source.name}.advantage_scope",
-            what="is batch, but no other source's is: its advantages are divided by its own "
-            "standard deviation, as with `source`",
+            what="is batch, but no other source's is"
+            + (" whose estimator takes the same mean" if others else "")
+            + ": its advantages are divided by its own standard deviation, as with `source`",
             fix="Give the others the same scope, or set it to source.",
         )
     if source.advantage_scope == "group" and source.objective.combine == "normalize_then_sum":
@@ -134,3 +137,9 @@ def warn_source_objective(cfg: RunConfig, source: SourceConfig) -> Iterator[Prob
             "step: it is taken for `source`",
             fix="Set it to source or batch, or remove the line.",
         )
+
+
+def _share(one: SourceConfig, other: SourceConfig) -> bool:
+    """Whether two sources of one scope are normalised together."""
+    a, b = traits(one.advantage.use), traits(other.advantage.use)
+    return (a.centred, a.values) == (b.centred, b.values)

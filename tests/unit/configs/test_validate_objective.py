@@ -144,3 +144,26 @@ def test_a_saved_recipe_is_told_what_the_recipe_was(
     cfg = recipe(**said)
     save_config(cfg, tmp_path / "config.yaml")
     assert find_warnings(load_recipe(tmp_path / "config.yaml")) == find_warnings(cfg)
+
+
+@pytest.mark.parametrize(
+    ("uses", "alone"),
+    [
+        (("grpo", "grpo"), []),
+        (("grpo", "reinforce_pp_baseline"), []),
+        (("reinforce_pp", "reinforce_pp"), []),
+        # one subtracts the step's mean and one does not: they share nothing
+        (("grpo", "reinforce_pp"), [0, 1]),
+        (("gae", "reinforce_pp"), [0, 1]),
+        (("gae", "gae"), []),
+    ],
+)
+def test_a_batch_of_one_source_is_said(uses: tuple[str, str], alone: list[int]) -> None:
+    first = recipe().model_dump(mode="json")["sources"][0]
+    sources = [
+        {**first, "name": f"s{i}", "advantage": {"use": use}, "advantage_scope": "batch"}
+        for i, use in enumerate(uses)
+    ]
+    found = [w.where for w in find_warnings(recipe(sources=sources))]
+    scopes = [w for w in found if w.endswith("advantage_scope")]
+    assert scopes == [f"sources.s{i}.advantage_scope" for i in alone]
