@@ -32,9 +32,11 @@ from rollouts.types import (
     Turn,
 )
 
+PLAIN = ("grpo", "mean_baseline", "rloo", "remax")
+OVER_THE_STEP = ("reinforce_pp", "reinforce_pp_baseline")
 CHOICES = [
-    *((use, scope) for use in ("grpo", "mean_baseline", "rloo", "remax") for scope in (None, "source", "batch")),
-    *((use, scope) for use in ("reinforce_pp", "reinforce_pp_baseline") for scope in (None, "source")),
+    *((use, scope) for use in PLAIN for scope in (None, "source", "batch")),
+    *((use, scope) for use in OVER_THE_STEP for scope in (None, "source")),
     ("gdpo", None),
     ("gdpo", "batch"),
     ("none", None),
@@ -194,7 +196,8 @@ def test_advantages_are_those_of_the_table(seed: int) -> None:
         if scope != "group":
             whole = np.concatenate(pools[scope, centred])
             expected = expected - (whole.mean() if centred else 0)
-            expected = expected / (whole.std() if whole.std() > 1e-7 else 1)
+            spread = whole.std() if centred else np.sqrt(np.mean(whole**2))
+            expected = expected / (spread if spread > 1e-7 else 1)
         for handle, value in zip(summary.samples, expected, strict=True):
             assert isinstance(handle.ref, int)
             found = scaled(
@@ -205,3 +208,27 @@ def test_advantages_are_those_of_the_table(seed: int) -> None:
             np.testing.assert_allclose(
                 inside, value, rtol=5e-5, atol=20 * STD_EPS, err_msg=f"{choices}"
             )
+
+
+def test_nearly_equal_advantages_of_a_baseline_from_outside_make_no_huge_factor() -> None:
+    """All rollouts beat the greedy one, one of them by a hair less: less the mean there is next to
+    nothing to divide by, but the mean is not taken off."""
+    advantages = [1.0] * 63 + [0.999]
+    group = GroupSummary(
+        group_id="g",
+        task_id="t",
+        source="s0",
+        step=1,
+        rollouts=(),
+        samples=tuple(
+            SampleHandle(ref=0, row=i, num_tokens=3, num_loss_tokens=2, advantage=a)
+            for i, a in enumerate(advantages)
+        ),
+        group_ref=None,
+        oldest_version=0,
+        newest_version=0,
+        generate_s=0.0,
+        grade_s=0.0,
+    )
+    (scaled_group,) = scale_advantages(recipe([("remax", "source")]), [group])
+    assert scaled_group.samples[0].advantage_scale == pytest.approx(1.0, rel=1e-3)

@@ -1,5 +1,5 @@
-"""That the engine reads every knob of `algorithm`: gradients of a network that is one number a token,
-against the formulas written out sample by sample, without any accelerator library at work."""
+"""That the engine reads every knob of `algorithm`: gradients of a network that is one number a
+token, against the formulas written out token by token, without DeepSpeed."""
 
 import math
 import sys
