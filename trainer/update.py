@@ -80,11 +80,10 @@ def _learning_rate(engine: deepspeed.DeepSpeedEngine, factor: float) -> Iterator
     planned = [group["lr"] for group in groups]
     for group in groups:
         group["lr"] *= factor
-    schedule: torch.optim.lr_scheduler.LRScheduler = cast(Any, engine).lr_scheduler
-    moves = schedule.last_epoch
-    yield float(groups[0]["lr"])
-    if schedule.last_epoch == moves:  # nothing was applied, so that no new rate was set
-        for group, was in zip(groups, planned, strict=True):
+    scaled = [group["lr"] for group in groups]
+    yield float(scaled[0])
+    for group, was, mine in zip(groups, planned, scaled, strict=True):
+        if group["lr"] == mine:  # the schedule did not move: nothing was applied, or it is constant
             group["lr"] = was
 
 
