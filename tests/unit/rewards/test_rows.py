@@ -66,19 +66,3 @@ def test_a_row_that_a_step_lacks_is_told_with_the_field_of_the_recipe(
     cfg = source(part(type="steps", verify=check("{{ item.total }}")))
     (problem,) = check_rows([cfg], {"s": [task(totl=1)]})
     assert problem.where == "sources.s.rewards.r.grader.verify.reference"
-
-
-def test_tests_that_cannot_be_run_are_told(
-    task: Callable[..., Task], source: Callable[..., SourceConfig]
-):
-    cfg = source(part(type="code_tests"))
-    (problem,) = check_rows([cfg], {"s": [task(tests=["print(1)"])]})
-    assert "does not split" in problem.what
-
-
-def test_a_row_that_a_step_lacks_is_told_with_the_field_of_the_recipe(
-    task: Callable[..., Task], source: Callable[..., SourceConfig]
-):
-    cfg = source(part(type="steps", verify=check("{{ item.total }}")))
-    (problem,) = check_rows([cfg], {"s": [task(totl=1)]})
-    assert problem.where == "sources.s.rewards.r.grader.verify.reference"

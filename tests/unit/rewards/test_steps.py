@@ -256,14 +256,3 @@ def test_what_graders_noted_of_steps_and_outcome_is_kept() -> None:
     assert found.notes["verify"] == [{"answer": "3"}] * 2
     outcome = found.notes["outcome"]
     assert isinstance(outcome, dict) and outcome["policy_fault"] == "sample_parse_error"
-
-
-def test_what_graders_noted_of_steps_and_outcome_is_kept() -> None:
-    verify = {"type": "math", "input": "\\boxed{ {{ sample.step }} }", "reference": "3"}
-    grader = steps_grader(
-        "exact", verify=verify, outcome={"type": "json_fields", "reference": '{"a": 1}'}
-    )
-    found, _ = score(grader, "3\n3\nanswer x")
-    assert found.notes["verify"] == [{"answer": "3"}] * 2
-    outcome = found.notes["outcome"]
-    assert isinstance(outcome, dict) and outcome["policy_fault"] == "sample_parse_error"

@@ -196,13 +196,3 @@ def test_anchors_that_are_no_text_are_a_message(tmp_path: Path):
     path.write_text("no\n")
     with pytest.raises(ConfigError, match="is no anchor: Invalid JSON"):
         read_anchors(path)
-
-
-def test_anchors_hold_every_character_that_json_may(tmp_path: Path):
-    path = tmp_path / "a.jsonl"
-    row = json.dumps({"sample": "one\u2028two\x85three", "label": 1.0}, ensure_ascii=False)
-    path.write_text(f"{row}\r\n{row}\n", encoding="utf-8", newline="")
-    assert [a.sample for a in read_anchors(path)] == ["one\u2028two\x85three"] * 2
-    path.write_bytes(b"\xff\n")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_anchors(path)

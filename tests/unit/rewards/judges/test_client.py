@@ -417,26 +417,6 @@ def test_questions_sent_before_the_server_refused_response_format_are_asked_agai
     assert [f.value for f in found] == [0.5, 0.5] and asked == 4
 
 
-def test_questions_sent_before_the_server_refused_response_format_are_asked_again(fake):
-    async def scenario():
-        both = asyncio.Event()
-
-        async def reply(body, n):
-            if "response_format" not in body:
-                return web.json_response(fake.completion('{"result": 0.5}'))
-            if n >= 1:
-                both.set()
-            await asyncio.wait_for(both.wait(), 10)
-            return fake.status(400, "unknown field: response_format")
-
-        async with fake.judging(reply) as (panel, server):
-            found = await asyncio.gather(ask(panel["j"]), ask(panel["j"], "and this?"))
-            return found, len(server.asked)
-
-    found, asked = asyncio.run(scenario())
-    assert [f.value for f in found] == [0.5, 0.5] and asked == 4
-
-
 def test_older_servers_get_max_tokens_and_no_seed(fake):
     async def scenario():
         def reply(body, n):
