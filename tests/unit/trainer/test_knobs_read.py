@@ -91,7 +91,7 @@ def test_the_disk_is_driven_as_the_recipe_says() -> None:
 def test_values_are_clipped_as_the_recipe_says(clip: float | None) -> None:
     """Value 1 from 0, return 0: the clipped value is nearer, so that the plain error counts; return
     2: the clipped one is further, and counts."""
-    engine = CriticEngine.__new__(CriticEngine)
+    engine: Any = CriticEngine.__new__(CriticEngine)
     engine.cfg = recipe(critic={"value_clip": clip})
     engine.device = torch.device("cpu")
     engine._engine = lambda *streams: torch.tensor([0.0, 1.0, 1.0], requires_grad=True)
@@ -218,7 +218,8 @@ def test_the_reference_is_the_one_that_the_recipe_names(
 
     monkeypatch.setattr(trainer.scorer, "ReferenceModel", load)
     monkeypatch.setattr(trainer.reference_weights, "Follower", Follower)
-    Follower.made.clear(), Follower.decays.clear()
+    Follower.made.clear()
+    Follower.decays.clear()
     actor = ReferenceActor(recipe(reference=reference, trainer={"logprob_chunk": 9}))
     actor.start()
     if average:
