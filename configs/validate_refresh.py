@@ -28,9 +28,14 @@ def check_refresh(cfg: RunConfig) -> Iterator[Problem]:
 def warn_refresh(cfg: RunConfig) -> Iterator[Problem]:
     """Yield what is allowed and probably not meant."""
     refresh = cfg.reference.refresh
-    if refresh is None or refresh.mode == "ema":
+    if refresh is None:
         return
-    if refresh.decay != RefreshConfig(every=1).decay:
+    if refresh.every > cfg.num_steps:
+        yield Problem(
+            where="reference.refresh.every",
+            what=f"is {refresh.every}, beyond the run's {cfg.num_steps} steps: it never comes due",
+        )
+    if refresh.mode == "copy" and refresh.decay != RefreshConfig(every=1).decay:
         yield Problem(
             where="reference.refresh.decay",
             what="is read by `ema` alone, and mode is copy",

@@ -71,6 +71,8 @@ CASES: list[tuple[Mapping[str, object], Mapping[str, Any], str, Mapping[str, Any
     ({"kl_coef": 0.1}, {"reference": {"refresh": {"every": 1, "decay": 0.5}}},
      "reference.refresh.decay",
      {"reference": {"refresh": {"every": 1, "decay": 0.5, "mode": "ema"}}}),
+    ({"kl_coef": 0.1}, {"reference": {"refresh": {"every": 11}}}, "reference.refresh.every",
+     {"reference": {"refresh": {"every": 10}}}),
     ({}, {"replay": {"keep": 3}}, "replay.keep", {"replay": {"keep": 3, "save": True}}),
 ]  # fmt: skip
 
