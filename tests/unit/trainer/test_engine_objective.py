@@ -202,8 +202,9 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
     **{f"aggregation-{a}": {"aggregation": a} for a in ("token_mean", "sequence_mean", "constant")},
     "constant_tokens": {"aggregation": "constant", "constant_tokens": 5},
     "truncate": {"correction": {"high": 1.1}},
-    "mask": {"correction": {"weight": "mask", "low": 0.9, "high": 1.2}},
-    "mask-wider": {"correction": {"weight": "mask", "low": 0.7, "high": 1.2}},
+    "mask": {"correction": {"weight": "mask", "low": 0.7, "high": 1.2}},
+    "mask-lower": {"correction": {"weight": "mask", "low": 0.6, "high": 1.2}},
+    "mask-higher": {"correction": {"weight": "mask", "low": 0.7, "high": 1.6}},
     "entropy": {"entropy": {"coef": 0.2}},
 }
 
@@ -311,6 +312,7 @@ def test_every_epoch_passes_over_every_minibatch_under_frozen_logprobs(
     found = engine.train_step(1, parts)
     assert len(engine.gradients) == minibatches * epochs
     assert found.metrics["minibatches"] == minibatches * epochs
+    assert found.metrics["loss_tokens"] == sum(int(s.loss_mask.sum()) for s in samples)
     # policy_gradient's ratio is to the logprobs before the first update: descend again by hand
     now = before.copy()
     for seen in engine.gradients:
@@ -326,3 +328,30 @@ def test_every_epoch_passes_over_every_minibatch_under_frozen_logprobs(
                 wanted = -s.loss_weight[t] * weight * ratio * float(s.advantages[t]) / tokens
                 assert seen["logprobs"][k] == pytest.approx(wanted, abs=2e-6)
         now -= 0.2 * seen["logprobs"]
+
+
+@pytest.mark.parametrize("pieces", [[[0, 1, 2, 3]], [[2], [], [3, 0, 1]]])
+def test_the_gap_between_sampler_and_trainer_is_shown(pieces: Sequence[Sequence[int]]) -> None:
+    """Over all tokens of the step, however they were laid out: never a mean of means."""
+    correction = {"weight": "mask", "low": 0.7, "high": 1.6}
+    engine = Bare(recipe({"correction": correction}), sum(SIZES))
+    now = engine.network.logprobs.detach().double().numpy()
+    samples = make_samples()
+    rollout = np.concatenate([s.rollout_logprobs[s.loss_mask] for s in samples]).astype(np.float64)
+    trainer = np.concatenate([now[s.token_ids[s.loss_mask]] for s in samples])
+    weights = np.exp(trainer - rollout)
+    kept = (weights >= 0.7) & (weights <= 1.6)
+    assert 0 < kept.sum() < len(kept)
+    found = engine.train_step(1, [minibatch(samples, pieces)]).metrics
+    wanted = {
+        "kl": np.mean(weights - 1 - np.log(weights)),
+        "chi2": np.mean(weights**2) - 1,
+        "ess": weights.sum() ** 2 / (len(weights) * np.square(weights).sum()),
+        "ppl_ratio": np.exp(-rollout.mean()) / np.exp(-trainer.mean()),
+        "masked": 1 - kept.mean(),
+        "correction": np.mean(weights * kept),
+        "prob_diff": np.mean(np.abs(np.exp(trainer) - np.exp(rollout))),
+        "max_gap": np.abs(trainer - rollout).max(),
+    }
+    for name, value in wanted.items():
+        assert found[f"mismatch/{name}"] == pytest.approx(value, rel=1e-5), name
