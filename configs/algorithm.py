@@ -15,12 +15,12 @@ class KLConfig(Config):
     """Coefficient; 0 everywhere starts no reference group at all."""
     estimator: Literal["k1", "k2", "k3", "straight_through"] = "k3"
     """Per-token estimator of KL(policy || reference), after Schulman (2020); `straight_through`
-    has k3's value and k2's gradient, which is the KL's."""
+    has k3's value and k2's gradient, which is the KL's. In the reward take k1."""
     placement: Literal["loss", "reward"] = "loss"
     """`loss`: added to the loss; `reward`: taken from the per-token reward, before returns."""
     target: PositiveFloat | None = None
-    """KL per token, in nats, that all coefficients are scaled to hold (arXiv:1909.08593); empty
-    leaves them as they are."""
+    """KL per token with a coefficient, in nats, that all coefficients are scaled to hold
+    (arXiv:1909.08593); empty leaves them as they are."""
     gain: PositiveFloat = 0.1
     """Largest relative change of the scale per step is a fifth of this."""
 
@@ -51,8 +51,8 @@ class CorrectionConfig(Config):
     high: Annotated[float, Field(ge=1)] = 2.0
     """Largest weight, and largest ratio that `mask` keeps."""
     max_sequence_kl: PositiveFloat | None = None
-    """Samples of negative advantage are left out whose mean log(sampler / policy) per token is
-    above this (off-policy sequence mask, arXiv:2512.02556); empty keeps them."""
+    """Tokens of negative advantage are left out of samples whose mean log(sampler / policy) per
+    token is above this (off-policy sequence mask, arXiv:2512.02556); empty keeps them."""
 
 
 class AlgorithmConfig(Config):

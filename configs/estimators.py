@@ -38,6 +38,7 @@ TRAITS: Mapping[str, EstimatorTraits] = {
     ),
     "reinforce_pp_baseline": EstimatorTraits(scope="batch", scopes=_OVER_THE_STEP),
     "remax": EstimatorTraits(greedy=True, learns_alone=True),
+    "none": EstimatorTraits(scopes=("group",)),
 }
 """Of the estimators that differ from the plain ones."""
 PLAIN = EstimatorTraits()

@@ -165,6 +165,11 @@ class SourceConfig(Config):
         return traits(self.advantage.use).values
 
     @property
+    def learns_alone(self) -> bool:
+        """Whether a group of one teaches anything."""
+        return self.distill is not None or traits(self.advantage.use).learns_alone
+
+    @property
     def credits_tokens(self) -> bool:
         """Whether some part's scores of steps reach the tokens that wrote them."""
         return any(r.credit is not None and r.credit.to == "tokens" for r in self.rewards)

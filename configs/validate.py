@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 
 from configs.errors import Problem
-from configs.estimators import traits
 from configs.evaluation import check_eval, warn_eval
 from configs.model_code import check_code
 from configs.model_files import find_model_folder, read_model_shape
 from configs.model_types import check_model_type
 from configs.schema import ActorsConfig, RunConfig
 from configs.validate_companions import check_companion
-from configs.validate_critic import check_critic, check_estimator, warn_critic
+from configs.validate_critic import check_critic, check_estimator, warn_critic, warn_decay
 from configs.validate_data import HUB_NAME, check_data
 from configs.validate_determinism import check_determinism
 from configs.validate_difficulty import check_difficulty, warn_difficulty
@@ -25,7 +24,7 @@ from configs.validate_mix import check_mix, warn_mix
 from configs.validate_monitors import check_monitors, warn_monitors
 from configs.validate_objective import check_objective, warn_objective, warn_source_objective
 from configs.validate_parts import check_parts
-from configs.validate_refresh import check_refresh
+from configs.validate_refresh import check_refresh, warn_refresh
 from configs.validate_teachers import check_teachers, warn_teachers
 from configs.validate_trainer import check_nvme, check_sequence_parallel
 
@@ -63,6 +62,8 @@ def find_warnings(cfg: RunConfig) -> list[Problem]:
         *_warn_groups(cfg),
         *warn_objective(cfg),
         *warn_critic(cfg),
+        *warn_decay(cfg.trainer.optimizer, "trainer"),
+        *warn_refresh(cfg),
         *warn_eval(cfg),
         *warn_monitors(cfg),
         *warn_guards(cfg),
@@ -206,8 +207,7 @@ def _check_batch(cfg: RunConfig) -> Iterator[Problem]:
             where="batch.num_minibatches",
             what=f"is {batch.num_minibatches}, more than the {batch.groups_per_step} groups of a "
             "step",
-            fix="A group's samples stay in one mini-batch: lower it, or raise "
-            "batch.groups_per_step.",
+            fix="Lower it, or raise batch.groups_per_step.",
         )
     beta1, beta2 = cfg.trainer.optimizer.betas
     if beta1 >= 1 or beta2 >= 1:
@@ -405,12 +405,18 @@ def _warn_sources(cfg: RunConfig) -> Iterator[Problem]:
     for source in cfg.sources:
         at = f"sources.{source.name}"
         yield from warn_difficulty(cfg, source)
-        alone = source.distill is not None or traits(source.advantage.use).learns_alone
-        if source.group_size == 1 and not alone:
+        if source.group_size == 1 and not source.learns_alone:
             yield Problem(
                 where=f"{at}.group_size",
                 what="is 1: a group of one has advantage 0, so the source trains nothing",
                 fix="Set it to 2 or more.",
+            )
+        elif source.group_size == 1 and source.credits_tokens and not source.needs_values:
+            yield Problem(
+                where=f"{at}.group_size",
+                what="is 1: scores of steps are compared with those of the group's others, so "
+                "their credit reaches no token",
+                fix="Set it to 2 or more, or use `gae`.",
             )
         if source.loss_weight == 0:
             yield Problem(where=f"{at}.loss_weight", what="is 0: the source trains nothing")
@@ -434,6 +440,12 @@ def _warn_batch(cfg: RunConfig) -> Iterator[Problem]:
             where="checkpoint.every",
             what=f"is 0: a crash loses all of the {cfg.num_steps} steps",
             fix="Set it, so that --resume auto has something to resume from.",
+        )
+    if cfg.replay.keep is not None and not cfg.replay.save:
+        yield Problem(
+            where="replay.keep",
+            what="does nothing: replay.save is off",
+            fix="Turn it on, or remove the line.",
         )
     if cfg.trainer.optimizer.warmup_steps >= cfg.policy_updates:
         yield Problem(

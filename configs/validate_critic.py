@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from configs.errors import Problem
 from configs.estimators import GaeConfig, traits
 from configs.schema import RunConfig, SourceConfig
+from configs.training import OptimizerConfig
 from configs.validate_companions import check_companion
 
 
@@ -17,13 +18,19 @@ def check_estimator(cfg: RunConfig, source: SourceConfig) -> Iterator[Problem]:
     if source.scope not in known.scopes:
         yield Problem(
             where=f"{at}.advantage_scope",
-            what=f"is {source.scope}, over which `{use}` normalises nothing: it knows no group",
+            what=f"is {source.scope}, over which `{use}` normalises nothing",
             fix=f"Set it to {' or '.join(known.scopes)}, or remove the line.",
         )
     if known.centred and source.difficulty.drop_zero_variance:
         yield Problem(
             where=f"{at}.difficulty.drop_zero_variance",
             what=f"is on, but under `{use}` groups of equal rewards teach too",
+            fix="Turn it off.",
+        )
+    if use == "none" and source.distill is None and source.difficulty.drop_zero_variance:
+        yield Problem(
+            where=f"{at}.difficulty.drop_zero_variance",
+            what="is on, but under `none`, without a teacher, no group ever has an advantage",
             fix="Turn it off.",
         )
     if known.values:
@@ -101,4 +108,23 @@ def warn_critic(cfg: RunConfig) -> Iterator[Problem]:
         yield Problem(
             where="critic.optimizer.warmup_steps",
             what="lasts the whole run: the learning rate never reaches `lr`",
+        )
+    clip = critic.value_clip
+    if cfg.batch.updates == 1 and clip not in (None, type(critic)().value_clip):
+        yield Problem(
+            where="critic.value_clip",
+            what="does nothing: with batch.num_minibatches=1 and one epoch each step makes one "
+            "update, before which no value has moved",
+            fix="Raise batch.num_minibatches or batch.epochs_per_step, or remove it.",
+        )
+    yield from warn_decay(critic.optimizer, "critic")
+
+
+def warn_decay(optimizer: OptimizerConfig, role: str) -> Iterator[Problem]:
+    """Yield a floor of a rate that never falls."""
+    if optimizer.min_lr_ratio > 0 and optimizer.decay == "constant":
+        yield Problem(
+            where=f"{role}.optimizer.min_lr_ratio",
+            what=f"does nothing: {role}.optimizer.decay is constant",
+            fix="Set the decay to linear or cosine, or remove the line.",
         )

@@ -229,8 +229,9 @@ def warn_mix(cfg: RunConfig) -> Iterator[Problem]:
                 where=f"stages.{index}.until.step",
                 what=f"is {stage.until.step}, beyond the run's {cfg.num_steps} steps",
             )
+        alone = {s.name for s in cfg.sources if s.learns_alone}
         for name, size in stage.group_size.items():
-            if size == 1:
+            if size == 1 and name not in alone:
                 yield Problem(
                     where=f"stages.{index}.group_size.{name}",
                     what="is 1: a group of one has advantage 0, so the source trains nothing",

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from configs.errors import Problem
+from configs.refresh import RefreshConfig
 from configs.schema import RunConfig
 
 
@@ -21,4 +22,22 @@ def check_refresh(cfg: RunConfig) -> Iterator[Problem]:
             where="reference.refresh",
             what="is set, but no source is held to a reference, so none is started",
             fix="Set algorithm.kl.coef or a source's kl_coef above 0, or leave it out.",
+        )
+
+
+def warn_refresh(cfg: RunConfig) -> Iterator[Problem]:
+    """Yield what is allowed and probably not meant."""
+    refresh = cfg.reference.refresh
+    if refresh is None:
+        return
+    if refresh.every > cfg.num_steps:
+        yield Problem(
+            where="reference.refresh.every",
+            what=f"is {refresh.every}, beyond the run's {cfg.num_steps} steps: it never comes due",
+        )
+    if refresh.mode == "copy" and refresh.decay != RefreshConfig(every=1).decay:
+        yield Problem(
+            where="reference.refresh.decay",
+            what="is read by `ema` alone, and mode is copy",
+            fix="Set the mode to ema, or remove the line.",
         )

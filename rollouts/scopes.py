@@ -125,6 +125,8 @@ def _normal(pool: Pool, samples: Sequence[SampleHandle]) -> tuple[float, float]:
     """Return the pool's shift and factor, 1 / (std + STD_EPS); 0 and 1 where none is asked for, and
     a factor of 1 where there is no spread.
 
+    What is not centred here is spread about 0: about a mean that stays in, advantages nearly alike
+    would make a factor without bound, as where all beat a baseline from outside (`remax`).
     The spread is that of tokens, also where those of each sample weigh 1 together: where only
     tokens differ, means of samples nearly alike would make a factor without bound.
     """
@@ -134,9 +136,9 @@ def _normal(pool: Pool, samples: Sequence[SampleHandle]) -> tuple[float, float]:
     weights = counts / counts.sum()
     means = np.array([s.advantage for s in samples], np.float64)
     within = np.array([s.advantage_variance for s in samples], np.float64)
-    mean = float(weights @ means)
-    std = float(np.sqrt(weights @ ((means - mean) ** 2 + within)))
-    return mean if pool.centred else 0.0, 1.0 if std == 0 else 1 / (std + STD_EPS)
+    centre = float(weights @ means) if pool.centred else 0.0
+    std = float(np.sqrt(weights @ ((means - centre) ** 2 + within)))
+    return centre, 1.0 if std == 0 else 1 / (std + STD_EPS)
 
 
 def scaled(sample: TrainingSample, scale: float, shift: float = 0.0) -> TrainingSample:

@@ -13,6 +13,9 @@ from pydantic import TypeAdapter
 
 from configs.algorithm import AlgorithmConfig
 from configs.errors import ConfigError, Problem
+from trainer.kl import kl_estimate
+from trainer.loss import LossInputs
+from trainer.metrics import Mean
 
 _FILE = "controls.json"
 _MAX_KL_ERROR = 0.2
@@ -40,11 +43,12 @@ class Controls:
     def follow(self, cfg: AlgorithmConfig, metrics: Mapping[str, float]) -> None:
         """Move after a step.
 
-        KL: scale *= 1 + gain * clip(kl / target - 1, -0.2, 0.2) (arXiv:1909.08593, section 2.2).
+        KL: scale *= 1 + gain * clip(kl / target - 1, -0.2, 0.2) (arXiv:1909.08593, section 2.2),
+        kl being that of the tokens that have a coefficient.
         Entropy: coef += step where entropy is below its target, -= step else, never below 0; the
         bonus acts only while entropy is at most the target (arXiv:2505.22312, section 4).
         """
-        kl = metrics.get("kl_ref")
+        kl = metrics.get("kl_held")
         if cfg.kl.target is not None and kl is not None:
             error = max(-_MAX_KL_ERROR, min(_MAX_KL_ERROR, kl / cfg.kl.target - 1))
             self.kl_scale *= 1 + cfg.kl.gain * error
@@ -53,6 +57,17 @@ class Controls:
             self.entropy_low = entropy <= cfg.entropy.target
             step = cfg.entropy.step if self.entropy_low else -cfg.entropy.step
             self.entropy_coef = max(0.0, self.entropy_coef + step)
+
+    @staticmethod
+    def followed(cfg: AlgorithmConfig, x: LossInputs) -> dict[str, Mean]:
+        """Return what `follow` needs of a micro-batch, whatever the loss itself shows."""
+        found: dict[str, Mean] = {}
+        if cfg.kl.target is not None and x.ref_logprobs is not None:
+            kl = kl_estimate(x.policy_logprobs, x.ref_logprobs, x.kl_estimator)
+            found["kl_held"] = Mean(kl, x.loss_mask & (x.kl_coef > 0))
+        if cfg.entropy.target is not None:
+            found["entropy"] = Mean(x.entropy, x.loss_mask)
+        return found
 
     def save(self, folder: Path) -> None:
         """Write into a checkpoint's folder."""

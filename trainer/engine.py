@@ -146,7 +146,7 @@ class PolicyEngine(ZeroEngine[PolicyModel]):
                 self._backward(out.total, denominator, last=i == len(micro_batches) - 1)
                 loss += out.total.detach().double() / denominator / self._copies
                 deviation = torch.maximum(deviation, _deviation(x))
-                parts.append(out.metrics)
+                parts.append({**Controls.followed(self.cfg.algorithm, x), **out.metrics})
             total, worst = self._agree(loss, deviation, ratio_tolerance)
         with self._timed("optimizer"):
             update = self._optimizer_step(total)

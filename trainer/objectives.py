@@ -7,6 +7,7 @@ r = policy / proximal, w the sampler-to-trainer weight, A the advantage, sg a st
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -114,7 +115,8 @@ def trust_region(
         "clip/low": Mean(masked & (x.advantages < 0), x.loss_mask),
         "clip/high": Mean(masked & (x.advantages > 0), x.loss_mask),
     }
-    return finish(x, surrogate, {**metrics, **update_metrics(x)})
+    unweighed = replace(x, correction=torch.ones_like(ratio))
+    return finish(x, surrogate, {**metrics, **update_metrics(unweighed)})
 
 
 def binary_divergence(policy: Tensor, rollout: Tensor, divergence: Literal["tv", "kl"]) -> Tensor:

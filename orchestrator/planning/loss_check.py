@@ -6,22 +6,31 @@ import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
+from configs.algorithm import CorrectionConfig
 from configs.errors import Problem
 from configs.schema import RunConfig
 from orchestrator.planning.plug_files import find_module, own_modules
 
 _BUILT_IN = "trainer.objectives"
-_STREAMS = ("clip_low", "clip_high")
-_READERS = ("clip_range", "ppo_clip", "gspo", "cispo")
-"""Functions of the built-in losses' module that read both streams for who calls them."""
+_CLIP = frozenset({"clip_low", "clip_high"})
+_SHARED = frozenset({"loss_weight", "kl_coef", "entropy_coef"})
+_READS = {
+    "finish": _SHARED,
+    "clip_range": _CLIP,
+    "trust_region": _SHARED,
+    "policy_gradient": _SHARED | {"correction"},
+    **dict.fromkeys(("ppo_clip", "gspo", "cispo"), _SHARED | _CLIP | {"correction"}),
+}
+"""Functions of ours, and the fields of LossInputs that each reads for who calls it."""
+_FIELDS = _SHARED | _CLIP | {"correction"}
 _LEAST = {"dual_clip": 1.0}
 """Bounds, exclusive, of arguments that must be above more than 0."""
 
 
 def check_loss(cfg: RunConfig) -> list[Problem]:
-    """Return every problem with the loss: a name or argument that no built-in one has, and the clip
-    ranges of sources that it would pass over."""
-    return [*_check_name(cfg), *_check_clip(cfg)]
+    """Return every problem with the loss: a name or argument that no built-in one has, and what
+    the recipe sets and it would pass over."""
+    return [*_check_name(cfg), *_check_passed_over(cfg)]
 
 
 def _check_name(cfg: RunConfig) -> Iterator[Problem]:
@@ -78,28 +87,47 @@ def _listed(path: Path) -> set[str]:
     raise AssertionError(f"{path} has no BUILT_IN")
 
 
-def _check_clip(cfg: RunConfig) -> list[Problem]:
-    """Return a problem for each clip range of a source that the loss would pass over."""
-    given = [
-        (f"sources.{source.name}.{field}", field, value)
-        for source in cfg.sources
-        for field in _STREAMS
-        if (value := getattr(source, field)) is not None
-    ]
-    read = _streams_read(cfg.algorithm.loss.use) if given else set[str]()
+def _check_passed_over(cfg: RunConfig) -> list[Problem]:
+    """Return a problem for everything that the recipe sets and the loss would pass over."""
+    use, given = cfg.algorithm.loss.use, list(_given(cfg))
+    read = _fields_read(use) if given else None
     return [
         Problem(
             where=where,
-            what=f"is {value:g}, but the loss `{cfg.algorithm.loss.use}` does not read {field}",
-            fix=f"Remove it; or let the loss use x.{field}, or trainer.objectives.clip_range.",
+            what=f"{what}, but the loss `{use}` does not read {field}",
+            fix=f"Remove it; or let the loss use x.{field}{_helper(field)}.",
         )
-        for where, field, value in given
+        for where, field, what in given
         if read is not None and field not in read
     ]
 
 
-def _streams_read(use: str) -> set[str] | None:
-    """Return the clip streams that a loss reads; None where its source cannot be found."""
+def _given(cfg: RunConfig) -> Iterator[tuple[str, str, str]]:
+    """Yield what the recipe sets of the loss: where, the field of LossInputs that has it, what."""
+    algorithm = cfg.algorithm
+    for source in cfg.sources:
+        for name in ("clip_low", "clip_high", "loss_weight", "truncated_loss_weight"):
+            field, value = name.removeprefix("truncated_"), getattr(source, name)
+            if value != type(source).model_fields[name].default:
+                yield f"sources.{source.name}.{name}", field, f"is {value:g}"
+    if algorithm.aggregation == "sequence_mean":
+        yield "algorithm.aggregation", "loss_weight", "is sequence_mean"
+    if cfg.needs_reference and algorithm.kl.placement == "loss":
+        yield "algorithm.kl", "kl_coef", "is a term of the loss"
+    if algorithm.entropy.coef > 0 or algorithm.entropy.target is not None:
+        yield "algorithm.entropy", "entropy_coef", "is a term of the loss"
+    if ":" in algorithm.loss.use and algorithm.correction != CorrectionConfig():
+        yield "algorithm.correction", "correction", "is set"
+
+
+def _helper(field: str) -> str:
+    if field in _CLIP:
+        return ", or trainer.objectives.clip_range"
+    return ", or trainer.loss.finish" if field in _SHARED else ""
+
+
+def _fields_read(use: str) -> set[str] | None:
+    """Return the fields that a loss reads; None where its source cannot be found."""
     module, attribute, _ = use.partition(":")
     if not attribute:
         path = find_module(_BUILT_IN)
@@ -111,10 +139,10 @@ def _streams_read(use: str) -> set[str] | None:
 
 
 def _named(tree: ast.AST) -> set[str]:
-    """Return the clip streams that some code reads, itself or through a function that does."""
-    names = set(_mentioned(tree))
+    """Return the fields that some code reads, itself or through a function that does."""
     attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    return set(_STREAMS) if names & set(_READERS) else attributes & set(_STREAMS)
+    called = (_READS[name] for name in set(_mentioned(tree)) & _READS.keys())
+    return (attributes & _FIELDS).union(*called)
 
 
 def _mentioned(tree: ast.AST) -> Iterator[str]:

@@ -191,13 +191,13 @@ def test_a_truncated_rollout_ends_like_any_other() -> None:
 
 
 def test_samples_for_the_critic_hold_rewards_apart() -> None:
-    (source,) = recipe(advantage={"use": "gae", "args": {"lam": 0.5}}).sources
+    (source,) = recipe(advantage={"use": "gae", "args": {"gamma": 0.9, "lam": 0.5}}).sources
     played = group(rollout(0, 0.5, 3), rollout(1, None, 2), rollout(2, 0.5, 1))
     made, signal = samples_of(source, played, kl_coef=0.1)
     assert signal, "equal rewards teach too"
     assert [s.index for s in made] == [0, 2]
     first = made[0]
-    assert first.gae is not None and (first.gae.gamma, first.gae.lam) == (1.0, 0.5)
+    assert first.gae is not None and (first.gae.gamma, first.gae.lam) == (0.9, 0.5)
     assert first.gae.rewards.tolist() == [0, 0, 0, 0, 0.5]
     assert not first.advantages.any() and first.gae.kl_coef == 0
     assert first.kl_coef.tolist() == pytest.approx([0.1] * 5)

@@ -1,5 +1,6 @@
 """Losses, corrections and controls against numbers worked by hand from the papers' formulas."""
 
+import dataclasses
 import math
 
 import pytest
@@ -199,9 +200,9 @@ def test_the_kl_s_scale_follows_its_target() -> None:
     """KL at twice its target: the error is clipped to 0.2; scale *= 1 + 0.1 * 0.2."""
     cfg = AlgorithmConfig.model_validate({"kl": {"coef": 0.1, "target": 0.5}})
     controls = Controls.start(cfg)
-    controls.follow(cfg, {"kl_ref": 1.0})
+    controls.follow(cfg, {"kl_held": 1.0})
     assert controls.kl_scale == pytest.approx(1.02)
-    controls.follow(cfg, {"kl_ref": 0.45})
+    controls.follow(cfg, {"kl_held": 0.45})
     assert controls.kl_scale == pytest.approx(1.02 * 0.99)
     controls.follow(cfg, {})
     assert controls.kl_scale == pytest.approx(1.02 * 0.99)
@@ -222,5 +223,16 @@ def test_the_entropy_bonus_acts_and_grows_while_entropy_is_low() -> None:
 def test_without_targets_nothing_moves() -> None:
     cfg = AlgorithmConfig.model_validate({"entropy": {"coef": 0.01}, "kl": {"coef": 1}})
     controls = Controls.start(cfg)
-    controls.follow(cfg, {"entropy": 0.0, "kl_ref": 9.0})
+    controls.follow(cfg, {"entropy": 0.0, "kl_held": 9.0})
     assert controls == Controls.start(cfg) and controls.bonus(cfg) == 0.01
+
+
+def test_what_trust_region_does_not_weigh_is_not_shown_as_weighed() -> None:
+    """Its ratio is to the sampler, so a correction masks and weighs nothing."""
+    x = inputs([1.0, 2.0], [1.0, -1.0])
+    weighed = dataclasses.replace(x, correction=torch.tensor([0.0, 0.5]))
+    out = trust_region(weighed)
+    assert out.total.item() == trust_region(x).total.item()
+    shown = {n: m for n, m in out.metrics.items() if isinstance(m, Mean)}
+    assert shown["mismatch/masked"].numerator.item() == 0
+    assert shown["mismatch/correction"].numerator.item() == 2

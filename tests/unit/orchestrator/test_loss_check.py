@@ -16,7 +16,7 @@ PLAIN = "def mine(x, *, clip_low=0.2):\n    return clip_low * x.policy_logprobs\
 ONE = "def mine(x):\n    return x.clip_high * x.policy_logprobs\n"
 
 
-def recipe(loss: str, minibatches: int = 2, **clip: float) -> RunConfig:
+def recipe(loss: str, minibatches: int = 2, **clip: object) -> RunConfig:
     return RunConfig.model_validate(
         {
             "name": "t",
@@ -52,6 +52,70 @@ def test_a_range_that_the_loss_does_not_read_is_refused(
         assert f"does not read {field}" in problem.what and loss in problem.what
         assert f"x.{field}" in problem.fix
     assert check_loss(recipe(loss)) == []
+
+
+BARE = "def mine(x):\n    return x.advantages * x.policy_logprobs\n"
+FINISHED = (
+    "from trainer.loss import finish\n\n"
+    "def mine(x):\n    return finish(x, x.advantages * x.policy_logprobs, {})\n"
+)
+WEIGHED = "def mine(x):\n    return x.loss_weight * x.correction * x.policy_logprobs\n"
+ASKED: list[tuple[dict[str, object], dict[str, object], str, list[str]]] = [
+    # of the source, of the algorithm, where the problem is, losses that read it
+    ({"loss_weight": 0.5}, {}, "sources.s.loss_weight", [FINISHED, WEIGHED]),
+    (
+        {"truncated_loss_weight": 0},
+        {},
+        "sources.s.truncated_loss_weight",
+        [FINISHED, WEIGHED],
+    ),
+    ({}, {"aggregation": "sequence_mean"}, "algorithm.aggregation", [FINISHED, WEIGHED]),
+    ({}, {"kl": {"coef": 0.1}}, "algorithm.kl", [FINISHED]),
+    ({"kl_coef": 0.1}, {}, "algorithm.kl", [FINISHED]),
+    ({}, {"entropy": {"coef": 0.1}}, "algorithm.entropy", [FINISHED]),
+    ({}, {"entropy": {"target": 0.1}}, "algorithm.entropy", [FINISHED]),
+    ({}, {"correction": {"weight": "mask"}}, "algorithm.correction", [WEIGHED]),
+]
+
+
+@pytest.mark.parametrize(("own", "algorithm", "where", "readers"), ASKED)
+def test_whatever_a_loss_of_ones_own_passes_over_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own: dict[str, object],
+    algorithm: dict[str, object],
+    where: str,
+    readers: list[str],
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for number, source in enumerate((BARE, FINISHED, WEIGHED, WRAPPED)):
+        module = f"losses_{number}_of_check_test"
+        (tmp_path / f"{module}.py").write_text(source)
+        loss = f"{module}:mine"
+        section = AlgorithmConfig.model_validate({**algorithm, "loss": {"use": loss}})
+        cfg = recipe(loss, **own).model_copy(update={"algorithm": section})
+        wanted = [] if source in (*readers, WRAPPED) else [where]
+        assert [p.where for p in check_loss(cfg)] == wanted, source
+        assert all(loss in p.what and "does not read" in p.what for p in check_loss(cfg))
+
+
+@pytest.mark.parametrize("use", ["ppo_clip", "gspo", "cispo", "policy_gradient", "trust_region"])
+def test_built_in_losses_read_what_they_share(use: str) -> None:
+    sections = {"kl": {"coef": 0.1}, "entropy": {"coef": 0.1}, "aggregation": "sequence_mean"}
+    section = AlgorithmConfig.model_validate({**sections, "loss": {"use": use}})
+    cfg = recipe(use, loss_weight=0.5).model_copy(update={"algorithm": section})
+    assert check_loss(cfg) == []
+
+
+def test_a_kl_in_the_reward_is_no_matter_of_the_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "losses_kl_of_check_test.py").write_text(BARE)
+    section = {"loss": {"use": "losses_kl_of_check_test:mine"}}
+    kl = {"kl": {"coef": 0.1, "placement": "reward", "estimator": "k1"}}
+    algorithm = AlgorithmConfig.model_validate({**section, **kl})
+    assert check_loss(recipe("ppo_clip").model_copy(update={"algorithm": algorithm})) == []
 
 
 def test_the_built_in_loss_reads_them_and_the_plan_asks() -> None:

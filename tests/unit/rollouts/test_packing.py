@@ -52,6 +52,7 @@ def test_plan_keeps_every_invariant(
     assert [row for plan in plans for row in rows_of(plan)] == list(range(len(samples)))
     for plan in plans:
         assert plan.num_loss_tokens == sum(pairs[row][1] for row in rows_of(plan)) > 0
+        assert plan.num_samples == sum(pairs[row][1] > 0 for row in rows_of(plan))
         assert len(plan.grid) == dp
         counts = {len(rank) for rank in plan.grid}
         assert len(counts) == 1
