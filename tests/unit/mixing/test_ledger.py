@@ -30,13 +30,12 @@ from rollouts.types import (
     GroupSummary,
     MicroBatchPlan,
     MinibatchPlan,
-    RolloutStats,
-    RolloutStatus,
     SampleHandle,
     Sampling,
     Task,
     TrainBatch,
 )
+from tests.made_groups import made_group, made_rollout
 
 SOURCES = ("arith", "tools", "wörds")
 
@@ -53,29 +52,14 @@ def request(task_id: str, step: int = 1, *, epoch: int = 0, attempt: int = 0) ->
 
 
 def graded(of: GroupRequest, valid: int = 3) -> GroupSummary:
-    def stats(index: int) -> RolloutStats:
-        ok = index < valid
-        return RolloutStats(
-            reward=float(index % 2) if ok else None,
-            reward_parts={},
-            num_completion_tokens=5,
-            status=RolloutStatus.COMPLETED if ok else RolloutStatus.INVALID,
-            error=None,
-        )
-
+    rewards = [float(i % 2) if i < valid else None for i in range(of.group_size)]
     samples = (SampleHandle(ref=None, row=i, num_tokens=9, num_loss_tokens=5) for i in range(valid))
-    return GroupSummary(
+    return made_group(
+        [made_rollout(reward, 5) for reward in rewards],
         group_id=of.group_id,
-        task_id=of.task.task_id,
         source=of.task.source,
+        samples=samples,
         step=of.step,
-        rollouts=tuple(stats(i) for i in range(of.group_size)),
-        samples=tuple(samples),
-        group_ref=None,
-        oldest_version=0,
-        newest_version=0,
-        generate_s=0.0,
-        grade_s=0.0,
     )
 
 
