@@ -19,7 +19,8 @@ from configs.redact import guard_output
 from configs.schema import RunConfig
 from rollouts.gae import estimate_values, moments
 from rollouts.packing import assemble
-from rollouts.types import F32, MicroBatchPlan, StepResult, ValueScores, ValueTargets
+from rollouts.types import F32, MicroBatchPlan, StepResult
+from rollouts.values import ValueScores, ValueTargets
 
 if TYPE_CHECKING:
     from trainer.critic import CriticEngine

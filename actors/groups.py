@@ -27,8 +27,8 @@ from rollouts.types import (
     Ref,
     StepResult,
     TrainBatch,
-    ValueScores,
 )
+from rollouts.values import ValueScores
 
 Call: TypeAlias = Callable[[ActorHandle, int], Awaitable[Any]]
 """Calls one actor, given its handle and number; Ray's handles know no types, these groups do."""

@@ -53,8 +53,6 @@ class EngineInfo:
     """TP x PP: ranks it takes in the weight-sync group."""
     device: str
     """`cuda` or `cpu`."""
-    device_uuids: tuple[str, ...]
-    """Of each worker's GPU, in rank order; empty strings on CPU."""
     max_model_len: int
 
 
@@ -211,15 +209,13 @@ class RolloutActor:
         """
         self._runner = RolloutRunner(cfg, engine_index)
         await self._engine.start()
-        devices = await self._engine.devices()
         alive = beat(0)
         return EngineInfo(
             node=alive.node,
             node_id=alive.node_id,
             processes=family(),
             num_workers=workers(cfg),
-            device=devices[0]["kind"],
-            device_uuids=tuple(d["uuid"] for d in devices),
+            device=await self._engine.device(),
             max_model_len=cfg.model.max_model_len,
         )
 

@@ -46,8 +46,6 @@ class ReceiveReport:
 
     version: int
     """Acknowledged by every worker."""
-    recv_s: float
-    """Waiting for bytes."""
     load_s: float
     """Copying, loading into layers, finishing and verifying."""
     sampled: int
@@ -118,9 +116,9 @@ class RolloutEngine:
         assert self._llm is not None, "start() was not called"
         return self._llm
 
-    async def devices(self) -> list[dict[str, str]]:
-        """Return `kind` and `uuid` of every worker's device."""
-        return await self.llm.collective_rpc("braid_device")
+    async def device(self) -> str:
+        """Return what the workers run on: `cuda` or `cpu`."""
+        return (await self.llm.collective_rpc("braid_device"))[0]
 
     async def complete(
         self, prompt_ids: Sequence[int], sampling: Sampling, *, seed: int | None = None
@@ -220,7 +218,6 @@ class RolloutEngine:
         self._stale = False
         return ReceiveReport(
             version=version,
-            recv_s=max(r["wait_s"] for r in reports),
             load_s=max(r["load_s"] + r["finish_s"] for r in reports),
             sampled=min(r["sampled"] for r in reports),
             compared=min(r["compared"] for r in reports),

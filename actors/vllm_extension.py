@@ -72,7 +72,6 @@ class LoadReport:
     """One worker's account of its last sync; sent to the front end as plain values."""
 
     version: int = -1
-    wait_s: float = 0.0
     load_s: float = 0.0
     finish_s: float = 0.0
     sampled: int = 0
@@ -163,7 +162,6 @@ class BraidTransferEngine(WeightTransferEngine[BraidInit, BraidUpdate]):
             not_loaded = {n for n, _ in self.model.named_parameters()} - self._loaded
         self.report = LoadReport(
             version=stats.version,
-            wait_s=stats.wait_s,
             load_s=stats.load_s,
             finish_s=time.perf_counter() - began,
             sampled=len(stats.checksums),
@@ -195,11 +193,10 @@ class WorkerExtension:
         r = engine.report
         return {f: getattr(r, f) for f in LoadReport.__slots__}
 
-    def braid_device(self) -> dict[str, Any]:
-        """Return the worker's device kind and, for a GPU, its UUID."""
+    def braid_device(self) -> str:
+        """Return the worker's device type."""
         device: torch.device = self.device  # type: ignore[attr-defined]
-        uuid = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
-        return {"kind": device.type, "uuid": uuid}
+        return device.type
 
 
 def _roll_back(model: nn.Module, model_config: Any) -> None:

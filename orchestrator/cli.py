@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
@@ -217,13 +218,7 @@ def grade(
         "--right": (right is not None, sample is None, "--data or --source"),
         "--probes": (bool(probes), sample is None, "--data or --source"),
     }
-    unread = [
-        Problem(where=name, what=f"is read with {reads} alone", fix="Remove it.")
-        for name, (is_given, is_read, reads) in given.items()
-        if is_given and not is_read
-    ]
-    if unread:
-        raise ConfigError(unread)
+    _refuse_unread(given)
     if sample is not None:
         from orchestrator.commands.grade import grade_and_show
 
@@ -246,6 +241,21 @@ def grade(
     else:
         found = bench_grader(grader, cast(Path, data), options)
     raise typer.Exit(show(found, as_json=as_json))
+
+
+def _refuse_unread(options: Mapping[str, tuple[bool, bool, str]]) -> None:
+    """Raise a ConfigError for options that were given and would not be read.
+
+    Args:
+        options: whether each was given, whether it is read, and with which others alone it is.
+    """
+    unread = [
+        Problem(where=name, what=f"is read with {reads} alone", fix="Remove it.")
+        for name, (is_given, is_read, reads) in options.items()
+        if is_given and not is_read
+    ]
+    if unread:
+        raise ConfigError(unread)
 
 
 @app.command()

@@ -30,8 +30,8 @@ from rollouts.types import (
     SampleHandle,
     TrainBatch,
     TrainingSample,
-    ValueScores,
 )
+from rollouts.values import ValueScores
 from tests.made_groups import made_group
 
 GAMMA, LAM, COEF = 0.9, 0.8, 0.1
