@@ -10,10 +10,11 @@ from ray.actor import ActorHandle
 
 from actors.errors import RunError
 from actors.lessons import EncodedRows
+from actors.ranks import RankPlan
 from actors.rollout import EngineInfo, ReceiveReport
 from actors.supervisor import Member, Supervisor
 from actors.sync_plan import Manifest, SendReport, SyncInit
-from actors.trainer import LogprobGap, RankPlan
+from actors.trainer import LogprobGap
 from configs.schema import HealthConfig
 from rewards.judges.meter import add_up
 from rollouts.conversations import Lesson
