@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 the run or the grader failed, 2 bad input, 3 `baseline` fo
 no-go or `judge calibrate` a judge below its threshold, 130 Ctrl-C, 143 SIGTERM.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -24,7 +23,15 @@ from configs.redact import guard_output, redact
 from orchestrator.commands.import_recipe import import_app
 from orchestrator.commands.judge import judge_app
 from orchestrator.commands.learn import reward_model, sample, sft
-from orchestrator.commands.options import Overrides, Recipe, Resume
+from orchestrator.commands.options import (
+    AcceptChanges,
+    Overrides,
+    Recipe,
+    Resume,
+    ResumeChoice,
+    RunDirectory,
+)
+from orchestrator.commands.output import print_json
 from orchestrator.commands.render import render
 from orchestrator.commands.submit import logs, status, stop, submit
 from orchestrator.interrupt import Signalled
@@ -50,19 +57,9 @@ BAD_INPUT, FAILED = 2, 1
 def run(
     recipe: Recipe,
     overrides: Overrides = None,
-    run_dir: Annotated[
-        Path | None, typer.Option("--run-dir", help="Run directory; default runs/NAME.")
-    ] = None,
-    resume: Annotated[
-        Resume, typer.Option("--resume", help="auto: go on from the newest checkpoint.")
-    ] = Resume.NEVER,
-    accept_changes: Annotated[
-        bool,
-        typer.Option(
-            "--accept-changes",
-            help="Resume although data, code or model are not those of the last attempt.",
-        ),
-    ] = False,
+    run_dir: RunDirectory = None,
+    resume: ResumeChoice = Resume.NEVER,
+    accept_changes: AcceptChanges = False,
 ) -> None:
     """Train: start the actors, run all steps, evaluate, and free everything."""
     if accept_changes and resume is not Resume.AUTO:
@@ -121,7 +118,7 @@ def plan(
 
     made = make_plan(load_recipe(recipe, overrides or ()), gpu_gib=gpu_gib)
     if as_json:
-        sys.stdout.write(json.dumps(made.to_json(), indent=2, ensure_ascii=False) + "\n")
+        print_json(made.to_json())
     else:
         from orchestrator.planning.table import render_plan
 
@@ -343,7 +340,7 @@ def doctor(
     cfg = None if recipe is None else load_recipe(recipe, overrides or ())
     found = diagnose(patient_of(cfg, judges, run_dir))
     if as_json:
-        sys.stdout.write(json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
+        print_json(found.to_json())
     else:
         Console().print(render_diagnosis(found))
     raise typer.Exit(0 if found.ready else FAILED)
