@@ -5,63 +5,34 @@ torch and DeepSpeed are imported when it starts: the driver imports this module 
 """
 
 import time
-from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
 
 from actors.fetch import CriticSamples, fetch_for_critic, fetch_value_batches
-from actors.heartbeat import Heartbeat, beat
-from actors.ranks import file_sizes, join_ranks
-from actors.trainer import RankPlan
-from configs.redact import guard_output
-from configs.schema import RunConfig
+from actors.ranks import RankActor, RankPlan
 from rollouts.gae import estimate_values, moments
 from rollouts.packing import assemble
-from rollouts.types import F32, MicroBatchPlan, StepResult, ValueScores, ValueTargets
+from rollouts.types import F32, MicroBatchPlan, StepResult
+from rollouts.values import ValueScores, ValueTargets
 
 if TYPE_CHECKING:
     from trainer.critic import CriticEngine
 
 
-class CriticActor:
-    """One data-parallel rank. Heartbeats run in a thread of their own."""
+class CriticActor(RankActor["CriticEngine"]):
+    """One rank of the critic."""
 
-    def __init__(self, cfg: RunConfig, rank: int, world_size: int):
-        guard_output()
-        self._cfg, self._rank, self._world = cfg, rank, world_size
-        self._engine: CriticEngine | None = None
-        self._progress = 0
+    group = "critic"
 
-    @property
-    def engine(self) -> "CriticEngine":
-        """The ZeRO engine; only after `start`."""
-        assert self._engine is not None, "start() was not called"
-        return self._engine
-
-    def start(self, store_host: str, store_port: int) -> Heartbeat:
-        """Join the other ranks through the run's store and build the engine."""
+    def _engine_class(self) -> "type[CriticEngine]":
         from trainer.critic import CriticEngine
-        from trainer.determinism import make_deterministic
 
-        if self._cfg.deterministic:
-            make_deterministic()
-        join_ranks(
-            "critic",
-            (store_host, store_port),
-            rank=self._rank,
-            world_size=self._world,
-            timeout_s=self._cfg.trainer.collective_timeout_s,
-        )
-        self._engine = CriticEngine(
-            self._cfg,
-            rank=self._rank,
-            world_size=self._world,
-            total_optimizer_steps=self._cfg.num_steps * self._cfg.batch.updates,
-        )
-        return beat(self._progress)
+        return CriticEngine
+
+    def _optimizer_steps(self) -> int:
+        return self._cfg.num_steps * self._cfg.batch.updates
 
     def score(self, plan: RankPlan) -> tuple[ValueScores | None, ...]:
         """Score this rank's micro-batches and make advantages of the values.
@@ -112,23 +83,4 @@ class CriticActor:
         ]
         fetched = time.monotonic()
         outcome = self.engine.train_step(plan.step, minibatches, plan.bounds)
-        self._progress += 1
-        return StepResult(
-            policy_version=plan.step,
-            metrics=outcome.metrics,
-            seconds={"fetch": fetched - began, **outcome.seconds},
-        )
-
-    def save(self, folder: Path) -> Mapping[str, int]:
-        """Write this rank's part of a checkpoint; return what it sees of it then."""
-        self.engine.save(folder)
-        return file_sizes(folder)
-
-    def load(self, folder: Path) -> None:
-        """Restore this rank from a checkpoint."""
-        self.engine.load(folder)
-
-    @ray.method(concurrency_group="control")
-    def heartbeat(self) -> Heartbeat:
-        """Answer that the actor lives."""
-        return beat(self._progress)
+        return self._trained(plan, outcome, fetch_s=fetched - began)

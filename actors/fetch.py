@@ -11,16 +11,8 @@ from rollouts.gae import joined
 from rollouts.packing import assemble
 from rollouts.sample_files import SampleFile, StoredSample, read_samples
 from rollouts.scopes import scaled
-from rollouts.types import (
-    F32,
-    MicroBatch,
-    MicroBatchPlan,
-    Ref,
-    SampleHandle,
-    TrainingSample,
-    ValueBatch,
-    ValueTargets,
-)
+from rollouts.types import F32, MicroBatch, MicroBatchPlan, Ref, SampleHandle, TrainingSample
+from rollouts.values import ValueBatch, ValueTargets
 
 
 def fetch_samples(

@@ -11,11 +11,11 @@ from ray.actor import ActorHandle
 
 from actors.errors import ActorFailure, RunError
 from actors.lessons import EncodedRows
-from actors.ranks import file_sizes
+from actors.ranks import RankPlan, file_sizes
 from actors.rollout import EngineInfo, ReceiveReport
 from actors.supervisor import Member, Supervisor
 from actors.sync_plan import Manifest, SendReport, SyncInit
-from actors.trainer import LogprobGap, RankPlan
+from actors.trainer import LogprobGap
 from configs.schema import HealthConfig
 from rewards.judges.meter import add_up
 from rollouts.conversations import Lesson
@@ -29,8 +29,8 @@ from rollouts.types import (
     Ref,
     StepResult,
     TrainBatch,
-    ValueScores,
 )
+from rollouts.values import ValueScores
 
 ARRIVAL_S = 60.0
 """Seconds until the driver must see what an actor on another node wrote."""

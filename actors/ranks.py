@@ -1,8 +1,106 @@
-"""How the ranks of one group meet, and what they wrote together."""
+"""A data-parallel rank as an actor: how it meets the others, trains and is saved.
+
+torch and DeepSpeed are imported when it starts: the driver imports this module too.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import ray
+
+from actors.heartbeat import Heartbeat, beat
+from configs.redact import guard_output
+from configs.schema import RunConfig
+from rollouts.types import MinibatchPlan, StepResult, UpdateBounds
+
+if TYPE_CHECKING:
+    from trainer.zero_engine import StepOutcome, ZeroEngine
+
+E = TypeVar("E", bound="ZeroEngine[Any]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPlan:
+    """One rank's row of a MinibatchPlan."""
+
+    minibatches: tuple[MinibatchPlan, ...]
+    """Each with a grid of this rank's row alone: [1][n]."""
+    step: int
+    bounds: UpdateBounds
+    keep_in: Path | None
+    """Folder where this rank keeps what it trains on."""
+
+
+class RankActor(Generic[E]):
+    """One data-parallel rank of a model under training. Heartbeats run in a thread of their own."""
+
+    group: ClassVar[str]
+    """Keeps the ranks' store entries apart from those of other groups."""
+
+    def __init__(self, cfg: RunConfig, rank: int, world_size: int):
+        guard_output()
+        self._cfg, self._rank, self._world = cfg, rank, world_size
+        self._engine: E | None = None
+        self._progress = 0
+
+    @property
+    def engine(self) -> E:
+        """The ZeRO engine; only after `start`."""
+        assert self._engine is not None, "start() was not called"
+        return self._engine
+
+    def start(self, store_host: str, store_port: int) -> Heartbeat:
+        """Join the other ranks through the run's store and build the engine."""
+        from trainer.determinism import make_deterministic
+
+        if self._cfg.deterministic:
+            make_deterministic()
+        join_ranks(
+            self.group,
+            (store_host, store_port),
+            rank=self._rank,
+            world_size=self._world,
+            timeout_s=self._cfg.trainer.collective_timeout_s,
+        )
+        self._engine = self._engine_class()(
+            self._cfg,
+            rank=self._rank,
+            world_size=self._world,
+            total_optimizer_steps=self._optimizer_steps(),
+        )
+        return beat(self._progress)
+
+    def _engine_class(self) -> "type[E]":
+        raise NotImplementedError
+
+    def _optimizer_steps(self) -> int:
+        """Return how many the whole run will do."""
+        raise NotImplementedError
+
+    def _trained(self, plan: RankPlan, outcome: "StepOutcome", *, fetch_s: float) -> StepResult:
+        self._progress += 1
+        return StepResult(
+            policy_version=plan.step,
+            metrics=outcome.metrics,
+            seconds={"fetch": fetch_s, **outcome.seconds},
+        )
+
+    def save(self, folder: Path) -> Mapping[str, int]:
+        """Write this rank's part of a checkpoint; return what it sees of it then."""
+        self.engine.save(folder)
+        return file_sizes(folder)
+
+    def load(self, folder: Path) -> None:
+        """Restore this rank from a checkpoint."""
+        self.engine.load(folder)
+
+    @ray.method(concurrency_group="control")
+    def heartbeat(self) -> Heartbeat:
+        """Answer that the actor lives."""
+        return beat(self._progress)
 
 
 def join_ranks(

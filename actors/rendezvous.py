@@ -36,15 +36,12 @@ class Peer:
     """Bucket it is at; -1 outside the transfer."""
     silent_s: float
     """Seconds since its last stamp: large for a frozen process."""
-    stalled_s: float
-    """Seconds at the same phase and bucket: large also for one that waits for another."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Seen:
     stamp: dict[str, object]
     changed: float
-    moved: float
 
 
 class Rendezvous:
@@ -91,7 +88,7 @@ class Rendezvous:
         now = time.monotonic()
         with self._lock:
             self._generation += 1
-            self._seen = {r: _Seen(stamp={}, changed=now, moved=now) for r in range(world_size)}
+            self._seen = {r: _Seen(stamp={}, changed=now) for r in range(world_size)}
             return self._generation
 
     def peers(self) -> list[Peer]:
@@ -107,7 +104,6 @@ class Rendezvous:
                     phase=str(seen.stamp.get("phase", "not joined")),
                     bucket=int(str(seen.stamp.get("bucket", -1))),
                     silent_s=now - seen.changed,
-                    stalled_s=now - seen.moved,
                 )
                 for rank, seen in self._seen.items()
             ]
@@ -139,10 +135,7 @@ class Rendezvous:
             seen = self._seen[rank]
             if stamp.get("count") == seen.stamp.get("count") and stamp == seen.stamp:
                 return
-            seen.changed = now
-            if any(stamp.get(k) != seen.stamp.get(k) for k in ("phase", "bucket")):
-                seen.moved = now
-            seen.stamp = stamp
+            seen.changed, seen.stamp = now, stamp
 
 
 def _listen_on(host: str) -> socket.socket:

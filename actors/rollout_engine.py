@@ -46,8 +46,6 @@ class ReceiveReport:
 
     version: int
     """Acknowledged by every worker."""
-    recv_s: float
-    """Waiting for bytes."""
     load_s: float
     """Copying, loading into layers, finishing and verifying."""
     sampled: int
@@ -220,7 +218,6 @@ class RolloutEngine:
         self._stale = False
         return ReceiveReport(
             version=version,
-            recv_s=max(r["wait_s"] for r in reports),
             load_s=max(r["load_s"] + r["finish_s"] for r in reports),
             sampled=min(r["sampled"] for r in reports),
             compared=min(r["compared"] for r in reports),

@@ -56,8 +56,6 @@ class ReceiveStats:
     """One sync, as one receiver saw it."""
 
     version: int
-    wait_s: float
-    """Waiting for bytes."""
     load_s: float
     """Copying out of buckets and handing tensors over."""
     checksums: dict[str, int]
@@ -261,17 +259,15 @@ class WeightReceiver:
         manifest_hash: str,
         load: Callable[[Sequence[tuple[str, torch.Tensor]]], None],
     ) -> ReceiveStats:
-        seconds = {"wait": 0.0, "load": 0.0}
-        with _Timed(seconds, "wait"):
-            code, count = self._open(version, manifest_hash)
+        seconds = {"load": 0.0}
+        code, count = self._open(version, manifest_hash)
         wanted = sampled(self._manifest, version, count)
         sums: dict[int, int] = {}
         buckets = plan_buckets(self._manifest)
         self._expect(buckets[0])
         for bucket in buckets:
             self._group.stamp("receiving", bucket.index)
-            with _Timed(seconds, "wait"):
-                data = self._wire.take(bucket)
+            data = self._wire.take(bucket)
             if bucket.index + 1 < len(buckets):
                 self._expect(buckets[bucket.index + 1])
             with _Timed(seconds, "load"):
@@ -280,12 +276,10 @@ class WeightReceiver:
                 if code == 0:
                     sums.update((i, checksum(t)) for i, t in whole if i in wanted)
                     load([(self._manifest.tensors[i].name, t) for i, t in whole])
-        with _Timed(seconds, "wait"):
-            self._wire.drain()
-            self._close(code, count, [sums[i] for i in wanted if code == 0])
+        self._wire.drain()
+        self._close(code, count, [sums[i] for i in wanted if code == 0])
         return ReceiveStats(
             version=version,
-            wait_s=seconds["wait"],
             load_s=seconds["load"],
             checksums={self._manifest.tensors[i].name: sums[i] for i in wanted},
         )

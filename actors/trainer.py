@@ -4,7 +4,7 @@ torch and DeepSpeed are imported when it starts: the driver imports this module 
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,30 +13,16 @@ import numpy as np
 import ray
 
 from actors.fetch import fetch_samples, fetch_stored, lay_out
-from actors.heartbeat import Heartbeat, beat
-from actors.ranks import file_sizes, join_ranks
+from actors.ranks import RankActor, RankPlan
 from actors.sync_plan import Manifest, SendReport, SyncInit
-from configs.redact import guard_output
 from configs.schema import RunConfig
 from rollouts.packing import assemble
 from rollouts.sample_files import rank_file, write_samples
-from rollouts.types import F32, MinibatchPlan, Ref, StepResult, UpdateBounds
+from rollouts.types import F32, Ref, StepResult
 
 if TYPE_CHECKING:
     from actors.sync_transport import WeightSender
     from trainer.engine import PolicyEngine
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankPlan:
-    """One rank's row of a MinibatchPlan."""
-
-    minibatches: tuple[MinibatchPlan, ...]
-    """Each with a grid of this rank's row alone: [1][n]."""
-    step: int
-    bounds: UpdateBounds
-    keep_in: Path | None
-    """Folder where this rank keeps what it trains on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,47 +34,22 @@ class LogprobGap:
     num_tokens: int
 
 
-class TrainerActor:
-    """One data-parallel rank. Heartbeats run in a thread of their own."""
+class TrainerActor(RankActor["PolicyEngine"]):
+    """One rank of the policy."""
+
+    group = "trainer"
 
     def __init__(self, cfg: RunConfig, rank: int, world_size: int):
-        guard_output()
-        self._cfg, self._rank, self._world = cfg, rank, world_size
-        self._engine: PolicyEngine | None = None
+        super().__init__(cfg, rank, world_size)
         self._sender: WeightSender | None = None
-        self._progress = 0
-
-    @property
-    def engine(self) -> "PolicyEngine":
-        """The ZeRO engine; only after `start`."""
-        assert self._engine is not None, "start() was not called"
-        return self._engine
-
-    def start(self, store_host: str, store_port: int) -> Heartbeat:
-        """Join the other ranks through the run's store and build the engine."""
-        from trainer.determinism import make_deterministic
-
-        if self._cfg.deterministic:
-            make_deterministic()
-        join_ranks(
-            "trainer",
-            (store_host, store_port),
-            rank=self._rank,
-            world_size=self._world,
-            timeout_s=self._cfg.trainer.collective_timeout_s,
-        )
-        self._engine = self._engine_class()(
-            self._cfg,
-            rank=self._rank,
-            world_size=self._world,
-            total_optimizer_steps=self._cfg.policy_updates,
-        )
-        return beat(self._progress)
 
     def _engine_class(self) -> "type[PolicyEngine]":
         from trainer.engine import PolicyEngine
 
         return PolicyEngine
+
+    def _optimizer_steps(self) -> int:
+        return self._cfg.policy_updates
 
     def train_step(self, plan: RankPlan) -> StepResult:
         """Fetch this rank's samples and train all mini-batches of a step."""
@@ -112,12 +73,7 @@ class TrainerActor:
         ]
         fetched = time.monotonic()
         outcome = self.engine.train_step(plan.step, minibatches, plan.bounds)
-        self._progress += 1
-        return StepResult(
-            policy_version=plan.step,
-            metrics=outcome.metrics,
-            seconds={"fetch": fetched - began, **outcome.seconds},
-        )
+        return self._trained(plan, outcome, fetch_s=fetched - began)
 
     def held_out(self, plan: RankPlan) -> dict[str, float]:
         """Return sums over the loss tokens of this rank's rows, and their `count`; trains
@@ -213,20 +169,6 @@ class TrainerActor:
                 for sample, start, end in zip(samples, ends, ends[1:], strict=False):
                     found.append((sample.group_id, sample.index, values[start:end]))
         return ray.put(found)
-
-    def save(self, folder: Path) -> Mapping[str, int]:
-        """Write this rank's part of a checkpoint; return what it sees of it then."""
-        self.engine.save(folder)
-        return file_sizes(folder)
-
-    def load(self, folder: Path) -> None:
-        """Restore this rank from a checkpoint."""
-        self.engine.load(folder)
-
-    @ray.method(concurrency_group="control")
-    def heartbeat(self) -> Heartbeat:
-        """Answer that the actor lives."""
-        return beat(self._progress)
 
 
 class RewardTrainerActor(TrainerActor):

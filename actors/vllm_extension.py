@@ -72,7 +72,6 @@ class LoadReport:
     """One worker's account of its last sync; sent to the front end as plain values."""
 
     version: int = -1
-    wait_s: float = 0.0
     load_s: float = 0.0
     finish_s: float = 0.0
     sampled: int = 0
@@ -165,7 +164,6 @@ class BraidTransferEngine(WeightTransferEngine[BraidInit, BraidUpdate]):
             not_loaded = {n for n, _ in self.model.named_parameters()} - self._loaded
         self.report = LoadReport(
             version=stats.version,
-            wait_s=stats.wait_s,
             load_s=stats.load_s,
             finish_s=time.perf_counter() - began,
             sampled=len(stats.checksums),

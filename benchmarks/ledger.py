@@ -23,6 +23,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.stack import show_figures
 from configs.load import save_config
 from configs.schema import RunConfig
 from mixing.ledger.events import Reason
@@ -245,11 +248,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as run:
         figures = measure(given.groups, Path(run))
-    width = max(map(len, figures))
-    for name, value in figures.items():
-        print(f"{name:<{width}}  {value}")
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+    show_figures(figures, given.json)
 
 
 if __name__ == "__main__":

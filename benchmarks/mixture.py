@@ -22,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.stack import show_figures
 from configs.schema import RunConfig
 from mixing.mixer import Mixer
 from mixing.quota.tokens import Trained
@@ -204,11 +205,7 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=200_000, help="Groups planned per case.")
     arguments = parser.parse_args()
     figures = measure(arguments.groups)
-    width = max(map(len, figures))
-    for name, value in figures.items():
-        print(f"{name:<{width}}  {value}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    show_figures(figures, arguments.json)
 
 
 if __name__ == "__main__":

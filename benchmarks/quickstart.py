@@ -17,7 +17,10 @@ import time
 from pathlib import Path
 from statistics import fmean
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.stack import ROOT, commit, records
+
 SAMPLE_S = 0.5
 
 
@@ -46,8 +49,7 @@ def pss_bytes(pid: int) -> int:
 def mean_pass_rates(run_dir: Path) -> dict[int, float]:
     """Return the mean over sources of the held-out pass rate, by step."""
     rates: dict[int, list[float]] = {}
-    for line in (run_dir / "eval.jsonl").read_text().splitlines():
-        record = json.loads(line)
+    for record in records(run_dir / "eval.jsonl"):
         rates.setdefault(record["step"], []).append(record["pass_rate"])
     return {step: fmean(r) for step, r in rates.items()}
 
@@ -71,7 +73,7 @@ def measure(seed: int, out: Path) -> dict[str, object]:
     if process.returncode != 0:
         raise SystemExit(f"seed {seed} ended with {process.returncode}; see {log.name}")
     rates = mean_pass_rates(run_dir)
-    metrics = [json.loads(x) for x in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    metrics = records(run_dir / "metrics.jsonl")
     split = {
         k.removeprefix("time/"): round(fmean(m[k] for m in metrics), 4)
         for k in metrics[0]
@@ -101,9 +103,7 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out or Path(tempfile.mkdtemp(prefix="braid-quickstart-"))
     out.mkdir(parents=True, exist_ok=True)
-    head = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(head, cwd=ROOT, capture_output=True, text=True, check=False)
-    where = {"machine": platform.machine(), "commit": commit.stdout.strip()}
+    where = {"machine": platform.machine(), "commit": commit()}
     for seed in args.seeds:
         print(json.dumps({**where, **measure(seed, out)}), flush=True)
 

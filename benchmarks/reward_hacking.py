@@ -17,7 +17,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.stack import ROOT, commit, records
+
 RECIPE = ROOT / "benchmarks" / "reward_hacking.yaml"
 BASELINE = ROOT / "benchmarks" / "baselines" / "reward_hacking.json"
 SOUND = "sources.sums.rewards=[{name: exact, use: exact}]"
@@ -41,18 +44,14 @@ def run(arm: str, seed: int, out: Path) -> Path:
 
 def measure(run_dir: Path) -> dict[str, Any]:
     """Return what changed from the first steps to the last, and every alarm."""
-    rows = _lines(run_dir / "metrics.jsonl")
+    rows = records(run_dir / "metrics.jsonl")
     figures: dict[str, Any] = {"steps": len(rows)}
     for name in SHOWN:
         values = [row[f"source/sums/all/{name}"] for row in rows]
         figures[name] = [round(fmean(part), 4) for part in (values[:ENDS], values[-ENDS:])]
-    found = _lines(run_dir / "alarms.jsonl")
+    found = records(run_dir / "alarms.jsonl")
     figures["alarms"] = [{k: a[k] for k in ("monitor", "event", "step", "text")} for a in found]
     return figures
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(x) for x in path.read_text().splitlines()] if path.is_file() else []
 
 
 def table(results: dict[str, Any]) -> str:
@@ -78,15 +77,13 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out or Path(tempfile.mkdtemp(prefix="braid-reward-hacking-"))
     out.mkdir(parents=True, exist_ok=True)
-    head = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(head, cwd=ROOT, capture_output=True, text=True, check=False)
     arms: dict[str, Any] = {}
     if BASELINE.is_file():
         arms = json.loads(BASELINE.read_text())["arms"]
     for arm in args.arms or ("hackable", "sound"):
         for seed in args.seeds:
             figures = measure(run(arm, seed, out))
-            arms[f"{arm}, seed {seed}"] = {"commit": commit.stdout.strip(), **figures}
+            arms[f"{arm}, seed {seed}"] = {"commit": commit(), **figures}
     known = {"machine": platform.machine(), "arms": arms}
     BASELINE.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
     print(table(arms))

@@ -38,7 +38,7 @@ if __name__ == "__main__":  # this file has the name of the package it measures
 
 from pydantic import JsonValue
 
-from benchmarks.stack import ROOT, markdown, write_section
+from benchmarks.stack import ROOT, commit, markdown, write_section
 from configs.graders.code import CodeTestsGrader
 from configs.sandbox import SandboxConfig
 from rewards.code_tests import prepare_code_tests
@@ -264,7 +264,7 @@ def _remains(found: Mapping[str, JsonValue]) -> dict[str, int]:
 
 def record(name: str, figures: Mapping[str, JsonValue]) -> None:
     """Put a command's figures into the baseline, and the page's section."""
-    made = {"python": platform.python_version(), "machine": platform.machine(), "commit": _commit()}
+    made = {"python": platform.python_version(), "machine": platform.machine(), "commit": commit()}
     held = json.loads(BASELINE.read_text()) if BASELINE.is_file() else {}
     held |= {name: {**figures, **made}}
     BASELINE.write_text(json.dumps(dict(sorted(held.items())), indent=1) + "\n")
@@ -300,11 +300,6 @@ def page_section(found: Mapping[str, Any]) -> str:
             own = f"{what or 'nothing'}, after {own['runs']:,} runs"
         rows.append([f"left behind in the tier `{tier}`", "nothing", str(own)])
     return markdown(["what", "goal", "measured"], rows)
-
-
-def _commit() -> str:
-    head = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(head, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def main() -> None:

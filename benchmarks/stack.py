@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,22 @@ def write_section(name: str, text: str, page: Path = PAGE) -> None:
     old = section(before, name)
     marks = "<!-- {} -->\n\n{}\n<!-- end of {} -->"
     page.write_text(before.replace(marks.format(name, old, name), marks.format(name, text, name)))
+
+
+def commit() -> str:
+    """Return the commit that is checked out."""
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(asked, cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def show_figures(figures: Mapping[str, object], file: Path | None) -> None:
+    """Print figures in a column; write them as JSON where asked."""
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        print(f"{name:<{width}}  {value}")
+    if file:
+        file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def made_on(run_dirs: Iterable[Path]) -> dict[str, object]:

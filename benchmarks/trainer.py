@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwe
 
 sys.path[0] = str(Path(__file__).parents[1])  # this file has the name of the package it measures
 
-from benchmarks.stack import ROOT, markdown, write_section
+from benchmarks.stack import ROOT, commit, markdown, write_section
 from configs.data import DataConfig
 from configs.schema import BatchConfig, ModelConfig, RewardConfig, RunConfig, SourceConfig
 from configs.training import TrainerConfig
@@ -294,21 +294,13 @@ def measure_memory() -> dict[str, float]:
         ran = subprocess.run(
             command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300
         )
-        peaks[kind] = float(ran.stdout)
+        peaks[kind] = float(ran.stdout.splitlines()[-1])  # DeepSpeed may have warned before
     return {
         "vocab": BIG_VOCAB,
         "tokens": HEAD_TOKENS,
         "fused_mib": peaks["fused"] - peaks["neither"],
         "whole_mib": peaks["whole"] - peaks["neither"],
     }
-
-
-def commit() -> str:
-    """Return the commit that is checked out."""
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(
-        asked, cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.strip()
 
 
 def table(found: dict[str, dict[str, float]]) -> str:

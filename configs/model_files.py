@@ -16,7 +16,6 @@ from configs.errors import Problem
 _MAX_HEADER_BYTES = 100_000_000
 """What safetensors itself allows."""
 _LLAMA_LIKE = re.compile(r"^(Llama|Mistral|Qwen2|Qwen3)ForCausalLM$")
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

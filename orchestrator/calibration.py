@@ -1,7 +1,6 @@
 """Judges against people: the `braid judge calibrate` command, and the check before a run trains."""
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from configs.judges import JudgeConfig, Judges
 from configs.load import load_grader, load_judges
 from configs.schema import RunConfig
 from configs.validate_judges import check_asked
+from orchestrator.commands.output import print_json
 from orchestrator.interrupt import run_interruptible
 from orchestrator.judge_file import local_engine
 from orchestrator.records.files import append_line
@@ -67,7 +67,7 @@ def command(
     _keep(kept, found, seconds=time.monotonic() - began)
     if as_json:
         shown = {**found.to_json(), "drift": None if moved is None else _plain(moved)}
-        sys.stdout.write(json.dumps(shown, indent=2, ensure_ascii=False) + "\n")
+        print_json(shown)
     else:
         Console().print(render(found, moved))
         Console().print(f"kept in {kept}", style="dim", markup=False, soft_wrap=True)

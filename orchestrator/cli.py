@@ -5,11 +5,11 @@ no-go or `judge calibrate` a judge below its threshold, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import errno
-import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
@@ -24,7 +24,15 @@ from configs.redact import guard_output, redact
 from orchestrator.commands.import_recipe import import_app
 from orchestrator.commands.judge import judge_app
 from orchestrator.commands.learn import reward_model, sample, sft
-from orchestrator.commands.options import Overrides, Recipe, Resume
+from orchestrator.commands.options import (
+    AcceptChanges,
+    Overrides,
+    Recipe,
+    Resume,
+    ResumeChoice,
+    RunDirectory,
+)
+from orchestrator.commands.output import print_json
 from orchestrator.commands.render import render
 from orchestrator.commands.submit import logs, status, stop, submit
 from orchestrator.interrupt import Signalled
@@ -50,19 +58,9 @@ BAD_INPUT, FAILED = 2, 1
 def run(
     recipe: Recipe,
     overrides: Overrides = None,
-    run_dir: Annotated[
-        Path | None, typer.Option("--run-dir", help="Run directory; default runs/NAME.")
-    ] = None,
-    resume: Annotated[
-        Resume, typer.Option("--resume", help="auto: go on from the newest checkpoint.")
-    ] = Resume.NEVER,
-    accept_changes: Annotated[
-        bool,
-        typer.Option(
-            "--accept-changes",
-            help="Resume although data, code or model are not those of the last attempt.",
-        ),
-    ] = False,
+    run_dir: RunDirectory = None,
+    resume: ResumeChoice = Resume.NEVER,
+    accept_changes: AcceptChanges = False,
 ) -> None:
     """Train: start the actors, run all steps, evaluate, and free everything."""
     if accept_changes and resume is not Resume.AUTO:
@@ -121,7 +119,7 @@ def plan(
 
     made = make_plan(load_recipe(recipe, overrides or ()), gpu_gib=gpu_gib)
     if as_json:
-        sys.stdout.write(json.dumps(made.to_json(), indent=2, ensure_ascii=False) + "\n")
+        print_json(made.to_json())
     else:
         from orchestrator.planning.table import render_plan
 
@@ -218,13 +216,7 @@ def grade(
         "--right": (right is not None, sample is None, "--data or --source"),
         "--probes": (bool(probes), sample is None, "--data or --source"),
     }
-    unread = [
-        Problem(where=name, what=f"is read with {reads} alone", fix="Remove it.")
-        for name, (is_given, is_read, reads) in given.items()
-        if is_given and not is_read
-    ]
-    if unread:
-        raise ConfigError(unread)
+    _refuse_unread(given)
     if sample is not None:
         from orchestrator.commands.grade import grade_and_show
 
@@ -247,6 +239,21 @@ def grade(
     else:
         found = bench_grader(grader, cast(Path, data), options)
     raise typer.Exit(show(found, as_json=as_json))
+
+
+def _refuse_unread(options: Mapping[str, tuple[bool, bool, str]]) -> None:
+    """Raise a ConfigError for options that were given and would not be read.
+
+    Args:
+        options: whether each was given, whether it is read, and with which others alone it is.
+    """
+    unread = [
+        Problem(where=name, what=f"is read with {reads} alone", fix="Remove it.")
+        for name, (is_given, is_read, reads) in options.items()
+        if is_given and not is_read
+    ]
+    if unread:
+        raise ConfigError(unread)
 
 
 @app.command()
@@ -334,7 +341,7 @@ def doctor(
     cfg = None if recipe is None else load_recipe(recipe, overrides or ())
     found = diagnose(patient_of(cfg, judges, run_dir))
     if as_json:
-        sys.stdout.write(json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
+        print_json(found.to_json())
     else:
         Console().print(render_diagnosis(found))
     raise typer.Exit(0 if found.ready else FAILED)

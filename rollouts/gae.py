@@ -15,14 +15,8 @@ import numpy as np
 
 from rollouts.credit import F64, GroupCredit
 from rollouts.packing import KLEstimator, kl_per_token
-from rollouts.types import (
-    F32,
-    MicroBatchPlan,
-    MinibatchPlan,
-    TrainBatch,
-    TrainingSample,
-    ValueTargets,
-)
+from rollouts.types import F32, MicroBatchPlan, MinibatchPlan, TrainBatch, TrainingSample
+from rollouts.values import ValueTargets
 
 
 def token_rewards(group: GroupCredit) -> list[F64]:

@@ -7,7 +7,7 @@ itself (its mask, its logprob, its advantage); the shift to next-token form happ
 
 Who makes what: mixing -> Task -> rollout actor -> RolloutGroup -> reward actor -> GroupSummary
 (to the driver) and TrainingSample (to the trainer, through Ray's object store) -> MicroBatch.
-The driver holds `GroupSummary` and references alone, never tokens.
+The driver holds `GroupSummary` and references alone, never tokens. What a critic adds: `values.py`.
 """
 
 import math
@@ -380,17 +380,6 @@ class TrainingSample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ValueTargets:
-    """What a critic said of a sample before the step, and what it is to say. 0 where the loss mask
-    is false."""
-
-    values: F32
-    """[L], of the state before each token."""
-    returns: F32
-    """[L]"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
     """Samples laid end to end for one forward pass. S may be 0: a rank without tokens still
     joins every collective."""
@@ -422,17 +411,6 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ValueBatch:
-    """Samples laid end to end for the critic."""
-
-    tokens: MicroBatch
-    values: F32
-    """[T], before the step."""
-    returns: F32
-    """[T]"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatchPlan:
     """One micro-batch of one rank: which samples, and where their scores lie. Each reference is to
     a tuple with one entry a sample, in the same order."""
@@ -444,17 +422,6 @@ class MicroBatchPlan:
     """To F32 [L] by the critic's values, or None where a sample needs none."""
     targets: Ref | None = None
     """To ValueTargets, or None where a sample needs none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValueScores:
-    """What a critic made of a micro-batch."""
-
-    advantages: Ref
-    """As in MicroBatchPlan; so are `targets`."""
-    targets: Ref
-    moments: tuple[tuple[float, float] | None, ...]
-    """Mean and variance of each sample's advantages; None where it needs no values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

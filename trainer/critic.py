@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from configs.schema import RunConfig
-from rollouts.types import F32, MicroBatch, UpdateBounds, ValueBatch
+from rollouts.types import F32, MicroBatch, UpdateBounds
+from rollouts.values import ValueBatch
 from trainer.batch import to_device
 from trainer.critic_model import CriticModel, check_vocabulary, load_critic
 from trainer.epochs import plan_passes

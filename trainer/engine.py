@@ -104,7 +104,7 @@ class PolicyEngine(ZeroEngine[PolicyModel]):
         for n, i in enumerate(passes.order):
             frozen = None if proximal is None else proximal[i]
             tolerance = RATIO_TOLERANCE[self.cfg.model.dtype] if n == 0 else math.inf
-            done.append(self._train_minibatch(minibatches[i], frozen, tolerance))
+            done.append(self.train_minibatch(minibatches[i], frozen, tolerance))
         metrics = summary(done, epochs=epochs)
         algorithm = self.cfg.algorithm
         if algorithm.kl.target is not None:
@@ -116,7 +116,10 @@ class PolicyEngine(ZeroEngine[PolicyModel]):
         return StepOutcome(metrics=metrics, seconds=dict(self._seconds))
 
     def train_minibatch(
-        self, minibatch: Minibatch, proximal: Sequence[F32] | None
+        self,
+        minibatch: Minibatch,
+        proximal: Sequence[F32] | None,
+        ratio_tolerance: float = math.inf,
     ) -> MinibatchMetrics:
         """Do one optimizer step.
 
@@ -124,12 +127,8 @@ class PolicyEngine(ZeroEngine[PolicyModel]):
 
         Args:
             proximal: [T] for each micro-batch; None takes the policy's own, so the ratio is 1.
+            ratio_tolerance: how far from 1 a ratio may be before the step is refused.
         """
-        return self._train_minibatch(minibatch, proximal, math.inf)
-
-    def _train_minibatch(
-        self, minibatch: Minibatch, proximal: Sequence[F32] | None, ratio_tolerance: float
-    ) -> MinibatchMetrics:
         micro_batches = minibatch.micro_batches
         if minibatch.num_loss_tokens < 1 or minibatch.num_samples < 1 or not micro_batches:
             raise ValueError(

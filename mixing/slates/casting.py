@@ -98,11 +98,6 @@ class Casting:
         candidate.fate = Fate.DEAD if verdict is Verdict.RESAMPLE else Fate.GOOD
         return verdict
 
-    def step_of(self, group_id: str) -> int | None:
-        """Return the step that a group is destined for; None for one that is out."""
-        place = self.slates.place(group_id)
-        return None if place is None else place.step
-
     def lineup(self, step: int) -> tuple[str, ...] | None:
         """Return the groups that `step` is to be trained on, sources interleaved; None while that
         is open."""

@@ -4,8 +4,6 @@ Starts the engines and the graders of the recipe, no trainer and no reference, a
 """
 
 import asyncio
-import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +17,7 @@ from mixing.sources.source import Source
 from orchestrator.cluster import SamplingCluster
 from orchestrator.commands.baseline_stats import ItemSamples, SourceBaseline, describe
 from orchestrator.commands.baseline_view import render_baseline
+from orchestrator.commands.output import print_json
 from orchestrator.loop import Stopped, StopRequest
 from orchestrator.run import check
 from orchestrator.sampling import item_requests, on_sampling_cluster, sample_all
@@ -77,7 +76,7 @@ def execute(cfg: RunConfig, *, items: int, samples: int, as_json: bool) -> int:
         log.print(f"stopped by {stop.name}")
         return 128 + stop.signal_number
     if as_json:
-        sys.stdout.write(json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
+        print_json(found.to_json())
     else:
         out = Console()
         out.print(render_baseline(found.sources, bars="█" if out.is_terminal else "#"))

@@ -5,9 +5,7 @@ Exit codes: 0 sound, 1 exploitable or right answers are not paid, 2 bad input.
 """
 
 import importlib
-import json
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from mixing.tables.jsonl import JsonlTable
 from mixing.tables.row_filter import RowFilter
 from orchestrator.commands.bench_table import render_report
 from orchestrator.commands.grade import read_grader
+from orchestrator.commands.output import print_json
 from orchestrator.interrupt import run_interruptible
 from orchestrator.judge_file import models_from, models_of
 from rewards.bench.hacks import PROBES
@@ -120,7 +119,7 @@ def bench_source(path: Path, sets: Sequence[str], name: str, options: BenchOptio
 def show(found: BenchReport, *, as_json: bool) -> int:
     """Print a report; return the exit code."""
     if as_json:
-        sys.stdout.write(json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
+        print_json(found.to_json())
     else:
         Console().print(render_report(found))
     return SOUND if found.go else UNSOUND

@@ -1,7 +1,6 @@
 """`braid grade`: one answer through one grader, told as the RFT API's `graders/run` tells it."""
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from rich.text import Text
 from configs.errors import ConfigError, Problem
 from configs.graders.union import GraderConfig
 from configs.load import load_grader, parse_grader
+from orchestrator.commands.output import print_json
 from orchestrator.interrupt import run_interruptible
 from orchestrator.judge_file import models_from
 from rewards.rows import check_item
@@ -132,7 +132,7 @@ def grade_and_show(
     row = read_item(item)
     graded = grade_one(read_grader(grader), row, read_sample(sample), judges_file)
     if as_json:
-        sys.stdout.write(json.dumps(graded.response(), indent=2, ensure_ascii=False) + "\n")
+        print_json(graded.response())
     else:
         Console().print(render_graded(graded, row), soft_wrap=True)
     return int(graded.failed is not None)

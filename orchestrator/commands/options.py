@@ -26,7 +26,7 @@ ResumeChoice = Annotated[
     Resume, typer.Option("--resume", help="auto: go on from the newest checkpoint.")
 ]
 AcceptChanges = Annotated[
-    bool, typer.Option("--accept-changes", help="Resume although rows, code or model changed.")
+    bool, typer.Option("--accept-changes", help="Resume although data, code or model changed.")
 ]
 OnlyPlan = Annotated[
     bool, typer.Option("--plan", help="Show what it would run, and start nothing.")

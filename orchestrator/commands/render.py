@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from configs.load import load_infra, load_recipe
+from orchestrator.commands.options import Overrides
 
 
 def render(
@@ -14,10 +15,7 @@ def render(
     infra: Annotated[
         Path, typer.Option("--infra", help="Infra file: where, e.g. k8s/infra/node-of-8.yaml.")
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="Override one field; repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder for one file each and a kustomization; else stdout."),

@@ -1,7 +1,6 @@
 """`braid submit`, `status`, `logs` and `stop`: runs on a cluster, from where you sit."""
 
 import asyncio
-import json
 import shlex
 import sys
 import time
@@ -19,6 +18,8 @@ from configs.errors import ConfigError, Problem
 from configs.infra import InfraConfig
 from configs.load import load_infra, load_recipe
 from configs.schema import RunConfig
+from orchestrator.commands.options import AcceptChanges, Overrides
+from orchestrator.commands.output import print_json
 
 if TYPE_CHECKING:
     from orchestrator.deploy.jobs import Client, Job
@@ -42,10 +43,7 @@ Name = Annotated[str, typer.Argument(metavar="RUN", help="Run, or one of its job
 def submit(
     recipe: Annotated[Path, typer.Argument(help="Recipe: what runs.")],
     infra: Annotated[Path, typer.Option("--infra", help="Infra file: where.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="Override one field; repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     address: Address = None,
     k8s: K8s = False,
     token_file: TokenFile = None,
@@ -53,13 +51,7 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would travel; submit nothing.")
     ] = False,
-    accept_changes: Annotated[
-        bool,
-        typer.Option(
-            "--accept-changes",
-            help="Resume although data, code or model are not those of the last attempt.",
-        ),
-    ] = False,
+    accept_changes: AcceptChanges = False,
 ) -> None:
     """Run a recipe on a Ray cluster or on Kubernetes; the same again does not run twice."""
     _one_place(address, k8s, None, token_file)
@@ -107,7 +99,7 @@ def status(
         rows = [(j.id, j.status, _since(j.started), j.run_dir, j.message) for j in jobs]
         shown, head = [asdict(j) for j in jobs], ("job", "status", "since", "run directory", "")
     if as_json:
-        sys.stdout.write(json.dumps(shown, indent=2, ensure_ascii=False) + "\n")
+        print_json(shown)
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in head:

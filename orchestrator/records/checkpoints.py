@@ -17,12 +17,13 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
 
+from actors.errors import ActorFailure
 from orchestrator.records.files import fsync, to_bytes
 
 log = logging.getLogger("braid.checkpoints")
@@ -100,6 +101,26 @@ class CheckpointStore:
         folder.mkdir(parents=True, exist_ok=True)
         self._clean()
 
+    async def attempt(
+        self, step: int, write: Callable[[Path], Awaitable[None]], *, last: bool
+    ) -> bool:
+        """Return whether `write` filled the temporary folder of `step` and committed it.
+
+        Where it could not (a full disk) the earlier ones stay as they are: the failure is logged
+        and training goes on, but for the `last` one, whose failure is raised.
+        """
+        try:
+            await write(self.begin(step))
+        except CheckpointError as error:
+            if last:
+                raise
+            log.error("%s; training goes on, the next checkpoint tries again", error)
+            return False
+        except ActorFailure:
+            self.abandon(step)
+            raise
+        return True
+
     def begin(self, step: int) -> Path:
         """Return the temporary folder of `step`, with an empty `trainer/` in it.
 
@@ -141,14 +162,12 @@ class CheckpointStore:
     ) -> CheckpointRef:
         """Make the temporary folder of `step` a checkpoint, then prune older ones.
 
-        Args:
-            keep: steps whose checkpoints stay, however old.
-
         A good checkpoint of the same step is kept and the new one dropped; a damaged one is
         replaced.
 
         Args:
             ranks: folders that must have something in them.
+            keep: steps whose checkpoints stay, however old.
 
         Raises:
             CheckpointError: a file could not be written out; the temporary folder is gone.

@@ -4,11 +4,11 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from pydantic import JsonValue
 
-from actors.errors import ActorFailure
 from actors.groups import CriticGroup, ReferenceFleet, TrainerGroup
 from configs.errors import ConfigError, Problem
 from configs.schema import RunConfig
@@ -132,8 +132,8 @@ class Checkpointer:
         if step == self._saved or step == 0:
             return
         producer.check_ledger()
-        try:
-            folder = self._store.begin(step)
+
+        async def write(folder: Path) -> None:
             # One moment of the driver: nothing is dispatched or entered between these lines.
             state: dict[str, JsonValue] = {
                 "mixer": cast(JsonValue, mixer.state_dict()),
@@ -151,14 +151,9 @@ class Checkpointer:
             await asyncio.to_thread(self._sync, step)
             keep = guards.keep([*self._store.steps(), step])
             await asyncio.to_thread(self._store.commit, step, tuple(ranks), keep)
+
+        if await self._store.attempt(step, write, last=last):
             self._saved = step
-        except CheckpointError as error:
-            if last:
-                raise
-            log.error("%s; training goes on, the next checkpoint tries again", error)
-        except ActorFailure:
-            self._store.abandon(step)
-            raise
 
     def _sync(self, step: int) -> None:
         try:

@@ -1,20 +1,19 @@
 """The loop of supervised fine-tuning: encode the next rows while the trainer learns from these."""
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pydantic import JsonValue
 
-from actors.errors import ActorFailure
 from actors.groups import LessonGroup, TrainerGroup
 from actors.lessons import EncodedRows
 from configs.errors import ConfigError, Problem
 from mixing.tables.conversations import rows_of_step
 from orchestrator.loop import Stopped, StopRequest
-from orchestrator.records.checkpoints import CheckpointError, CheckpointStore
+from orchestrator.records.checkpoints import CheckpointStore
 from orchestrator.records.display import duration
 from orchestrator.records.metrics import MetricSinks
 from orchestrator.records.run_dir import RunDir
@@ -22,7 +21,6 @@ from orchestrator.sft.plan import Prepared
 from rollouts.packing import plan_minibatches
 from rollouts.types import SampleHandle, StepResult, TrainBatch
 
-log = logging.getLogger("braid.school")
 _AT_ONCE = 256
 """Held-out rows that are encoded and scored together."""
 
@@ -187,19 +185,14 @@ class School:
         ones as they are, and ends the run only if it is the last."""
         if step in (0, self._saved):
             return
-        try:
-            folder = self._store.begin(step)
+
+        async def write(folder: Path) -> None:
             self._store.write_driver(step, {})
             await self._trainer.save(folder / "trainer")
             await asyncio.to_thread(self._store.commit, step)
+
+        if await self._store.attempt(step, write, last=last):
             self._saved = step
-        except CheckpointError as error:
-            if last:
-                raise
-            log.error("%s; training goes on, the next checkpoint tries again", error)
-        except ActorFailure:
-            self._store.abandon(step)
-            raise
 
 
 def _all_too_long(what: str) -> ConfigError:

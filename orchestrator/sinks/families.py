@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 PREFIX = "braid"
-EXPORTED_PREFIX = "ray_"
-"""What Ray puts before every name that it exports."""
 
 _PATTERNS = tuple(
     (re.compile(f"^{pattern}$"), family)

@@ -34,7 +34,11 @@ def test_every_actor_guards_what_it_writes():
     found: dict[str, bool] = {}
     for path in (ROOT / "actors").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef) and node.name.endswith("Actor") and not node.bases:
+            # one that has a base is guarded by it, unless that is Generic, which says types alone
+            own = isinstance(node, ast.ClassDef) and all(
+                isinstance(b, ast.Subscript) and dotted(b.value) == "Generic" for b in node.bases
+            )
+            if own and node.name.endswith("Actor"):
                 made = next(f for f in node.body if getattr(f, "name", "") == "__init__")
                 calls = {dotted(c.func) for c in ast.walk(made) if isinstance(c, ast.Call)}
                 found[node.name] = "guard_output" in calls

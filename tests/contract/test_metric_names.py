@@ -34,6 +34,7 @@ from rollouts.types import (
     StepResult,
     TextTraits,
 )
+from tests.made_groups import made_group
 
 PAGE = Path(__file__).parents[2] / "docs" / "operate.md"
 ROW = re.compile(r"^\| `(?P<name>[^`]+)` \| (?P<meaning>.+) \| (?P<denominator>.*?) *\|$")
@@ -101,20 +102,15 @@ def recipe() -> RunConfig:
 
 def group() -> GroupSummary:
     """Return a group with a right, a wrong and an invalid rollout."""
-    return GroupSummary(
-        group_id=f"{NAME}/train/0#e0a0",
-        task_id=f"{NAME}/train/0",
-        source=NAME,
-        step=1,
-        rollouts=(
+    return made_group(
+        (
             rollout(1.0, RolloutStatus.COMPLETED),
             rollout(0.0, RolloutStatus.TRUNCATED, tokens=4),
             rollout(None, RolloutStatus.INVALID),
         ),
+        group_id=f"{NAME}/train/0#e0a0",
+        source=NAME,
         samples=(SampleHandle(ref=None, row=0, num_tokens=5, num_loss_tokens=3),) * 2,
-        group_ref=None,
-        oldest_version=0,
-        newest_version=0,
         generate_s=1.0,
         grade_s=1.0,
         reference=1,

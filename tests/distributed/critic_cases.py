@@ -14,7 +14,8 @@ from configs.schema import RunConfig
 from configs.training import OptimizerConfig
 from rollouts.gae import joined
 from rollouts.packing import assemble
-from rollouts.types import TrainingSample, UpdateBounds, ValueBatch, ValueTargets
+from rollouts.types import TrainingSample, UpdateBounds
+from rollouts.values import ValueBatch, ValueTargets
 from trainer.critic import CriticEngine, ValueMinibatch
 from trainer.engine import PolicyEngine
 from trainer.errors import NonFiniteError

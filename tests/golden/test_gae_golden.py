@@ -28,6 +28,7 @@ from rollouts.types import (
     TrainingSample,
     Turn,
 )
+from tests.made_groups import made_group
 
 REWARDS = np.array([0.0, 0.0, 1.0])
 VALUES = np.array([0.5, 0.2, 0.4])
@@ -223,21 +224,9 @@ def stepped(cfg: RunConfig, groups: Sequence[RolloutGroup]) -> list[list[float]]
             )
             for row, s in enumerate(own)
         )
+        group_id = played.request.group_id
         summaries.append(
-            GroupSummary(
-                group_id=played.request.group_id,
-                task_id=played.request.task.task_id,
-                source="s",
-                step=1,
-                rollouts=(),
-                samples=handles,
-                group_ref=None,
-                oldest_version=0,
-                newest_version=0,
-                generate_s=0,
-                grade_s=0,
-                has_signal=signal,
-            )
+            made_group(group_id=group_id, source="s", samples=handles, has_signal=signal)
         )
     found: list[list[float]] = []
     for summary, own in zip(scale_advantages(cfg, summaries), made, strict=True):

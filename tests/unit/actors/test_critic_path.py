@@ -30,8 +30,9 @@ from rollouts.types import (
     SampleHandle,
     TrainBatch,
     TrainingSample,
-    ValueScores,
 )
+from rollouts.values import ValueScores
+from tests.made_groups import made_group
 
 GAMMA, LAM, COEF = 0.9, 0.8, 0.1
 
@@ -157,21 +158,7 @@ def make_step(
                     needs_values=source.needs_values,
                 )
             )
-        groups.append(
-            GroupSummary(
-                group_id=f"g{number}",
-                task_id=f"t{number}",
-                source=source.name,
-                step=1,
-                rollouts=(),
-                samples=tuple(handles),
-                group_ref=None,
-                oldest_version=0,
-                newest_version=0,
-                generate_s=0,
-                grade_s=0,
-            )
-        )
+        groups.append(made_group(group_id=f"t{number}", source=source.name, samples=handles))
     return groups, known
 
 

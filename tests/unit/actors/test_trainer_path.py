@@ -9,7 +9,8 @@ import pytest
 import ray
 import torch
 
-from actors.trainer import RankPlan, TrainerActor
+from actors.ranks import RankPlan
+from actors.trainer import TrainerActor
 from configs.schema import RunConfig
 from rollouts.types import (
     MicroBatchPlan,

@@ -10,7 +10,8 @@ import pytest
 from configs.data import DataConfig
 from configs.mix import LimitsConfig
 from configs.schema import RewardConfig, RunConfig, SourceConfig
-from rollouts.types import GroupRequest, GroupSummary, RolloutStats, RolloutStatus
+from rollouts.types import GroupRequest, GroupSummary
+from tests.made_groups import made_group, made_rollout
 
 MakeRun = Callable[..., RunConfig]
 
@@ -94,28 +95,11 @@ def play() -> Play:
     def play(request: GroupRequest, pass_rate: float) -> GroupSummary:
         dice = random.Random(request.group_id)
         rewards = [float(dice.random() < pass_rate) for _ in range(request.group_size)]
-        rollouts = tuple(
-            RolloutStats(
-                reward=reward,
-                reward_parts={},
-                num_completion_tokens=1,
-                status=RolloutStatus.COMPLETED,
-                error=None,
-            )
-            for reward in rewards
-        )
-        return GroupSummary(
+        return made_group(
+            [made_rollout(reward) for reward in rewards],
             group_id=request.group_id,
-            task_id=request.task.task_id,
             source=request.task.source,
             step=request.step,
-            rollouts=rollouts,
-            samples=(),
-            group_ref=None,
-            oldest_version=0,
-            newest_version=0,
-            generate_s=0.0,
-            grade_s=0.0,
         )
 
     return play

@@ -25,17 +25,8 @@ from mixing.quota.allocator import MixEvent
 from orchestrator.clock import PhaseClock
 from orchestrator.producer import RolloutProducer
 from rollouts.packing import plan_minibatches
-from rollouts.types import (
-    GeneratedGroup,
-    GroupRequest,
-    GroupSummary,
-    Message,
-    RolloutStats,
-    RolloutStatus,
-    SampleHandle,
-    Task,
-    TrainBatch,
-)
+from rollouts.types import GeneratedGroup, GroupRequest, GroupSummary, TrainBatch
+from tests.unit.orchestrator.fakes import MadeSource, generated, graded
 
 TRAIN_S = 1.0
 
@@ -66,28 +57,6 @@ class _Selector(selectors.SelectSelector):
 def in_virtual_time(work: Coroutine[Any, Any, None]) -> None:
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(work)
-
-
-class MadeSource:
-    """Items made of their number."""
-
-    fingerprint = "made"
-
-    def __init__(self, name: str, size: int):
-        self._name, self.size = name, size
-
-    def task(self, item: int) -> Task:
-        prompt = (Message(role="user", content="?"),)
-        return Task(
-            task_id=f"{self._name}/train/{item}",
-            source=self._name,
-            prompt=prompt,
-            answer="!",
-            metadata={},
-        )
-
-    def held_out(self) -> tuple[Task, ...]:
-        return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,45 +120,15 @@ class Engines:
         await asyncio.sleep(kind.queue_s * self._dice.random())
         version = self.version
         await asyncio.sleep(kind.seconds * self._dice.uniform(1 / self._spread, self._spread))
-        return GeneratedGroup(
-            group_id=request.group_id,
-            ref=(request, version),
-            num_completion_tokens=2,
-            generate_s=0.0,
-        )
+        return generated(request, (request, version))
 
-    async def grade(self, generated: GeneratedGroup) -> GroupSummary:
-        request, version = generated.ref  # type: ignore[misc]
+    async def grade(self, group: GeneratedGroup) -> GroupSummary:
+        request, version = group.ref  # type: ignore[misc]
         assert isinstance(request, GroupRequest)
-        kind, size = self._kinds[request.task.source], request.group_size
-        flat = random.Random(request.group_id.rpartition("a")[0]).random() < kind.flat
-        stats = tuple(
-            RolloutStats(
-                reward=0.0 if flat else float(index == 0),
-                reward_parts={},
-                num_completion_tokens=2,
-                status=RolloutStatus.COMPLETED,
-                error=None,
-            )
-            for index in range(size)
-        )
-        handles = (
-            SampleHandle(ref=request.group_id, row=i, num_tokens=3, num_loss_tokens=2)
-            for i in range(size)
-        )
-        return GroupSummary(
-            group_id=request.group_id,
-            task_id=request.task.task_id,
-            source=request.task.source,
-            step=request.step,
-            rollouts=stats,
-            samples=tuple(handles),
-            group_ref=None,
-            oldest_version=version,
-            newest_version=self.version,
-            generate_s=0.0,
-            grade_s=0.0,
-        )
+        share = self._kinds[request.task.source].flat
+        flat = random.Random(request.group_id.rpartition("a")[0]).random() < share
+        rewards = [float(index == 0 and not flat) for index in range(request.group_size)]
+        return graded(request, rewards, version=version, newest=self.version)
 
 
 @dataclass

@@ -10,13 +10,12 @@ from orchestrator.commands.baseline import _answers, _item
 from orchestrator.sampling import item_requests
 from rollouts.types import (
     Boundary,
-    GroupSummary,
     Message,
     RolloutError,
-    RolloutStats,
     RolloutStatus,
     Task,
 )
+from tests.made_groups import made_group, made_rollout
 
 ROOT = Path(__file__).parents[3]
 CFG = load_recipe(ROOT / "configs" / "recipes" / "quickstart.yaml")
@@ -70,33 +69,13 @@ def test_answers_are_of_items_spread_over_the_source(size: int, seen: int):
 
 
 def test_a_summary_becomes_numbers():
-    def rollout(reward: float | None, status: RolloutStatus, tokens: int) -> RolloutStats:
-        error = RolloutError(boundary=Boundary.REWARD, kind="ValueError", message="no number")
-        return RolloutStats(
-            reward=reward,
-            reward_parts={},
-            num_completion_tokens=tokens,
-            status=status,
-            error=error if reward is None else None,
-        )
-
-    summary = GroupSummary(
-        group_id="sums/train/3#baseline",
-        task_id="sums/train/3",
-        source="sums",
-        step=-1,
-        rollouts=(
-            rollout(1.0, RolloutStatus.COMPLETED, 4),
-            rollout(0.0, RolloutStatus.TRUNCATED, 18),
-            rollout(None, RolloutStatus.INVALID, 7),
-        ),
-        samples=(),
-        group_ref=None,
-        oldest_version=0,
-        newest_version=0,
-        generate_s=0.1,
-        grade_s=0.1,
+    wrong = RolloutError(boundary=Boundary.REWARD, kind="ValueError", message="no number")
+    rollouts = (
+        made_rollout(1.0, 4),
+        made_rollout(0.0, 18, status=RolloutStatus.TRUNCATED),
+        made_rollout(None, 7, error=wrong),
     )
+    summary = made_group(rollouts, group_id="sums/train/3#baseline", source="sums", step=-1)
     item = _item(summary)
     assert (item.rewards, item.truncated, item.invalid) == ((1.0, 0.0), 1, 1)
     assert (item.tokens, item.error) == ((4, 18, 7), "reward: no number")

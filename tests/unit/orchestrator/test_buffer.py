@@ -5,23 +5,7 @@ import asyncio
 import pytest
 
 from orchestrator.buffer import GroupBuffer
-from rollouts.types import GroupSummary
-
-
-def summary(group_id: str) -> GroupSummary:
-    return GroupSummary(
-        group_id=group_id,
-        task_id=group_id,
-        source="a",
-        step=1,
-        rollouts=(),
-        samples=(),
-        group_ref=None,
-        oldest_version=0,
-        newest_version=0,
-        generate_s=0.0,
-        grade_s=0.0,
-    )
+from tests.made_groups import made_group
 
 
 def run(coroutine):
@@ -31,7 +15,7 @@ def run(coroutine):
 def test_groups_are_taken_in_the_order_asked_for_and_once():
     buffer = GroupBuffer()
     for name in "zxy":
-        buffer.put(summary(name))
+        buffer.put(made_group(group_id=name))
     assert [g.group_id for g in buffer.take(("x", "y"))] == ["x", "y"]
     with pytest.raises(KeyError):
         buffer.take(("x",))
@@ -41,15 +25,15 @@ def test_groups_are_taken_in_the_order_asked_for_and_once():
 
 def test_delivering_twice_is_an_error():
     buffer = GroupBuffer()
-    buffer.put(summary("x"))
+    buffer.put(made_group(group_id="x"))
     with pytest.raises(AssertionError, match="twice"):
-        buffer.put(summary("x"))
+        buffer.put(made_group(group_id="x"))
 
 
 def test_news_of_before_and_after_wake_who_waits():
     async def scenario():
         buffer = GroupBuffer()
-        buffer.put(summary("x"))
+        buffer.put(made_group(group_id="x"))
         await buffer.news(None)
         waiting = asyncio.create_task(buffer.news(None))
         await asyncio.sleep(0)

@@ -12,16 +12,8 @@ from configs.evaluation import eval_settings
 from configs.schema import RunConfig
 from orchestrator.clock import PhaseClock
 from orchestrator.evaluator import EvalResult, evaluate, measure
-from rollouts.types import (
-    GeneratedGroup,
-    GroupRequest,
-    GroupSummary,
-    Message,
-    RolloutStats,
-    RolloutStatus,
-    Sampling,
-    Task,
-)
+from rollouts.types import GeneratedGroup, GroupRequest, GroupSummary, Sampling, Task
+from tests.unit.orchestrator.fakes import generated, graded, made_task
 
 
 def config(**evaluation: object) -> RunConfig:
@@ -52,43 +44,7 @@ class FakeMixer:
     """Has ten held-out items a source."""
 
     def held_out(self, source: str) -> tuple[Task, ...]:
-        return tuple(
-            Task(
-                task_id=f"{source}/held_out/{i}",
-                source=source,
-                prompt=(Message(role="user", content="?"),),
-                answer="!",
-                metadata={},
-            )
-            for i in range(10)
-        )
-
-
-def summary(
-    request: GroupRequest, rewards: Sequence[float | None], versions: tuple[int, int] = (3, 3)
-) -> GroupSummary:
-    return GroupSummary(
-        group_id=request.group_id,
-        task_id=request.task.task_id,
-        source=request.task.source,
-        step=-1,
-        rollouts=tuple(
-            RolloutStats(
-                reward=r,
-                reward_parts={},
-                num_completion_tokens=5 if versions[0] >= 0 else 0,
-                status=RolloutStatus.INVALID if r is None else RolloutStatus.COMPLETED,
-                error=None,
-            )
-            for r in rewards
-        ),
-        samples=(),
-        group_ref=None,
-        oldest_version=versions[0],
-        newest_version=versions[1],
-        generate_s=0.1,
-        grade_s=0.1,
-    )
+        return tuple(made_task(source, i, split="held_out") for i in range(10))
 
 
 @dataclass
@@ -100,14 +56,11 @@ class FakeFleets:
 
     async def generate(self, request: GroupRequest) -> GeneratedGroup:
         self.requests.append(request)
-        return GeneratedGroup(
-            group_id=request.group_id, ref=request, num_completion_tokens=1, generate_s=0.1
-        )
+        return generated(request)
 
-    async def grade(self, generated: GeneratedGroup) -> GroupSummary:
-        request = generated.ref
-        assert isinstance(request, GroupRequest)
-        return self.answer(request)
+    async def grade(self, group: GeneratedGroup) -> GroupSummary:
+        assert isinstance(group.ref, GroupRequest)
+        return self.answer(group.ref)
 
 
 def run(
@@ -127,7 +80,7 @@ def run(
 
 
 def always(reward: float | None) -> FakeFleets:
-    return FakeFleets(lambda r: summary(r, [reward] * r.group_size))
+    return FakeFleets(lambda r: graded(r, [reward] * r.group_size, version=3))
 
 
 def test_each_source_is_asked_as_it_says():
@@ -162,14 +115,15 @@ def test_only_the_sources_that_are_due():
 def test_another_version_ends_the_run(versions: tuple[int, int]):
     def answer(request: GroupRequest) -> GroupSummary:
         odd = request.group_id == "b/held_out/4#eval3"
-        return summary(request, [1.0], versions if odd else (3, 3))
+        oldest, newest = versions if odd else (3, 3)
+        return graded(request, [1.0], version=oldest, newest=newest)
 
     with pytest.raises(RunError, match=r"evaluation of version 3: b/held_out/4#eval3 was sampled"):
         run(config(), FakeFleets(answer))
 
 
 def test_a_group_that_sampled_nothing_has_no_version_to_check():
-    a, _ = run(config(), FakeFleets(lambda r: summary(r, [None], (-1, -1))))
+    a, _ = run(config(), FakeFleets(lambda r: graded(r, [None], version=-1, tokens=0)))
     assert (a.n, a.invalid) == (0, 10)
     assert math.isnan(a.pass_rate) and math.isnan(a.reward_mean) and math.isnan(a.pass_at[1])
 
@@ -190,7 +144,10 @@ def test_figures_by_hand_with_invalid_rollouts():
         step=-1,
     )
     result = measure(
-        "a", 3, eval_settings(cfg, cfg.source("a")), [summary(request, own) for own in rewards]
+        "a",
+        3,
+        eval_settings(cfg, cfg.source("a")),
+        [graded(request, own, version=3) for own in rewards],
     )
     assert (result.n, result.invalid, result.items) == (8, 8, 4)
     assert result.pass_rate == 3 / 8

@@ -2,41 +2,22 @@
 learning rate ten times too high, poisoned batches, rollbacks; killed and resumed."""
 
 import asyncio
-import io
 import json
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from configs.schema import RunConfig
 from configs.validate import find_warnings, validate_run
-from mixing.ledger.ledger import Ledger
-from mixing.mixer import Mixer
-from orchestrator.clock import PhaseClock
 from orchestrator.commands.ledger import read_report
-from orchestrator.loop import Parts, StopRequest, train
 from orchestrator.publisher import SyncReport
-from orchestrator.records.recorder import Recorder
-from orchestrator.records.run_dir import RunDir
-from orchestrator.resume.state import Checkpointer
-from rollouts.types import (
-    GeneratedGroup,
-    GroupRequest,
-    GroupSummary,
-    RolloutStats,
-    RolloutStatus,
-    SampleHandle,
-    StepResult,
-    TrainBatch,
-)
+from rollouts.types import GeneratedGroup, GroupRequest, GroupSummary, StepResult, TrainBatch
+from tests.unit.orchestrator.fakes import FakeActors, attempt, graded, rows_of
 
 STEPS = 44
 LR = 0.3
@@ -70,9 +51,9 @@ def recipe(
     )
 
 
-class Actors:
-    """All the actors of a run. The policy is one number x, whose step is x -= lr (x + noise): it
-    stays near 0 for lr < 2, and with lr = 3 doubles each step. Its loss is the step's size."""
+class Actors(FakeActors):
+    """The policy is one number x, whose step is x -= lr (x + noise): it stays near 0 for lr < 2,
+    and with lr = 3 doubles each step. Its loss is the step's size."""
 
     def __init__(self, lr: float = LR, poison: Callable[[int], float] = lambda step: 0.0):
         """Start.
@@ -80,54 +61,19 @@ class Actors:
         Args:
             poison: gives what is added to the gradient of a step.
         """
+        super().__init__()
         self.lr, self.poison = lr, poison
         self.x = 1.0
         self.published: list[tuple[int, float]] = []
         self.loaded: list[str] = []
         self.factors: list[float] = []
-        self.dp_size = 1
-        self.reference = self.critic = None
-        self.trainer = self.rollout = self.reward = self.supervisor = self
-
-    async def until_failed(self, waiting: Awaitable[Any], *, doing: str, timeout_s: float) -> Any:
-        return await waiting
 
     async def generate(self, request: GroupRequest) -> GeneratedGroup:
         await asyncio.sleep(0)
-        return GeneratedGroup(
-            group_id=request.group_id, ref=request, num_completion_tokens=6, generate_s=0.0
-        )
+        return await super().generate(request)
 
-    async def grade(self, generated: GeneratedGroup) -> GroupSummary:
-        request = generated.ref
-        assert isinstance(request, GroupRequest)
-        stats = tuple(
-            RolloutStats(
-                reward=reward,
-                reward_parts={},
-                num_completion_tokens=3,
-                status=RolloutStatus.COMPLETED,
-                error=None,
-            )
-            for reward in (1.0, 0.0)
-        )
-        samples = (
-            SampleHandle(ref=request.group_id, row=i, num_tokens=5, num_loss_tokens=3)
-            for i in range(request.group_size)
-        )
-        return GroupSummary(
-            group_id=request.group_id,
-            task_id=request.task.task_id,
-            source=request.task.source,
-            step=request.step,
-            rollouts=stats,
-            samples=tuple(samples),
-            group_ref=None,
-            oldest_version=request.step - 1,
-            newest_version=request.step - 1,
-            generate_s=0.0,
-            grade_s=0.0,
-        )
+    def judge(self, request: GroupRequest) -> GroupSummary:
+        return graded(request, (1.0, 0.0), version=self.version)
 
     async def train_step(self, batch: TrainBatch) -> StepResult:
         await asyncio.sleep(0)
@@ -163,55 +109,21 @@ class Actors:
         self.loaded.append(folder.parent.name)
         self.x = json.loads((folder / "policy.json").read_text())
 
-    async def open(self) -> None: ...
-
     async def publish(self, version: int) -> SyncReport:
         await asyncio.sleep(0)
         self.published.append((version, self.x))
-        return SyncReport(seconds={}, bytes=1, gap_median=None, gap_max=None)
-
-
-@contextmanager
-def attempt(cfg: RunConfig, path: Path, actors: Actors) -> Iterator[Any]:
-    """Set a run up as `orchestrator.run` does; yield its training and what it says."""
-    out = io.StringIO()
-    with RunDir.open(path, cfg, "auto") as directory:
-        mixer, checkpoints = Mixer(cfg), Checkpointer(cfg, directory)
-        restored = checkpoints.newest(mixer)
-        directory.truncate_after(restored.step)
-        if restored.checkpoint is not None:
-            asyncio.run(actors.load(restored.checkpoint.trainer))
-        ledger = Ledger.open(
-            directory.ledger,
-            attempt=directory.attempt,
-            step=restored.step,
-            offset=restored.ledger_offset,
-            pending=restored.pending,
-        )
-        with ledger, Recorder(cfg, directory, Console(file=out, width=400)) as recorder:
-            parts = Parts(
-                cfg=cfg,
-                cluster=actors,  # type: ignore[arg-type]
-                mixer=mixer,
-                ledger=ledger,
-                publisher=actors,  # type: ignore[arg-type]
-                recorder=recorder,
-                checkpoints=checkpoints,
-                clock=PhaseClock(),
-                stop=StopRequest(),
-            )
-            yield SimpleNamespace(training=train(parts, restored), out=out)
+        return await super().publish(version)
 
 
 def run(cfg: RunConfig, path: Path, actors: Actors) -> str:
     """Run to the end; return what was said."""
     with attempt(cfg, path, actors) as run:
-        asyncio.run(asyncio.wait_for(run.training, 60))
-        return run.out.getvalue()
+        run.finish()
+        return run.said
 
 
 def lines(path: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (path / name).read_text().splitlines()]
+    return rows_of(path / name)
 
 
 def timeless(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -367,19 +279,10 @@ def test_an_alarm_of_an_evaluation_is_answered_after_the_next_step(tmp_path: Pat
     """Training's reward rises and the held-out one stays: `held_out` sees it at an evaluation."""
 
     class Overfit(Actors):
-        async def grade(self, generated: GeneratedGroup) -> GroupSummary:
-            summary = await super().grade(generated)
-            high = summary.step > 24
-            rewards = (0.0, 0.0) if summary.step < 0 else (1.0, 1.0) if high else (0.0, 0.1)
-            pairs = zip(summary.rollouts, rewards, strict=True)
-            rollouts = tuple(replace(r, reward=reward) for r, reward in pairs)
-            return replace(
-                summary,
-                rollouts=rollouts,
-                samples=summary.samples if summary.step >= 0 else (),
-                oldest_version=self.published[-1][0],
-                newest_version=self.published[-1][0],
-            )
+        def judge(self, request: GroupRequest) -> GroupSummary:
+            high = request.step > 24
+            rewards = (0.0, 0.0) if request.step < 0 else (1.0, 1.0) if high else (0.0, 0.1)
+            return graded(request, rewards, version=self.version)
 
     base = recipe(tmp_path).model_dump(mode="json")
     base["eval"] = {"every": 5, "at_end": False}
@@ -431,7 +334,7 @@ def test_killed_and_resumed_it_does_the_same(tmp_path: Path, seed: int):
     rng = random.Random(seed)
     for _ in range(3):
         with attempt(cfg, tmp_path / "cut", Actors(poison=bad_luck)) as cut:
-            asyncio.run(until(cut.training, rng.randrange(50, 900)))
+            cut.kill(rng.randrange(50, 900))
     last = Actors(poison=bad_luck)
     run(cfg, tmp_path / "cut", last)
     rows, same = (list(map(timeless, lines(tmp_path / n))) for n in ("whole", "cut"))
@@ -439,19 +342,6 @@ def test_killed_and_resumed_it_does_the_same(tmp_path: Path, seed: int):
     assert lines(tmp_path / "whole", "alarms.jsonl") == lines(tmp_path / "cut", "alarms.jsonl")
     assert last.x == whole.x
     assert read_report(tmp_path / "cut").balanced
-
-
-async def until(training: Awaitable[None], turns: int) -> None:
-    """Let it train for some turns of the event loop, then kill it where it stands."""
-    task = asyncio.ensure_future(training)
-    for _ in range(turns):
-        if task.done():
-            break
-        await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    if not task.cancelled() and (error := task.exception()) is not None:
-        raise error
 
 
 def test_a_rollback_needs_checkpoints_and_a_window_its_warm_up(tmp_path: Path):

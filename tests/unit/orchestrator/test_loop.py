@@ -2,37 +2,17 @@
 when, what stops a run early, and what a resumed one takes up."""
 
 import asyncio
-import io
-import json
-from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from configs.schema import RunConfig
-from mixing.ledger.ledger import Ledger
 from mixing.mixer import Mixer
-from orchestrator.clock import PhaseClock
-from orchestrator.loop import Parts, Stopped, StopRequest, train
-from orchestrator.publisher import SyncReport
-from orchestrator.records.recorder import Recorder
-from orchestrator.records.run_dir import RunDir
-from orchestrator.resume.state import Restored
-from rollouts.types import (
-    GeneratedGroup,
-    GroupRequest,
-    GroupSummary,
-    Message,
-    RolloutStats,
-    RolloutStatus,
-    SampleHandle,
-    StepResult,
-    Task,
-    TextTraits,
-    TrainBatch,
-)
+from orchestrator.loop import Stopped
+from rollouts.types import GeneratedGroup, GroupRequest, GroupSummary, TextTraits
+from tests.unit.orchestrator.fakes import FakeActors, MadeSource, attempt, graded, rows_of
 
 NAMES = ("a", "b")
 ITEMS = 20
@@ -62,114 +42,32 @@ def config(
     )
 
 
-def task(source: str, split: str, item: int) -> Task:
-    return Task(
-        task_id=f"{source}/{split}/{item}",
-        source=source,
-        prompt=(Message(role="user", content="?"),),
-        answer="!",
-        metadata={},
-    )
+class Scripted(FakeActors):
+    """Held-out items pass by a script, and all others."""
 
+    def __init__(self, rates: Mapping[str, Sequence[float]], stop_at: int = -1):
+        """Start.
 
-class MadeSource:
-    """A source of made items, of which none comes twice in these tests."""
-
-    size = 1000
-    fingerprint = "made"
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def task(self, index: int) -> Task:
-        return task(self._name, "train", index)
-
-    def held_out(self) -> tuple[Task, ...]:
-        return tuple(task(self._name, "held_out", i) for i in range(ITEMS))
-
-
-@dataclass
-class FakeCluster:
-    """Engines, graders, trainer and publisher in one: held-out items pass by a script."""
-
-    rates: Mapping[str, Sequence[float]]
-    """Held-out pass rate of each source by policy version; the last one stays."""
-    stop_at: int = -1
-    """Version in whose evaluation a signal comes."""
-    version: int = -1
-    evaluated: list[tuple[int, str]] = field(default_factory=list)
-    stop: StopRequest = field(default_factory=StopRequest)
-    reference: None = None
-    critic: None = None
-    dp_size: int = 1
-
-    @property
-    def trainer(self) -> "FakeCluster":
-        return self
-
-    rollout = reward = supervisor = trainer
-
-    async def until_failed(self, waiting: Awaitable[object], **_: object) -> object:
-        return await waiting
-
-    async def open(self) -> None: ...
-
-    async def publish(self, version: int) -> SyncReport:
-        self.version = version
-        return SyncReport(seconds={}, bytes=1, gap_median=None, gap_max=None)
-
-    async def train_step(self, batch: TrainBatch) -> StepResult:
-        return StepResult(policy_version=batch.step, metrics={}, seconds={})
+        Args:
+            rates: held-out pass rate of each source by policy version; the last one stays.
+            stop_at: version in whose evaluation a signal comes.
+        """
+        super().__init__()
+        self._rates, self._stop_at = rates, stop_at
 
     async def generate(self, request: GroupRequest) -> GeneratedGroup:
-        if request.step < 0:
-            if self.version == self.stop_at:
-                self.stop.event.set()
-                await asyncio.sleep(60)
-            if request.task.task_id.endswith("/0"):
-                self.evaluated.append((self.version, request.task.source))
-        return GeneratedGroup(
-            group_id=request.group_id, ref=request, num_completion_tokens=1, generate_s=0.0
-        )
+        if request.step < 0 and self.version == self._stop_at:
+            self.stop.event.set()
+            await asyncio.sleep(60)
+        return await super().generate(request)
 
-    async def grade(self, generated: GeneratedGroup) -> GroupSummary:
-        request = generated.ref
-        assert isinstance(request, GroupRequest)
-        own = self.rates[request.task.source]
+    def judge(self, request: GroupRequest) -> GroupSummary:
+        if request.step >= 0:
+            return super().judge(request)
+        own = self._rates[request.task.source]
         item = int(request.task.task_id.rsplit("/", 1)[1])
-        rate = own[min(self.version, len(own) - 1)] if request.step < 0 else 1.0
-        stats = RolloutStats(
-            reward=float(request.step >= 0 or item < rate * ITEMS),
-            reward_parts={},
-            num_completion_tokens=1,
-            status=RolloutStatus.COMPLETED,
-            error=None,
-        )
-        handles = (
-            SampleHandle(ref=request.group_id, row=i, num_tokens=2, num_loss_tokens=1)
-            for i in range(request.group_size if request.step >= 0 else 0)
-        )
-        return GroupSummary(
-            group_id=request.group_id,
-            task_id=request.task.task_id,
-            source=request.task.source,
-            step=request.step,
-            rollouts=(stats,) * request.group_size,
-            samples=tuple(handles),
-            group_ref=None,
-            oldest_version=self.version,
-            newest_version=self.version,
-            generate_s=0.0,
-            grade_s=0.0,
-        )
-
-
-class FakeCheckpoints:
-    def __init__(self) -> None:
-        self.saved: list[int] = []
-
-    async def save(self, step: int, *_: object, last: bool, **__: object) -> None:
-        self.saved.append(step)
+        passed = float(item < own[min(self.version, len(own) - 1)] * ITEMS)
+        return graded(request, [passed] * request.group_size, version=self.version)
 
 
 @dataclass(frozen=True)
@@ -181,41 +79,17 @@ class Run:
     evaluated: list[tuple[int, str]]
 
 
-def attempt(path: Path, cfg: RunConfig, cluster: FakeCluster, *, after: int = 0) -> Run:
+def run(path: Path, cfg: RunConfig, actors: FakeActors, *, after: int = 0) -> Run:
     """Run from a checkpoint of step `after` to the end or the signal."""
-    out, checkpoints = io.StringIO(), FakeCheckpoints()
-
-    async def go(recorder: Recorder, ledger: Ledger) -> None:
-        parts = Parts(
-            cfg=cfg,
-            cluster=cluster,  # type: ignore[arg-type]
-            mixer=Mixer(cfg, {name: MadeSource(name) for name in NAMES}),
-            ledger=ledger,
-            publisher=cluster,  # type: ignore[arg-type]
-            recorder=recorder,
-            checkpoints=checkpoints,  # type: ignore[arg-type]
-            clock=PhaseClock(),
-            stop=cluster.stop,
-        )
-        restored = Restored(step=after, checkpoint=None, pending=(), rejected=(), ledger_offset=0)
-        await asyncio.wait_for(train(parts, restored), 20)
-        recorder.finished()
-
-    with RunDir.open(path, cfg, "auto") as directory:
-        directory.truncate_after(after)
-        # A ledger of each attempt's own: how one resumes is another test's matter.
-        account = path / f"ledger-{directory.attempt}.jsonl"
-        ledger = Ledger.open(account, attempt=1, step=0, offset=0, pending=())
-        with ledger, Recorder(cfg, directory, Console(file=out, width=200)) as recorder:
-            try:
-                asyncio.run(go(recorder, ledger))
-            except Stopped:
-                out.write("stopped\n")
-    return Run(text=out.getvalue(), saved=checkpoints.saved, evaluated=cluster.evaluated)
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    mixer = Mixer(cfg, {name: MadeSource(name, held_out=ITEMS) for name in NAMES})
+    with attempt(cfg, path, actors, after=after, mixer=mixer) as this:
+        try:
+            this.finish()
+            this.parts.recorder.finished()
+        except Stopped:
+            this.out.write("stopped\n")
+        saved = this.saved
+    return Run(text=this.said, saved=saved, evaluated=actors.evaluated)
 
 
 UP = [i / ITEMS for i in range(20)]
@@ -224,7 +98,7 @@ FLAT = {"a": [0.5, 0.5, 0.6, 0.6, 0.5], "b": [0.5, 0.5, 0.7, 0.7, 0.6, 0.6, 0.65
 
 def test_each_source_at_its_own_cadence(tmp_path: Path):
     cfg = config(7, own={"a": {"every": 3}})
-    done = attempt(tmp_path, cfg, FakeCluster({"a": UP, "b": UP}))
+    done = run(tmp_path, cfg, Scripted({"a": UP, "b": UP}))
     assert done.evaluated == [
         *((0, n) for n in NAMES),
         (2, "b"),
@@ -234,45 +108,45 @@ def test_each_source_at_its_own_cadence(tmp_path: Path):
         (6, "b"),
         *((7, n) for n in NAMES),
     ]
-    assert [(e["step"], e["source"]) for e in lines(tmp_path / "eval.jsonl")] == done.evaluated
-    assert [r["step"] for r in lines(tmp_path / "spikiness.jsonl")] == [0, 2, 3, 4, 6, 7]
+    assert [(e["step"], e["source"]) for e in rows_of(tmp_path / "eval.jsonl")] == done.evaluated
+    assert [r["step"] for r in rows_of(tmp_path / "spikiness.jsonl")] == [0, 2, 3, 4, 6, 7]
     assert done.saved == [7]
 
 
 def test_patience_ends_the_run_with_a_checkpoint_and_the_table(tmp_path: Path):
-    done = attempt(tmp_path, config(patience=2), FakeCluster(FLAT))
+    done = run(tmp_path, config(patience=2), Scripted(FLAT))
     assert "stopping after step 6: the mean held-out pass rate has not risen" in done.text
     assert "65.0% of step 2 in 2 evaluations (eval.patience=2)" in done.text
     assert done.saved == [6]
-    assert [m["step"] for m in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert [m["step"] for m in rows_of(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert "Held-out pass rate" in done.text
 
 
 def test_an_early_end_evaluates_those_that_were_not_due(tmp_path: Path):
     cfg = config(patience=2, watch="b", own={"a": {"every": 5}})
-    done = attempt(tmp_path, cfg, FakeCluster(FLAT))
+    done = run(tmp_path, cfg, Scripted(FLAT))
     assert done.evaluated[-3:] == [(5, "a"), (6, "b"), (6, "a")]
 
 
 def test_a_run_out_of_patience_stays_so_until_it_gets_more(tmp_path: Path):
-    attempt(tmp_path, config(patience=2), FakeCluster(FLAT))
-    again = attempt(tmp_path, config(patience=2), FakeCluster(FLAT), after=6)
+    run(tmp_path, config(patience=2), Scripted(FLAT))
+    again = run(tmp_path, config(patience=2), Scripted(FLAT), after=6)
     assert "stopping after step 6" in again.text
     assert again.evaluated == []
-    more = attempt(tmp_path, config(patience=3), FakeCluster(FLAT), after=6)
+    more = run(tmp_path, config(patience=3), Scripted(FLAT), after=6)
     assert "stopping after step 8" in more.text
-    assert [m["step"] for m in lines(tmp_path / "metrics.jsonl")] == list(range(1, 9))
+    assert [m["step"] for m in rows_of(tmp_path / "metrics.jsonl")] == list(range(1, 9))
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 5])
 def test_killed_and_resumed_it_stops_where_the_uninterrupted_run_does(tmp_path: Path, cut: int):
-    whole = attempt(tmp_path / "whole", config(patience=2), FakeCluster(FLAT))
-    attempt(tmp_path / "cut", config(num_steps=5, patience=2, at_end=False), FakeCluster(FLAT))
-    resumed = attempt(tmp_path / "cut", config(patience=2), FakeCluster(FLAT), after=cut)
+    whole = run(tmp_path / "whole", config(patience=2), Scripted(FLAT))
+    run(tmp_path / "cut", config(num_steps=5, patience=2, at_end=False), Scripted(FLAT))
+    resumed = run(tmp_path / "cut", config(patience=2), Scripted(FLAT), after=cut)
     assert resumed.saved == whole.saved == [6]
     for name in ("eval.jsonl", "spikiness.jsonl"):
-        assert lines(tmp_path / "cut" / name) == lines(tmp_path / "whole" / name)
-    pairs = zip(*(lines(tmp_path / n / "metrics.jsonl") for n in ("whole", "cut")), strict=True)
+        assert rows_of(tmp_path / "cut" / name) == rows_of(tmp_path / "whole" / name)
+    pairs = zip(*(rows_of(tmp_path / n / "metrics.jsonl") for n in ("whole", "cut")), strict=True)
     for one, other in pairs:
         assert {k: v for k, v in one.items() if k.startswith("source/")} == {
             k: v for k, v in other.items() if k.startswith("source/")
@@ -280,13 +154,13 @@ def test_killed_and_resumed_it_stops_where_the_uninterrupted_run_does(tmp_path: 
 
 
 def test_a_fall_below_the_best_is_said_and_written_down(tmp_path: Path):
-    cluster = FakeCluster({"a": [0.5, 0.5, 1.0, 1.0, 0.5], "b": [0.5, 0.5, 0.6, 0.6, 0.7]})
-    done = attempt(tmp_path, config(4, max_regression=0.3), cluster)
+    cluster = Scripted({"a": [0.5, 0.5, 1.0, 1.0, 0.5], "b": [0.5, 0.5, 0.6, 0.6, 0.7]})
+    done = run(tmp_path, config(4, max_regression=0.3), cluster)
     assert (
         "warning: held-out pass rate of a is 50.0% after step 4, 0.500 below its best" in done.text
     )
     assert "warning: held-out pass rate of b" not in done.text
-    last = lines(tmp_path / "spikiness.jsonl")[-1]
+    last = rows_of(tmp_path / "spikiness.jsonl")[-1]
     assert (last["eval/spikiness"], last["eval/regressed"]) == (0.5, 1)
     assert (last["eval/a/regressed"], last["eval/b/regressed"]) == (1, 0)
     assert last["eval/spread"] == pytest.approx(0.2)
@@ -294,10 +168,10 @@ def test_a_fall_below_the_best_is_said_and_written_down(tmp_path: Path):
 
 
 def test_the_gap_between_training_and_held_out(tmp_path: Path):
-    attempt(tmp_path, config(2), FakeCluster({"a": [0.25] * 3, "b": [0.75] * 3}))
+    run(tmp_path, config(2), Scripted({"a": [0.25] * 3, "b": [0.75] * 3}))
     found = {
         (e["step"], e["source"]): (e["train_reward"], e["gap"])
-        for e in lines(tmp_path / "eval.jsonl")
+        for e in rows_of(tmp_path / "eval.jsonl")
     }
     assert found == {
         (0, "a"): (None, None),
@@ -311,24 +185,24 @@ def test_the_gap_between_training_and_held_out(tmp_path: Path):
 
 
 def test_an_evaluation_that_a_signal_cut_off_comes_first_after_resuming(tmp_path: Path):
-    cut = FakeCluster({"a": UP, "b": UP}, stop_at=4)
-    stopped = attempt(tmp_path, config(6), cut)
+    cut = Scripted({"a": UP, "b": UP}, stop_at=4)
+    stopped = run(tmp_path, config(6), cut)
     assert stopped.text.endswith("stopped\n") and stopped.saved == [4]
-    assert {e["step"] for e in lines(tmp_path / "eval.jsonl")} == {0, 2}
-    resumed = attempt(tmp_path, config(6), FakeCluster({"a": UP, "b": UP}), after=4)
+    assert {e["step"] for e in rows_of(tmp_path / "eval.jsonl")} == {0, 2}
+    resumed = run(tmp_path, config(6), Scripted({"a": UP, "b": UP}), after=4)
     assert resumed.evaluated == [(s, n) for s in (4, 6) for n in NAMES]
 
 
 def test_a_finished_run_evaluates_nothing_again(tmp_path: Path):
-    attempt(tmp_path, config(4), FakeCluster({"a": UP, "b": UP}))
-    again = attempt(tmp_path, config(4), FakeCluster({"a": UP, "b": UP}), after=4)
+    run(tmp_path, config(4), Scripted({"a": UP, "b": UP}))
+    again = run(tmp_path, config(4), Scripted({"a": UP, "b": UP}), after=4)
     assert again.evaluated == []
     assert "Held-out pass rate" in again.text
 
 
 def test_cutting_back_to_before_the_first_evaluation_empties_the_report(tmp_path: Path):
-    attempt(tmp_path, config(4, at_start=False), FakeCluster({"a": UP, "b": UP}))
-    attempt(tmp_path, config(1, at_start=False, at_end=False), FakeCluster({"a": UP, "b": UP}))
+    run(tmp_path, config(4, at_start=False), Scripted({"a": UP, "b": UP}))
+    run(tmp_path, config(1, at_start=False, at_end=False), Scripted({"a": UP, "b": UP}))
     assert (tmp_path / "spikiness.jsonl").read_text() == ""
 
 
@@ -336,11 +210,11 @@ LOOPING = TextTraits(answer=1, repeated=0.9, looping=True, well_formed=True)
 HEALTHY = TextTraits(answer=1, repeated=0.0, looping=False, well_formed=True)
 
 
-class Hacked(FakeCluster):
+class Hacked(Scripted):
     """A policy that begins to repeat itself at step 8."""
 
-    async def grade(self, generated: GeneratedGroup) -> GroupSummary:
-        summary = await super().grade(generated)
+    def judge(self, request: GroupRequest) -> GroupSummary:
+        summary = super().judge(request)
         traits = LOOPING if summary.step >= 8 else HEALTHY
         rollouts = tuple(replace(r, traits=traits) for r in summary.rollouts)
         return replace(summary, rollouts=rollouts)
@@ -356,8 +230,8 @@ def hacked() -> Hacked:
 
 
 def test_an_alarm_is_said_written_down_and_measured(tmp_path: Path):
-    done = attempt(tmp_path, watched(), hacked())
-    alarms = lines(tmp_path / "alarms.jsonl")
+    done = run(tmp_path, watched(), hacked())
+    alarms = rows_of(tmp_path / "alarms.jsonl")
     assert {(a["source"], a["monitor"], a["event"]) for a in alarms} == {
         (name, "repetition", "raised") for name in NAMES
     }
@@ -365,7 +239,7 @@ def test_an_alarm_is_said_written_down_and_measured(tmp_path: Path):
     assert 8 <= step <= 12
     assert f"ALARM (repetition) after step {step}: a: " in done.text
     assert "still standing: ALARM (repetition) after step 20" in done.text
-    rows = lines(tmp_path / "metrics.jsonl")
+    rows = rows_of(tmp_path / "metrics.jsonl")
     assert [r["source/a/alarm/repetition"] for r in rows] == [
         float(r["step"] >= step) for r in rows
     ]
@@ -373,31 +247,31 @@ def test_an_alarm_is_said_written_down_and_measured(tmp_path: Path):
 
 def test_an_alarm_that_is_to_stop_the_run_does_until_told_otherwise(tmp_path: Path):
     stop = watched(repetition={"action": "stop"})
-    done = attempt(tmp_path, stop, hacked())
-    (step,) = {a["step"] for a in lines(tmp_path / "alarms.jsonl")}
+    done = run(tmp_path, stop, hacked())
+    (step,) = {a["step"] for a in rows_of(tmp_path / "alarms.jsonl")}
     assert done.saved == [step]
     assert "monitors.repetition.action set to warn" in done.text
-    again = attempt(tmp_path, stop, hacked(), after=step)
+    again = run(tmp_path, stop, hacked(), after=step)
     assert "The run ends here" in again.text
-    assert len(lines(tmp_path / "metrics.jsonl")) == step
-    warned = attempt(tmp_path, watched(), hacked(), after=step)
+    assert len(rows_of(tmp_path / "metrics.jsonl")) == step
+    warned = run(tmp_path, watched(), hacked(), after=step)
     assert "standing since before: ALARM (repetition)" in warned.text
-    assert len(lines(tmp_path / "metrics.jsonl")) == 20
-    assert len(lines(tmp_path / "alarms.jsonl")) == 2  # each was raised once
+    assert len(rows_of(tmp_path / "metrics.jsonl")) == 20
+    assert len(rows_of(tmp_path / "alarms.jsonl")) == 2  # each was raised once
 
 
 @pytest.mark.parametrize("cut", range(6, 16))
 def test_killed_and_resumed_it_has_the_same_alarms(tmp_path: Path, cut: int):
-    attempt(tmp_path / "whole", watched(), hacked())
-    attempt(tmp_path / "cut", watched(15), hacked())
+    run(tmp_path / "whole", watched(), hacked())
+    run(tmp_path / "cut", watched(15), hacked())
     if cut % 2:  # the crash came between the step's row and its alarm
         (tmp_path / "cut" / "alarms.jsonl").unlink()
-    attempt(tmp_path / "cut", watched(), hacked(), after=cut)
-    one, other = (lines(tmp_path / name / "alarms.jsonl") for name in ("whole", "cut"))
+    run(tmp_path / "cut", watched(), hacked(), after=cut)
+    one, other = (rows_of(tmp_path / name / "alarms.jsonl") for name in ("whole", "cut"))
     assert one == other
 
 
 def test_a_clean_run_has_no_file_of_alarms(tmp_path: Path):
-    done = attempt(tmp_path, watched(), FakeCluster({"a": UP, "b": UP}))
+    done = run(tmp_path, watched(), Scripted({"a": UP, "b": UP}))
     assert not (tmp_path / "alarms.jsonl").exists()
     assert "ALARM" not in done.text

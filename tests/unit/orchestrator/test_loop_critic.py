@@ -18,6 +18,7 @@ from orchestrator.records.checkpoints import CheckpointError, CheckpointRef, Che
 from orchestrator.records.step_metrics import TrainedStep
 from orchestrator.resume.state import load_actors
 from rollouts.types import GroupSummary, MicroBatchPlan, SampleHandle, StepResult, TrainBatch
+from tests.made_groups import made_group
 
 
 def recipe(**critic: object) -> RunConfig:
@@ -97,28 +98,17 @@ class Fakes:
 
 
 def group(source: str, number: int, *, samples: int = 2) -> GroupSummary:
-    return GroupSummary(
-        group_id=f"{source}/{number}",
-        task_id=f"{source}/{number}",
-        source=source,
-        step=1,
-        rollouts=(),
-        samples=tuple(
-            SampleHandle(
-                ref=f"{source}/{number}",
-                row=row,
-                num_tokens=4,
-                num_loss_tokens=1 + 2 * row,
-                needs_values=source == "valued",
-            )
-            for row in range(samples)
-        ),
-        group_ref=None,
-        oldest_version=0,
-        newest_version=0,
-        generate_s=0,
-        grade_s=0,
+    handles = (
+        SampleHandle(
+            ref=f"{source}/{number}",
+            row=row,
+            num_tokens=4,
+            num_loss_tokens=1 + 2 * row,
+            needs_values=source == "valued",
+        )
+        for row in range(samples)
     )
+    return made_group(group_id=f"{source}/{number}", source=source, samples=handles)
 
 
 def run_step(

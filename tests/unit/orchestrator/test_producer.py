@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,20 +15,15 @@ from mixing.mixer import Mixer
 from orchestrator.clock import PhaseClock
 from orchestrator.producer import RolloutProducer
 from rollouts.types import (
-    Boundary,
     GeneratedGroup,
     GroupRequest,
     GroupSummary,
-    Message,
     MicroBatchPlan,
     MinibatchPlan,
-    RolloutError,
-    RolloutStats,
-    RolloutStatus,
-    SampleHandle,
     Task,
     TrainBatch,
 )
+from tests.unit.orchestrator.fakes import generated, graded, made_task
 
 
 def config(*, difficulty: dict[str, object] | None = None, **batch: int) -> RunConfig:
@@ -67,13 +63,7 @@ class NumberedSource:
 
     def task(self, index: int) -> Task:
         number = self._numbers.setdefault(index, len(self._numbers) + 1)
-        return Task(
-            task_id=f"a/train/{number}",
-            source="a",
-            prompt=(Message(role="user", content="?"),),
-            answer="!",
-            metadata={"nested": {"list": [1, 2.5, None]}},
-        )
+        return made_task("a", number)
 
     def held_out(self) -> tuple[Task, ...]:
         return ()
@@ -97,40 +87,16 @@ class FakeFleets:
             await self.hold.wait()
         if self.crash:
             raise RunError("rollout[0] is gone")
-        return GeneratedGroup(
-            group_id=request.group_id, ref=request, num_completion_tokens=2, generate_s=0.0
-        )
+        return generated(request)
 
-    async def grade(self, generated: GeneratedGroup) -> GroupSummary:
-        request = generated.ref
+    async def grade(self, group: GeneratedGroup) -> GroupSummary:
+        request = group.ref
         assert isinstance(request, GroupRequest)
-        bad = request.task.task_id in self.fails
-        error = RolloutError(boundary=Boundary.REWARD, kind="timeout", message="too slow")
-        rewards = (1.0, 1.0) if request.task.task_id in self.flat else (1.0, 0.0)
-        stats = tuple(
-            RolloutStats(
-                reward=None if bad else reward,
-                reward_parts={},
-                num_completion_tokens=1,
-                status=RolloutStatus.INVALID if bad else RolloutStatus.COMPLETED,
-                error=error if bad else None,
-            )
-            for reward in rewards
-        )
-        handle = SampleHandle(ref=None, row=0, num_tokens=2, num_loss_tokens=1)
-        return GroupSummary(
-            group_id=request.group_id,
-            task_id=request.task.task_id,
-            source="a",
-            step=request.step,
-            rollouts=stats,
-            samples=() if bad else (handle, handle),
-            group_ref=None,
-            oldest_version=self.version,
-            newest_version=self.version,
-            generate_s=0.0,
-            grade_s=0.0,
-        )
+        task_id = request.task.task_id
+        rewards: Sequence[float | None] = (1.0, 1.0) if task_id in self.flat else (1.0, 0.0)
+        if task_id in self.fails:
+            rewards = (None, None)
+        return graded(request, rewards, version=self.version, tokens=1)
 
 
 @pytest.fixture

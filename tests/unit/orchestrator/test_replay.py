@@ -18,13 +18,13 @@ from orchestrator.resume.replay_files import begin_step, end_step, kept_steps, r
 from rollouts.packing import assemble, plan_minibatches
 from rollouts.sample_files import StoredSample, rank_file, write_samples
 from rollouts.types import (
-    GroupSummary,
     MicroBatchPlan,
     SampleHandle,
     TrainBatch,
     TrainingSample,
     UpdateBounds,
 )
+from tests.made_groups import made_group
 
 ROOT = Path(__file__).parents[3]
 DP, BUDGET = 2, 60
@@ -89,21 +89,7 @@ def train_on(run: Path, step: int, keep: int | None = None) -> TrainBatch:
             )
             for i, s in enumerate(samples)
         )
-        groups.append(
-            GroupSummary(
-                group_id=f"a/train/{g}",
-                task_id=f"a/train/{g}",
-                source="a",
-                step=step,
-                rollouts=(),
-                samples=handles,
-                group_ref=None,
-                oldest_version=0,
-                newest_version=0,
-                generate_s=0.0,
-                grade_s=0.0,
-            )
-        )
+        groups.append(made_group(group_id=f"a/train/{g}", samples=handles, step=step))
     batch = TrainBatch(
         step=step,
         bounds=UpdateBounds(grad_norm=7.5, lr_factor=0.5),

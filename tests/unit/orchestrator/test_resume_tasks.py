@@ -6,41 +6,31 @@ import json
 import os
 import random
 import signal
-from collections.abc import Awaitable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from configs.schema import RunConfig
 from mixing.ledger.events import Trained, from_row
-from mixing.ledger.ledger import Ledger, rows
-from mixing.mixer import Mixer
+from mixing.ledger.ledger import rows
 from mixing.slates.group_ids import parse_group_id
-from orchestrator.clock import PhaseClock
 from orchestrator.commands.ledger import read_life, read_report
-from orchestrator.loop import Parts, Stopped, StopRequest, train
+from orchestrator.loop import Stopped
 from orchestrator.publisher import SyncReport
 from orchestrator.records.checkpoints import FileLayer
-from orchestrator.records.recorder import Recorder
-from orchestrator.records.run_dir import RunDir
-from orchestrator.resume.state import Checkpointer
 from rollouts.types import (
     Boundary,
     GeneratedGroup,
     GroupRequest,
     GroupSummary,
     RolloutError,
-    RolloutStats,
-    RolloutStatus,
-    SampleHandle,
     StepResult,
     TrainBatch,
 )
+from tests.unit.orchestrator.fakes import Attempt, FakeActors, attempt, graded, rows_of
 
 STEPS = 14
 FATES = ("fine", "fine", "fine", "flaky", "hopeless")
@@ -89,62 +79,30 @@ def recipe(folder: Path, staleness: int, bounds: Bounds = (None, None, None)) ->
     )
 
 
-class Actors:
-    """All the actors of a run. The policy is the list of samples that it was trained on."""
+class Actors(FakeActors):
+    """The policy is the list of samples that it was trained on."""
+
+    dp_size = 2
 
     def __init__(self, seed: int, fates: Sequence[str]):
+        super().__init__()
         self._random = random.Random(seed)
         self._fates = fates
         self.policy: list[list[str]] = []
-        self.dp_size = 2
-        self.reference = self.critic = None
-        self.trainer = self.rollout = self.reward = self.supervisor = self
-
-    async def until_failed(self, waiting: Awaitable[Any], *, doing: str, timeout_s: float) -> Any:
-        return await waiting
 
     async def generate(self, request: GroupRequest) -> GeneratedGroup:
         for _ in range(self._random.randrange(12)):
             await asyncio.sleep(0)
-        return GeneratedGroup(
-            group_id=request.group_id, ref=request, num_completion_tokens=6, generate_s=0.0
-        )
+        return await super().generate(request)
 
-    async def grade(self, generated: GeneratedGroup) -> GroupSummary:
-        request = generated.ref
-        assert isinstance(request, GroupRequest)
+    def judge(self, request: GroupRequest) -> GroupSummary:
         task_id, epoch, attempt = parse_group_id(request.group_id)
         fate = random.Random(f"{task_id}/{epoch}").choice(self._fates)
-        ok = fate == "fine" or (fate == "flaky" and attempt > 0)
-        error = RolloutError(boundary=Boundary.REWARD, kind="timeout", message="too slow")
         flat = random.Random(f"{task_id}/{epoch}/reward").random() < 0.4
-        stats = tuple(
-            RolloutStats(
-                reward=reward if ok else None,
-                reward_parts={},
-                num_completion_tokens=3,
-                status=RolloutStatus.COMPLETED if ok else RolloutStatus.INVALID,
-                error=None if ok else error,
-            )
-            for reward in ((1.0, 1.0) if flat else (1.0, 0.0))
-        )
-        samples = (
-            SampleHandle(ref=request.group_id, row=i, num_tokens=5, num_loss_tokens=3)
-            for i in range(request.group_size if ok else 0)
-        )
-        return GroupSummary(
-            group_id=request.group_id,
-            task_id=task_id,
-            source=request.task.source,
-            step=request.step,
-            rollouts=stats,
-            samples=tuple(samples),
-            group_ref=None,
-            oldest_version=request.step - 1,
-            newest_version=request.step - 1,
-            generate_s=0.0,
-            grade_s=0.0,
-        )
+        rewards: Sequence[float | None] = (1.0, 1.0) if flat else (1.0, 0.0)
+        if fate == "hopeless" or (fate == "flaky" and attempt == 0):
+            rewards = (None, None)
+        return graded(request, rewards, version=self.version)
 
     async def train_step(self, batch: TrainBatch) -> StepResult:
         await asyncio.sleep(0)
@@ -157,65 +115,18 @@ class Actors:
         for _ in range(3):
             await asyncio.sleep(0)
 
-    def load(self, folder: Path) -> None:
+    async def load(self, folder: Path) -> None:
         self.policy = json.loads((folder / "policy.json").read_text())
-
-    async def open(self) -> None: ...
 
     async def publish(self, version: int) -> SyncReport:
         await asyncio.sleep(0)
-        return SyncReport(seconds={}, bytes=1, gap_median=None, gap_max=None)
-
-
-@contextmanager
-def attempt(cfg: RunConfig, path: Path, actors: Actors) -> Iterator[Any]:
-    """Set a run up as `orchestrator.run` does; yield its training and its stop request."""
-    with RunDir.open(path, cfg, "auto") as directory:
-        mixer, checkpoints = Mixer(cfg), Checkpointer(cfg, directory)
-        restored = checkpoints.newest(mixer)
-        directory.truncate_after(restored.step)
-        if restored.checkpoint is not None:
-            actors.load(restored.checkpoint.trainer)
-        ledger = Ledger.open(
-            directory.ledger,
-            attempt=directory.attempt,
-            step=restored.step,
-            offset=restored.ledger_offset,
-            pending=restored.pending,
-        )
-        stop = StopRequest()
-        with ledger, Recorder(cfg, directory, Console(quiet=True)) as recorder:
-            parts = Parts(
-                cfg=cfg,
-                cluster=actors,  # type: ignore[arg-type]
-                mixer=mixer,
-                ledger=ledger,
-                publisher=actors,  # type: ignore[arg-type]
-                recorder=recorder,
-                checkpoints=checkpoints,
-                clock=PhaseClock(),
-                stop=stop,
-            )
-            yield SimpleNamespace(training=train(parts, restored), stop=stop)
-
-
-async def until(training: Awaitable[None], turns: int) -> None:
-    """Let it train for some turns of the event loop, then kill it where it stands."""
-    task = asyncio.ensure_future(training)
-    for _ in range(turns):
-        if task.done():
-            break
-        await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    if not task.cancelled() and (error := task.exception()) is not None:
-        raise error
+        return await super().publish(version)
 
 
 def uninterrupted(cfg: RunConfig, path: Path, seed: int, fates: Sequence[str]) -> Actors:
     actors = Actors(seed, fates)
     with attempt(cfg, path, actors) as run:
-        asyncio.run(run.training)
+        run.finish()
     return actors
 
 
@@ -250,7 +161,7 @@ def test_killed_five_times_it_trains_on_the_same_tasks(
     for kill in range(5):
         actors = Actors(seed * 10 + kill, FATES)
         with attempt(cfg, path, actors) as run:
-            asyncio.run(until(run.training, rng.randrange(60, 400)))
+            run.kill(rng.randrange(60, 400))
         report = read_report(path)
         assert report.balanced, report.faults
         with (path / "ledger.jsonl").open("ab") as file:
@@ -265,7 +176,7 @@ def test_killed_five_times_it_trains_on_the_same_tasks(
     assert sum(s.trained.groups for s in report.sources.values()) == 7 * STEPS
     assert {"failed", "given_up"} <= report.sources["a"].rejected.keys()
     assert report.sources["c"].rejected["zero_variance"] > 0
-    metrics = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])
+    metrics = rows_of(path / "metrics.jsonl")[-1]
     assert metrics["ledger/trained"] == 7 * STEPS and metrics["ledger/in_flight"] == 0
     assert metrics["source/b/total/groups"] == report.sources["b"].trained.groups
 
@@ -275,12 +186,12 @@ def test_stopped_by_signals_it_trains_on_the_same_tasks(tmp_path: Path) -> None:
     whole = uninterrupted(cfg, tmp_path / "whole", 3, FATES)
     path = tmp_path / "stopped"
 
-    async def stopped(run: Any, turns: int) -> None:
-        training = asyncio.ensure_future(run.training)
+    async def stopped(run: Attempt, turns: int) -> None:
+        training = asyncio.ensure_future(run.training())
         for _ in range(turns):
             await asyncio.sleep(0)
-        run.stop.signal_number = signal.SIGTERM
-        run.stop.event.set()
+        run.parts.stop.signal_number = signal.SIGTERM
+        run.parts.stop.event.set()
         with pytest.raises(Stopped):
             await training
 
@@ -297,7 +208,7 @@ def test_the_life_of_an_item_is_told_over_epochs_attempts_and_resumes(tmp_path: 
     cfg, path = recipe(tmp_path, 1), tmp_path / "run"
     for kill in range(2):
         with attempt(cfg, path, Actors(kill, ("flaky",))) as run:
-            asyncio.run(until(run.training, 140))
+            run.kill(140)
     uninterrupted(cfg, path, 5, ("flaky",))
     task_id = next(t for t in (f"b/train/{i}" for i in range(1, 10)) if read_life(path, t))
     life = read_life(path, task_id)
@@ -347,8 +258,8 @@ def test_what_a_checkpoint_rests_on_is_on_disk_before_it(
 class HalfWritten(Actors):
     """What a model wrote as JSON stands in a grader's complaint: half of an emoji."""
 
-    async def grade(self, generated: GeneratedGroup) -> GroupSummary:
-        summary = await super().grade(generated)
+    def judge(self, request: GroupRequest) -> GroupSummary:
+        summary = super().judge(request)
         error = RolloutError(boundary=Boundary.REWARD, kind="ValueError", message="got '\ud83d'")
         rollouts = (replace(r, error=r.error and error) for r in summary.rollouts)
         return replace(summary, rollouts=tuple(rollouts))
@@ -361,10 +272,10 @@ def test_half_characters_of_models_and_data_stop_neither_ledger_nor_checkpoint(
     data = tmp_path / "a.jsonl"
     data.write_text(data.read_text().replace('"x"', '"\\ud83d"'))
     with attempt(cfg, path, HalfWritten(0, FATES)) as run:
-        asyncio.run(until(run.training, 200))
+        run.kill(200)
     assert list((path / "checkpoints").glob("step_*"))
     last = HalfWritten(1, FATES)
     with attempt(cfg, path, last) as run:
-        asyncio.run(run.training)
+        run.finish()
     assert len(last.policy) == STEPS and read_report(path).balanced
     assert r"got '\\ud83d'" in (path / "ledger.jsonl").read_text()

@@ -13,6 +13,7 @@ from configs.errors import ConfigError
 from configs.load import load_recipe
 from orchestrator.commands.sample import Kept, SampleOptions, _chosen, report, select
 from rollouts.types import GroupSummary, RolloutGroup, RolloutStats, RolloutStatus
+from tests.made_groups import made_group, made_rollout
 
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "configs" / "recipes" / "quickstart.yaml"
@@ -41,23 +42,9 @@ def group(rewards: Sequence[float | None]) -> GroupSummary:
             status = RolloutStatus.INVALID
         elif reward >= CUT:
             reward, status = reward - CUT, RolloutStatus.TRUNCATED
-        return RolloutStats(
-            reward=reward, reward_parts={}, num_completion_tokens=1, status=status, error=None
-        )
+        return made_rollout(reward, status=status)
 
-    return GroupSummary(
-        group_id="sums/train/3#sample",
-        task_id="sums/train/3",
-        source="sums",
-        step=-1,
-        rollouts=tuple(map(rollout, rewards)),
-        samples=(),
-        group_ref=None,
-        oldest_version=0,
-        newest_version=0,
-        generate_s=0.1,
-        grade_s=0.1,
-    )
+    return made_group(map(rollout, rewards), group_id="sums/train/3#sample", source="sums", step=-1)
 
 
 @pytest.mark.parametrize(

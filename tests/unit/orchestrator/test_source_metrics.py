@@ -12,28 +12,21 @@ from orchestrator.publisher import SyncReport
 from orchestrator.records.source_metrics import ALL, METRICS, TRAINED
 from orchestrator.records.step_metrics import StepBooks, TrainedStep, book_metrics, step_metrics
 from rollouts.types import (
-    Boundary,
     GroupSummary,
-    RolloutError,
     RolloutStats,
     RolloutStatus,
     SampleHandle,
     StepResult,
 )
+from tests.made_groups import made_group, made_rollout
 
 
 def rollout(
     reward: float | None, length: int = 10, *, truncated: bool = False, **parts: float
 ) -> RolloutStats:
-    failed = RolloutError(boundary=Boundary.REWARD, kind="timeout", message="?")
     valid = RolloutStatus.TRUNCATED if truncated else RolloutStatus.COMPLETED
-    return RolloutStats(
-        reward=reward,
-        reward_parts=parts,
-        num_completion_tokens=length,
-        status=RolloutStatus.INVALID if reward is None else valid,
-        error=failed if reward is None else None,
-    )
+    status = RolloutStatus.INVALID if reward is None else valid
+    return made_rollout(reward, length, reward_parts=parts, status=status)
 
 
 def group(
@@ -46,25 +39,24 @@ def group(
     seconds: float = 1.0,
 ) -> GroupSummary:
     valid = [r for r in rollouts if r.reward is not None]
-    return GroupSummary(
+    handles = (
+        SampleHandle(
+            ref=None,
+            row=i,
+            num_tokens=r.num_completion_tokens + 3,
+            num_loss_tokens=r.num_completion_tokens,
+            advantage=(r.reward or 0.0) - 0.5,
+        )
+        for i, r in enumerate(valid)
+    )
+    return made_group(
+        rollouts,
         group_id=f"{source}/train/{item}#e{epoch}a0",
-        task_id=f"{source}/train/{item}",
         source=source,
+        version=version,
+        newest=4,
+        samples=handles,
         step=5,
-        rollouts=tuple(rollouts),
-        samples=tuple(
-            SampleHandle(
-                ref=None,
-                row=i,
-                num_tokens=r.num_completion_tokens + 3,
-                num_loss_tokens=r.num_completion_tokens,
-                advantage=(r.reward or 0.0) - 0.5,
-            )
-            for i, r in enumerate(valid)
-        ),
-        group_ref=None,
-        oldest_version=version,
-        newest_version=4,
         generate_s=seconds,
         grade_s=seconds / 2,
     )

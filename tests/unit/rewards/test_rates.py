@@ -6,41 +6,19 @@ import pickle
 import pytest
 
 from rewards.rates import MIN_SEEN, WINDOW, ErrorRates, GraderErrorRateExceeded
-from rollouts.types import Boundary, GroupSummary, RolloutError, RolloutStats, RolloutStatus
+from rollouts.types import Boundary, GroupSummary, RolloutError, RolloutStats
+from tests.made_groups import made_group, made_rollout
 
-GOOD = RolloutStats(
-    reward=1.0,
-    reward_parts={},
-    num_completion_tokens=3,
-    status=RolloutStatus.COMPLETED,
-    error=None,
-)
+GOOD = made_rollout(1.0)
 
 
 def bad(message: str = "no") -> RolloutStats:
-    return RolloutStats(
-        reward=None,
-        reward_parts={},
-        num_completion_tokens=3,
-        status=RolloutStatus.INVALID,
-        error=RolloutError(boundary=Boundary.REWARD, kind="ValueError", message=message),
-    )
+    error = RolloutError(boundary=Boundary.REWARD, kind="ValueError", message=message)
+    return made_rollout(None, error=error)
 
 
 def summary(source: str, *rollouts: RolloutStats, group_id: str = "g") -> GroupSummary:
-    return GroupSummary(
-        group_id=group_id,
-        task_id="t",
-        source=source,
-        step=1,
-        rollouts=rollouts,
-        samples=(),
-        group_ref=None,
-        oldest_version=0,
-        newest_version=0,
-        generate_s=0.0,
-        grade_s=0.0,
-    )
+    return made_group(rollouts, source=source, group_id=group_id)
 
 
 def test_the_error_names_source_rate_bound_and_the_newest_distinct_reasons() -> None:

@@ -6,33 +6,12 @@ import pytest
 
 from configs.difficulty import DifficultyConfig
 from rollouts.filters import Verdict, is_zero_variance, judge
-from rollouts.types import GroupSummary, RolloutStats, RolloutStatus
+from rollouts.types import GroupSummary
+from tests.made_groups import made_group, made_rollout
 
 
 def group(*rewards: float | None) -> GroupSummary:
-    rollouts = tuple(
-        RolloutStats(
-            reward=reward,
-            reward_parts={},
-            num_completion_tokens=1,
-            status=RolloutStatus.INVALID if reward is None else RolloutStatus.COMPLETED,
-            error=None,
-        )
-        for reward in rewards
-    )
-    return GroupSummary(
-        group_id="s/train/1#e0a0",
-        task_id="s/train/1",
-        source="s",
-        step=1,
-        rollouts=rollouts,
-        samples=(),
-        group_ref=None,
-        oldest_version=0,
-        newest_version=0,
-        generate_s=0.0,
-        grade_s=0.0,
-    )
+    return made_group([made_rollout(reward) for reward in rewards])
 
 
 ON = DifficultyConfig(drop_zero_variance=True, max_resamples=3)

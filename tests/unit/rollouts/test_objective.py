@@ -30,6 +30,7 @@ from rollouts.types import (
     Task,
     Turn,
 )
+from tests.made_groups import made_group
 
 TURN = Turn(
     prompt_ids=np.array([1], np.int32),
@@ -102,20 +103,13 @@ def summary(graded: RolloutGroup, of: SourceConfig) -> GroupSummary:
     credits = credit_group(graded, of, grpo)
     handle = SampleHandle(ref=None, row=0, num_tokens=3, num_loss_tokens=2)
     samples = to_training_samples(graded, of, 0.0, credits)
-    return GroupSummary(
+    return made_group(
+        rollout_stats(graded.rollouts, credits),
         group_id=graded.request.group_id,
-        task_id=graded.request.task.task_id,
         source=of.name,
-        step=1,
-        rollouts=rollout_stats(graded.rollouts, credits),
-        samples=tuple(
+        samples=[
             replace(handle, row=i, advantage=mean_advantage(s)) for i, s in enumerate(samples)
-        ),
-        group_ref=None,
-        oldest_version=0,
-        newest_version=0,
-        generate_s=0.0,
-        grade_s=0.0,
+        ],
         has_signal=credits.advantages.has_signal,
     )
 

@@ -26,7 +26,6 @@ from rollouts.types import (
     GroupSummary,
     Rollout,
     RolloutGroup,
-    RolloutStats,
     RolloutStatus,
     SampleHandle,
     Sampling,
@@ -34,6 +33,7 @@ from rollouts.types import (
     TrainingSample,
     Turn,
 )
+from tests.made_groups import made_group, made_rollout
 
 
 def recipe(scopes: Sequence[str], estimator: str = "grpo") -> RunConfig:
@@ -141,27 +141,12 @@ def _turn(length: int) -> Turn:
 
 
 def _summary(group: RolloutGroup, handles: Sequence[SampleHandle]) -> GroupSummary:
-    return GroupSummary(
-        group_id=group.request.group_id,
-        task_id=group.request.task.task_id,
-        source=group.request.task.source,
-        step=1,
-        rollouts=tuple(
-            RolloutStats(
-                reward=r.reward,
-                reward_parts={},
-                num_completion_tokens=r.num_completion_tokens,
-                status=r.status,
-                error=None,
-            )
-            for r in group.rollouts
-        ),
-        samples=tuple(handles),
-        group_ref=None,
-        oldest_version=0,
-        newest_version=0,
-        generate_s=0.0,
-        grade_s=0.0,
+    rollouts = [
+        made_rollout(r.reward, r.num_completion_tokens, status=r.status) for r in group.rollouts
+    ]
+    request = group.request
+    return made_group(
+        rollouts, group_id=request.group_id, source=request.task.source, samples=handles
     )
 
 

@@ -5,22 +5,11 @@ from hypothesis import strategies as st
 
 from rollouts.staleness import max_groups_in_flight, may_dispatch, staleness
 from rollouts.types import GroupSummary
+from tests.made_groups import made_group
 
 
 def summary(step: int, oldest: int, newest: int) -> GroupSummary:
-    return GroupSummary(
-        group_id="g",
-        task_id="t",
-        source="s",
-        step=step,
-        rollouts=(),
-        samples=(),
-        group_ref=None,
-        oldest_version=oldest,
-        newest_version=newest,
-        generate_s=0.0,
-        grade_s=0.0,
-    )
+    return made_group(version=oldest, newest=newest, step=step)
 
 
 def test_synchronous_training_samples_with_the_very_policy() -> None:

@@ -4,49 +4,30 @@ import asyncio
 import json
 import logging
 import random
-from pathlib import Path
-from typing import Any
 
 import pytest
 from aiohttp import web
 
 from configs.errors import ConfigError
-from rewards.judges.cache import ReplyCache
-from rewards.judges.client import Judge, Judged
+from rewards.judges.client import Judged
 from rewards.judges.endpoint import EndpointTransport
-from rewards.judges.reading import Verdict, number
-from rewards.judges.request import ChatMessage, JudgeRequest, JudgeSampling, Unreadable
-from rewards.judges.schemas import score_schema
+from rewards.judges.reading import Verdict
+from rewards.judges.request import Unreadable
 from rewards.score import FailureKind, GradeFailed
+from tests.unit.rewards.judges.asking import (
+    ask,
+    endpoint_judge,
+    failure,
+    hang,
+    request,
+    slow_verdict,
+)
 
 SERVER, REFUSAL, PARSE = (
     FailureKind.JUDGE_SERVER,
     FailureKind.JUDGE_REFUSAL,
     FailureKind.JUDGE_PARSE,
 )
-
-
-def request(text: str = "how good?", **sampling: Any) -> JudgeRequest:
-    return JudgeRequest(
-        messages=(ChatMessage(role="user", content=text),),
-        schema=score_schema(0, 1, explain=False),
-        schema_name="score",
-        sampling=JudgeSampling(**sampling),
-    )
-
-
-def read(verdict: Verdict) -> float:
-    return number(verdict, "result")
-
-
-def ask(judge: Judge, text: str = "how good?", **sampling: Any):
-    return judge.ask(request(text, **sampling), ["result"], read)
-
-
-async def failure(judge: Judge) -> GradeFailed:
-    with pytest.raises(GradeFailed) as failed:
-        await ask(judge)
-    return failed.value
 
 
 def test_what_is_sent_and_what_comes_back(fake):
@@ -70,11 +51,6 @@ def test_what_is_sent_and_what_comes_back(fake):
     assert wanted["schema"]["required"] == ["result"]
     assert "minimum" not in json.dumps(wanted)
     assert (counts["verdicts"], counts["tries"], counts["prompt_tokens"]) == (1, 1, 100)
-
-
-async def hang() -> web.Response:
-    await asyncio.sleep(60)
-    return web.Response()
 
 
 FAILURES = {
@@ -157,19 +133,13 @@ def test_no_connection_is_a_server_failure(fake):
     async def scenario():
         async with fake.serving(lambda body, n: fake.verdict(result=1)) as server:
             cfg = fake.judge_config(server.url, retries=1)
-        judge = _judge(cfg)
+        judge = endpoint_judge(cfg)
         try:
             return await failure(judge)
         finally:
             await judge.close()
 
     assert asyncio.run(scenario()).kind == SERVER
-
-
-def _judge(cfg, **settings) -> Judge:
-    transport = EndpointTransport("j", cfg.endpoint, max_tokens=cfg.max_tokens)
-    settings = {"cache": ReplyCache(100), "limit": 8, **settings}
-    return Judge("j", cfg, transport, **settings)
 
 
 def test_pauses_grow_and_the_server_may_ask_for_its_own(fake):
@@ -187,7 +157,7 @@ def test_pauses_grow_and_the_server_may_ask_for_its_own(fake):
             cfg = fake.judge_config(
                 server.url, retries=5, backoff_s=1.0, max_backoff_s=20.0, deadline_s=1000
             )
-            judge = _judge(cfg, pause=pause)
+            judge = endpoint_judge(cfg, pause=pause)
             try:
                 return (await ask(judge)).value
             finally:
@@ -207,7 +177,7 @@ def test_the_deadline_ends_retries_early(fake):
             cfg = fake.judge_config(
                 server.url, retries=50, backoff_s=10.0, max_backoff_s=10.0, deadline_s=30
             )
-            judge = _judge(cfg, pause=pause)
+            judge = endpoint_judge(cfg, pause=pause)
             try:
                 await failure(judge)
             finally:
@@ -252,129 +222,6 @@ def test_actors_share_the_limit(fake):
             return server.most_in_flight
 
     assert asyncio.run(scenario()) == 6
-
-
-async def slow_verdict(fake):
-    await asyncio.sleep(0.01)
-    return fake.verdict(result=1)
-
-
-def test_a_cached_verdict_costs_nothing(fake):
-    async def scenario():
-        price = {"prompt": 2.0, "completion": 10.0}
-        async with fake.judging(lambda b, n: fake.verdict(result=n), price=price) as (
-            panel,
-            server,
-        ):
-            first = await ask(panel["j"])
-            cost = panel["j"].meter.take()["cost"]
-            again = [await ask(panel["j"]) for _ in range(5)]
-            other = await ask(panel["j"], seed=3)
-            return first, cost, again, other, len(server.asked), panel["j"].meter.take()
-
-    first, cost, again, other, asked, counts = asyncio.run(scenario())
-    assert cost == pytest.approx((100 * 2 + 10 * 10) / 1e6)
-    assert {(a.value, a.cached, a.usage.prompt_tokens) for a in again} == {(first.value, True, 0)}
-    assert (other.value, asked) == (1, 2)
-    assert (counts["hits"], counts["verdicts"]) == (5, 1)
-    assert counts["cost"] == pytest.approx(cost)
-
-
-def test_equal_questions_at_once_are_sent_once(fake):
-    async def scenario():
-        async with fake.judging(lambda b, n: slow_verdict(fake)) as (panel, server):
-            found = await asyncio.gather(*(ask(panel["j"]) for _ in range(20)))
-            return found, len(server.asked), panel["j"].meter.take()
-
-    found, asked, counts = asyncio.run(scenario())
-    assert asked == 1
-    assert sum(f.usage.prompt_tokens for f in found) == 100
-    assert (counts["hits"], counts["verdicts"]) == (19, 1)
-
-
-def test_one_of_equal_questions_may_be_given_up(fake):
-    async def scenario():
-        async with fake.judging(lambda b, n: slow_verdict(fake)) as (panel, server):
-            first, second = (asyncio.create_task(ask(panel["j"])) for _ in range(2))
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            first.cancel()
-            return (await second).value, len(server.asked)
-
-    assert asyncio.run(scenario()) == (1, 1)
-
-
-def test_a_question_that_nobody_waits_for_is_given_up(fake):
-    async def scenario():
-        async with fake.judging(lambda b, n: hang()) as (panel, server):
-            asking = asyncio.create_task(ask(panel["j"]))
-            async with asyncio.timeout(10):
-                while not server.in_flight:
-                    await asyncio.sleep(0.001)
-                asking.cancel()
-                while server.in_flight:
-                    await asyncio.sleep(0.001)
-            return asking.cancelled()
-
-    assert asyncio.run(scenario())
-
-
-def test_an_unreadable_verdict_is_asked_for_with_another_seed(fake):
-    async def scenario():
-        def reply(body, n):
-            return web.json_response(fake.completion("?")) if n < 2 else fake.verdict(result=1)
-
-        async with fake.judging(reply) as (panel, server):
-            found = await ask(panel["j"], seed=7)
-            again = await ask(panel["j"], seed=7)
-            return found, again, [b["seed"] for b in server.asked]
-
-    found, again, seeds = asyncio.run(scenario())
-    assert len(set(seeds)) == 3 and seeds[0] == 7
-    assert found.usage.prompt_tokens == 300
-    assert again.cached
-
-
-def test_failures_are_not_cached(fake):
-    async def scenario():
-        def reply(body, n):
-            return fake.status(401) if n == 0 else fake.verdict(result=1)
-
-        async with fake.judging(reply) as (panel, _):
-            await failure(panel["j"])
-            return (await ask(panel["j"])).value
-
-    assert asyncio.run(scenario()) == 1
-
-
-def test_verdicts_outlive_the_run_on_disk(fake, tmp_path: Path):
-    cache = {"folder": str(tmp_path / "kept")}
-
-    async def scenario():
-        async with fake.serving(lambda b, n: fake.verdict(result=0.25)) as server:
-            for _ in range(2):
-                cfg = fake.judge_config(server.url, cache=cache)
-                judge = _judge(cfg, cache=ReplyCache(10, tmp_path / "kept"))
-                found = await ask(judge)
-                await judge.close()
-                for file in (tmp_path / "kept").iterdir():
-                    with file.open("a") as torn:
-                        torn.write('{"key": "x", "te')
-            return found, len(server.asked)
-
-    found, asked = asyncio.run(scenario())
-    assert (found.value, found.cached, asked) == (0.25, True, 1)
-
-
-def test_the_cache_keeps_the_latest_used():
-    from rewards.judges.request import Reply
-
-    cache = ReplyCache(2)
-    for name in "abcd":
-        cache.put(name, Reply(text=name, model="m"))
-        cache.get("a")
-    assert len(cache) == 2
-    assert [cache.get(n) is not None for n in "abcd"] == [True, False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -452,21 +299,20 @@ def test_a_seed_is_given_up_for_no_other_complaint(fake):
     assert asked[1]["seed"] == 5
 
 
-def test_a_full_disk_costs_the_copy_on_disk_and_no_verdict(fake, tmp_path: Path, caplog):
-    taken = tmp_path / "file"
-    taken.write_text("")
-
+def test_an_unreadable_verdict_is_asked_for_with_another_seed(fake):
     async def scenario():
-        cache = {"folder": str(taken / "cache")}
-        async with fake.judging(lambda b, n: fake.verdict(result=1), cache=cache) as (
-            panel,
-            server,
-        ):
-            found = [await ask(panel["j"], text) for text in ("a", "b", "a")]
-            return [f.cached for f in found], len(server.asked)
+        def reply(body, n):
+            return web.json_response(fake.completion("?")) if n < 2 else fake.verdict(result=1)
 
-    assert asyncio.run(scenario()) == ([False, False, True], 2)
-    assert caplog.text.count("kept in memory alone") == 1
+        async with fake.judging(reply) as (panel, server):
+            found = await ask(panel["j"], seed=7)
+            again = await ask(panel["j"], seed=7)
+            return found, again, [b["seed"] for b in server.asked]
+
+    found, again, seeds = asyncio.run(scenario())
+    assert len(set(seeds)) == 3 and seeds[0] == 7
+    assert found.usage.prompt_tokens == 300
+    assert again.cached
 
 
 def test_the_key_is_in_no_message_log_or_repr(fake, caplog: pytest.LogCaptureFixture):
