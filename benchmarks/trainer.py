@@ -339,9 +339,9 @@ def main() -> None:
     found = {
         "device": f"1 thread of {os.cpu_count()} CPU cores ({platform.machine()})",
         "commit": commit(),
-        "speed": measure_speed(args),
         "balance": balance(make_samples(1024, seed=1), 8, args.max_tokens),
         "head": measure_memory(),
+        "speed": measure_speed(args),
     }
     print(json.dumps(found, indent=1))
     if args.record:
