@@ -1,6 +1,7 @@
 """Settings of every test: hypothesis has no deadline (a timing assertion by another name), and what
-braid keeps between runs goes to a folder that ends with the tests. With `pytest -n 2`, worlds of
-trainer ranks and browsers start one after the other; whole runs come last, two at a time."""
+braid keeps between runs goes to a folder that ends with the tests. No call of Ray's starts a
+cluster by itself. With `pytest -n 2`, worlds of trainer ranks and browsers start one after the
+other; whole runs come last, two at a time."""
 
 import os
 import tempfile
@@ -11,6 +12,7 @@ from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # read when ray is imported
 settings.register_profile("braid", deadline=None)
 settings.load_profile("braid")
 HEAVY = ("tests/distributed/", "tests/report/")

@@ -54,11 +54,13 @@ def test_resume_is_bitwise_no_resume(resumed: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_metrics_of_a_step(resumed: Path) -> None:
-    """Warm-up of two steps, frozen proximal logprobs, numbers that are there and finite."""
+    """Warm-up of two updates, then a decay to 0 at the last of eight; frozen proximal logprobs,
+    numbers that are there and finite."""
     report = json.loads((resumed / "resume_2_0.json").read_text())
     for case, seen in report.items():
         first, second = seen["first"]
-        assert first["lr"] == second["lr"] == pytest.approx(1e-2), case
+        rates = [step["lr"] for step in (first, second, *seen["rest"])]
+        assert rates == pytest.approx([1e-2, 8e-3, 4e-3, 0.0]), case
         assert first["minibatches"] == 2, case
         deviation = first["ratio/first_minibatch_max_deviation"]
         assert deviation <= (1e-4 if "float32" in case else 2e-2), case

@@ -88,6 +88,7 @@ def make_model(folder: Path, *, tied: bool = True) -> None:
 
 def run_config(model: Path, **trainer: object) -> RunConfig:
     dtype = trainer.pop("dtype", "float32")
+    decay = trainer.pop("decay", "constant")
     return RunConfig(
         name="test",
         num_steps=4,
@@ -102,7 +103,7 @@ def run_config(model: Path, **trainer: object) -> RunConfig:
         batch=BatchConfig(groups_per_step=1),
         algorithm=AlgorithmConfig(),
         trainer=TrainerConfig(
-            optimizer=OptimizerConfig(lr=1e-2, warmup_steps=2, weight_decay=0.01),
+            optimizer=OptimizerConfig(lr=1e-2, warmup_steps=2, weight_decay=0.01, decay=decay),  # type: ignore[arg-type]
             logprob_chunk=5,
             **trainer,  # type: ignore[arg-type]
         ),
@@ -468,7 +469,7 @@ def run_resume(rank: int, world: int, models_dir: Path, out: Path) -> None:
     cases: list[tuple[int, str]] = [(0, "float32"), (2, "float32"), (3, "float32")]
     cases += [(0, "bfloat16"), (1, "bfloat16"), (3, "bfloat16")]
     for stage, dtype in cases:
-        cfg = run_config(models_dir / "tied", zero_stage=stage, dtype=dtype)
+        cfg = run_config(models_dir / "tied", zero_stage=stage, dtype=dtype, decay="linear")
         cfg = cfg.model_copy(update={"algorithm": AlgorithmConfig.model_validate(FOLLOWING)})
         folder = out / f"ckpt_{stage}_{dtype}_{world}"
         random.seed(rank)

@@ -33,6 +33,8 @@ SMALL = Limits(
     cpu_s=0.4, wall_s=0.8, memory=128 * MB, output=MB // 4, disk=8 * MB, files=300, processes=8
 )
 LARGE = Limits(cpu_s=2.0, wall_s=4.0, processes=8)
+ROOMY = Limits(cpu_s=2.0, wall_s=30.0)
+"""Of honest code, on a machine that others keep busy."""
 
 
 class World:
@@ -160,7 +162,7 @@ def attack(world: World, jail: Sandbox, case: Attack) -> str:
     if result.seconds > 8.0:
         why += f" took {result.seconds:.1f} s"
     why += world.damage(jail.folder)
-    control = jail.run(Call(code=HONEST, function="double", args=[21]))
+    control = jail.run(Call(code=HONEST, function="double", args=[21]), ROOMY)
     if not control.equals(42):
         why += f" the next input got {control}"
     if control.stdout or control.attempts:
@@ -185,7 +187,7 @@ def hack(jail: Sandbox, name: str, code: str) -> str:
             return f"sandbox error: {result.error}"
         if result.equals(42):
             return "taken for right"
-    control = jail.run(Call(code=HONEST, function="double", args=[21]), LARGE)
+    control = jail.run(Call(code=HONEST, function="double", args=[21]), ROOMY)
     return "" if control.equals(42) else f"the next input got {control}"
 
 

@@ -77,7 +77,7 @@ def sample(ids: list[int], sampled: int, temperature: float = 1.0) -> TrainingSa
 
 
 @pytest.fixture(scope="module")
-def teacher() -> TeacherActor:
+def teacher(outside_ray: None) -> TeacherActor:
     actor = TeacherActor(run_config(), "big")
     actor.start()
     return actor

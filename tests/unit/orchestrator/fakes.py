@@ -8,7 +8,7 @@ about. `attempt` puts the real loop, mixer, ledger, recorder and run directory a
 import asyncio
 import io
 import json
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,13 +191,17 @@ class Attempt:
 
     def kill(self, turns: int) -> None:
         """Train for some turns of the event loop, then kill it where it stands."""
+        left = iter(range(turns))
+        self.kill_once(lambda: next(left, None) is None)
+
+    def kill_once(self, there: Callable[[], bool]) -> None:
+        """Train until something is there, then kill it where it stands."""
 
         async def killed() -> None:
             task = asyncio.ensure_future(self.training())
-            for _ in range(turns):
-                if task.done():
-                    break
-                await asyncio.sleep(0)
+            async with asyncio.timeout(60):
+                while not (task.done() or there()):
+                    await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             if not task.cancelled() and (error := task.exception()) is not None:

@@ -1,6 +1,5 @@
 """That the knobs of trainer, critic and reference reach what they are about."""
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -18,7 +17,8 @@ from actors.trainer import TrainerActor
 from configs.deepspeed import deepspeed_config
 from configs.schema import RunConfig
 from rollouts.packing import assemble
-from rollouts.types import TrainingSample, ValueBatch
+from rollouts.types import TrainingSample
+from rollouts.values import ValueBatch
 from trainer.critic import CriticEngine
 from trainer.engine import PolicyEngine
 
@@ -148,15 +148,16 @@ def test_the_policy_is_loaded_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("actor", "module", "steps"),
+    ("actor", "group", "steps"),
     [
         # 10 steps, of which 4 warm the critic up; 2 mini-batches, 3 epochs
         (TrainerActor, "trainer", 6 * 6),
         (CriticActor, "critic", 10 * 6),
     ],
 )
+@pytest.mark.usefixtures("outside_ray")
 def test_ranks_wait_and_schedules_last_as_long_as_the_recipe_says(
-    actor: Any, module: str, steps: int, monkeypatch: pytest.MonkeyPatch
+    actor: Any, group: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
 
@@ -172,12 +173,12 @@ def test_ranks_wait_and_schedules_last_as_long_as_the_recipe_says(
         critic={"warmup_steps": 4},
         trainer={"collective_timeout_s": 12.5},
     )
-    monkeypatch.setattr(sys.modules[actor.__module__], "join_ranks", join)
+    monkeypatch.setattr("actors.ranks.join_ranks", join)
     monkeypatch.setattr(trainer.engine, "PolicyEngine", Engine)
     monkeypatch.setattr("trainer.critic.CriticEngine", Engine)
     actor(cfg, 0, 1).start("host", 1)
     assert (seen["timeout_s"], seen["total_optimizer_steps"]) == (12.5, steps)
-    assert seen["group"] == module
+    assert seen["group"] == group
 
 
 class Follower:
@@ -203,6 +204,7 @@ class Follower:
         ({"refresh": {"every": 2, "mode": "ema", "decay": 0.25}}, "m", [True], [0.25]),
     ],
 )
+@pytest.mark.usefixtures("outside_ray")
 def test_the_reference_is_the_one_that_the_recipe_names(
     reference: dict[str, Any],
     path: str,
@@ -228,6 +230,7 @@ def test_the_reference_is_the_one_that_the_recipe_names(
     assert (Follower.made, Follower.decays) == (average, decays)
 
 
+@pytest.mark.usefixtures("outside_ray")
 def test_determinism_is_asked_of_torch_alone_where_it_is_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
