@@ -4,7 +4,6 @@ Nothing here touches training's counters: an invalid rollout of an evaluation is
 figures and shown beside them, and counts neither as a failed group nor in an error rate.
 """
 
-import asyncio
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from actors.groups import ReferenceFleet, RewardFleet, RolloutFleet
 from configs.evaluation import EvalSettings, eval_settings
 from configs.schema import RunConfig
 from mixing.mixer import Mixer
+from orchestrator.at_once import at_once
 from orchestrator.clock import PhaseClock
 from orchestrator.producer import sample_and_grade
 from rollouts.pass_rates import pass_at_k, pass_rate
@@ -92,9 +92,7 @@ async def evaluate(
     settings = {name: eval_settings(cfg, cfg.source(name)) for name in sources}
     with clock.phase("evaluate"):
         requests = [r for name in sources for r in _requests(name, settings[name], mixer, step)]
-        groups = await asyncio.gather(
-            *(sample_and_grade(rollout, reward, clock, r) for r in requests)
-        )
+        groups = await at_once(cfg, requests, lambda r: sample_and_grade(rollout, reward, clock, r))
         _assert_one_version(groups, step)
         of = {name: [g for g in groups if g.source == name] for name in sources}
         far = {name: await _distance(start, settings[name], of[name]) for name in sources}

@@ -3,7 +3,6 @@
 Signals, errors and the end free every actor, as in `orchestrator.run`.
 """
 
-import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -14,6 +13,7 @@ from rich.progress import Progress
 
 from configs.schema import RunConfig, SourceConfig
 from mixing.sources.source import Source
+from orchestrator.at_once import at_once
 from orchestrator.clock import PhaseClock
 from orchestrator.cluster import SamplingCluster, start_ray
 from orchestrator.loop import StopRequest
@@ -84,26 +84,16 @@ async def sample_all(
     log: Console,
     take: Callable[[GroupSummary], Awaitable[T]],
 ) -> list[T]:
-    """Sample and grade all groups, twice as many at once as the engines have slots for; return what
-    `take` makes of each, in order."""
+    """Sample and grade all groups; return what `take` makes of each, in order."""
     clock = PhaseClock()
-    slots = cfg.rollout.actors.count * cfg.rollout.max_num_seqs
-    room = asyncio.Semaphore(max(1, 2 * slots // requests[0].group_size))
     log.print(f"sampling {len(requests)} items, {sum(r.group_size for r in requests)} samples")
     with Progress(console=log, transient=True, disable=not log.is_terminal) as progress:
         bar = progress.add_task("sampled and graded", total=len(requests))
 
         async def one(request: GroupRequest) -> T:
-            async with room:
-                summary = await sample_and_grade(cluster.rollout, cluster.reward, clock, request)
-                taken = await take(summary)
+            summary = await sample_and_grade(cluster.rollout, cluster.reward, clock, request)
+            taken = await take(summary)
             progress.advance(bar)
             return taken
 
-        asked = [asyncio.create_task(one(r)) for r in requests]
-        try:
-            return list(await asyncio.gather(*asked))
-        finally:  # after a failure nobody waits for the others
-            for task in asked:
-                task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
+        return await at_once(cfg, requests, one)
