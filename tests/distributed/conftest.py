@@ -17,7 +17,18 @@ RunWorld = Callable[..., None]
 @pytest.fixture(scope="session")
 def worker() -> ModuleType:
     """The module that a rank runs."""
-    spec = importlib.util.spec_from_file_location("trainer_worker", WORKER)
+    return _load("trainer_worker")
+
+
+@pytest.fixture(scope="session")
+def load_cases(worker: ModuleType) -> Callable[[str], ModuleType]:
+    """Load a module of more modes, by its name."""
+    sys.modules.setdefault("trainer_worker", worker)
+    return _load
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, WORKER.with_name(f"{name}.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

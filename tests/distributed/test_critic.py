@@ -1,9 +1,7 @@
 """The critic's gradient does not depend on how its samples were split, packed or partitioned; its
 state survives a checkpoint to the bit; and epochs are what they say."""
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -19,15 +17,9 @@ CLIP = 0.2
 
 
 @pytest.fixture(scope="module")
-def cases(worker: ModuleType) -> ModuleType:
+def cases(load_cases: Callable[[str], ModuleType]) -> ModuleType:
     """The module of the ranks' modes."""
-    path = Path(__file__).with_name("critic_cases.py")
-    sys.modules.setdefault("trainer_worker", worker)
-    spec = importlib.util.spec_from_file_location("critic_cases", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_cases("critic_cases")
 
 
 @pytest.fixture(scope="module")

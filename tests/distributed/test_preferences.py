@@ -20,8 +20,12 @@ TOLERANCE = 1e-5
 
 @pytest.mark.timeout(300)
 def test_the_gradient_does_not_hang_on_the_layout_and_the_export_scores_alike(
-    worker: ModuleType, run_world: RunWorld, tmp_path: Path
+    worker: ModuleType,
+    load_cases: Callable[[str], ModuleType],
+    run_world: RunWorld,
+    tmp_path: Path,
 ) -> None:
+    pairs = load_cases("preference_cases").make_pairs()
     models = tmp_path / "models"
     worker.make_classifier(models / "classifier")
     for world in (1, 2):
@@ -31,7 +35,7 @@ def test_the_gradient_does_not_hang_on_the_layout_and_the_export_scores_alike(
 
     model = AutoModelForSequenceClassification.from_pretrained(models / "classifier").float().eval()
     margins = []
-    for pair in worker.make_pairs():
+    for pair in pairs:
         rows = [torch.from_numpy(s.token_ids).long().unsqueeze(0) for s in pair]
         masks = [torch.ones_like(r) for r in rows]
         better, worse = (
@@ -60,6 +64,6 @@ def test_the_gradient_does_not_hang_on_the_layout_and_the_export_scores_alike(
     arguments = [str(tmp_path / "2" / "checkpoint"), model_path, str(tmp_path / "exported")]
     assert export([*arguments, "--reward-model"]) == 0
     cfg = ModelConfig(path=str(tmp_path / "exported"), dtype="float32", max_model_len=64)
-    rows = [s.token_ids.tolist() for pair in worker.make_pairs() for s in pair]
+    rows = [s.token_ids.tolist() for pair in pairs for s in pair]
     scores = RewardScorer(cfg).score(rows)
     np.testing.assert_allclose(scores, np.load(tmp_path / "2" / "scores.npy"), atol=1e-4)

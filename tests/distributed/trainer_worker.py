@@ -4,7 +4,6 @@ Builds real PolicyEngines over gloo and writes what it saw to OUT_DIR; the tests
 world runs many cases, because starting one costs seconds.
 """
 
-import dataclasses
 import datetime
 import json
 import random
@@ -30,13 +29,10 @@ from configs.data import DataConfig
 from configs.schema import BatchConfig, ModelConfig, RewardConfig, RunConfig, SourceConfig
 from configs.training import OptimizerConfig, TrainerConfig
 from rollouts.packing import assemble
-from rollouts.types import MicroBatch, TrainingSample, UpdateBounds
+from rollouts.types import MicroBatch, TrainingSample
 from trainer.controls import Controls
 from trainer.engine import Minibatch, PolicyEngine
-from trainer.errors import NonFiniteError, RatioError
-from trainer.loss import LossInputs, LossOutput
 from trainer.objectives import resolve_loss
-from trainer.reward_trainer import RewardModelEngine
 from trainer.update import Update
 from trainer.zero_engine import ZeroEngine
 
@@ -45,13 +41,6 @@ NUM_SAMPLES = 8
 NOTHING = np.zeros(0, np.float32)
 FOLLOWING = {"kl": {"coef": 0.1, "target": 0.01}, "entropy": {"coef": 0.01, "target": 9.0}}
 """Coefficients that move every step."""
-
-
-PREFERENCE = {
-    "loss": {"use": "trainer.reward_trainer:bradley_terry"},
-    "aggregation": "sequence_mean",
-    "correction": {"weight": "none"},
-}
 
 
 def make_classifier(folder: Path) -> None:
@@ -332,118 +321,6 @@ def save_case(
     np.savez(out / f"{name}.npz", **{f"g/{n}": g for n, g in engine.seen.items()}, loss=loss)
 
 
-def _bad_gradient(x: LossInputs) -> LossOutput:
-    """A finite loss whose gradient is infinite."""
-    zero = (x.policy_logprobs - x.policy_logprobs.detach())[x.loss_mask].abs()
-    return LossOutput(total=zero.sqrt().sum(), metrics={})
-
-
-def run_failures(rank: int, world: int, models_dir: Path, out: Path) -> None:
-    """Non-finite losses and gradients, and a ratio that is off: same error on all ranks."""
-    samples = make_samples()
-    seen: dict[str, dict[str, object]] = {}
-    cases = [(s, "bfloat16", "gradient") for s in (0, 1, 2, 3)]
-    cases += [(s, "float32", "gradient") for s in (0, 3)]
-    cases += [(2, "float32", "loss"), (3, "float32", "ratio")]
-    for stage, dtype, failure in cases:
-        cfg = run_config(models_dir / "tied", zero_stage=stage, dtype=dtype)
-        engine = PolicyEngine(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
-        before = weights(engine)
-        error = fail(engine, failure, samples, rank, world)
-        same = all(np.array_equal(before[n], w) for n, w in weights(engine).items())
-        seen[f"{stage}.{dtype}.{failure}"] = {**error, "weights_kept": same}
-        close(engine)
-    (out / f"failures_{rank}.json").write_text(json.dumps(seen))
-
-
-def fail(
-    engine: PolicyEngine,
-    failure: str,
-    samples: Sequence[TrainingSample],
-    rank: int,
-    world: int,
-) -> dict[str, object]:
-    batches = list(share(samples, rank=rank, world=world, micro=2))
-    if failure == "loss" and rank == world - 1:
-        advantages = np.full_like(batches[0].advantages, np.nan)
-        batches[0] = dataclasses.replace(batches[0], advantages=advantages)
-    if failure == "gradient":
-        engine._loss = _bad_gradient
-    minibatch = as_minibatch(batches, samples)
-    if failure == "ratio":
-        shift(engine)
-    try:
-        engine.train_step(3, [minibatch, minibatch])
-    except NonFiniteError as error:
-        return {"kind": error.what, "step": error.step, "rank": error.rank, "text": str(error)}
-    except RatioError as error:
-        return {"kind": "ratio", "step": error.step, "rank": None, "text": str(error)}
-    return {"kind": "none"}
-
-
-REFUSALS = {
-    "loss": UpdateBounds(loss=-1e9),
-    "grad norm": UpdateBounds(grad_norm=1e-9),
-    "not finite": UpdateBounds(skip_non_finite=True),
-}
-
-
-def run_refusals(rank: int, world: int, models_dir: Path, out: Path) -> None:
-    """Steps that are refused, then one that is not; and that one alone, in an engine of its own."""
-    seen: dict[str, dict[str, object]] = {}
-    cases: list[tuple[int, str]] = [(0, "float32"), (2, "float32"), (3, "float32")]
-    cases += [(0, "bfloat16"), (1, "bfloat16"), (3, "bfloat16")]
-    for stage, dtype in cases:
-        cfg = run_config(models_dir / "tied", zero_stage=stage, dtype=dtype)
-        engine = PolicyEngine(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
-        before, honest = weights(engine), engine._loss
-        refused: dict[str, dict[str, float]] = {}
-        for name, bounds in REFUSALS.items():
-            engine._loss = _bad_gradient if name == "not finite" else honest
-            refused[name] = train_one(engine, rank, world, bounds)
-        engine._loss = honest
-        kept = all(np.array_equal(before[n], w) for n, w in weights(engine).items())
-        small = UpdateBounds(lr_factor=0.1)
-        after = train_one(engine, rank, world, small)
-        ended = weights(engine)
-        close(engine)
-        engine = PolicyEngine(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
-        alone = train_one(engine, rank, world, small)
-        same = all(np.array_equal(ended[n], w) for n, w in weights(engine).items())
-        full = train_one(engine, rank, world, UpdateBounds())
-        close(engine)
-        seen[f"{stage}.{dtype}"] = {
-            "refused": refused,
-            "kept": kept,
-            "moved": not all(np.array_equal(before[n], w) for n, w in ended.items()),
-            "after": after,
-            "alone": alone,
-            "same": same,
-            "lr": [after["lr"], full["lr"]],
-        }
-    (out / f"refusals_{rank}.json").write_text(json.dumps(seen))
-
-
-def train_one(
-    engine: PolicyEngine, rank: int, world: int, bounds: UpdateBounds
-) -> dict[str, float]:
-    samples = make_samples()
-    minibatch = as_minibatch(share(samples, rank=rank, world=world, micro=2), samples)
-    metrics = dict(engine.train_step(1, [minibatch], bounds).metrics)
-    names = ("skipped", "non_finite", "loss", "grad_norm", "grad_norm_max", "lr")
-    return {n: metrics[n] for n in names if np.isfinite(metrics[n])}
-
-
-def shift(engine: PolicyEngine) -> None:
-    """Make this engine's proximal pass disagree with its training pass, as dropout would."""
-    honest: Callable[..., list[np.ndarray]] = engine.token_logprobs
-
-    def off(batches: Sequence[MicroBatch]) -> list[np.ndarray]:
-        return [scores - 0.1 for scores in honest(batches)]
-
-    engine.token_logprobs = off  # type: ignore[method-assign]
-
-
 def train(engine: PolicyEngine, steps: range, rank: int, world: int) -> list[dict[str, float]]:
     history = []
     for step in steps:
@@ -508,76 +385,25 @@ def run_resume(rank: int, world: int, models_dir: Path, out: Path) -> None:
     (out / f"resume_{world}_{rank}.json").write_text(json.dumps(seen))
 
 
-class PreferenceProbe(Probe, RewardModelEngine):
-    """A reward model's engine that notes its gradients and stands still."""
-
-
-def make_pairs() -> list[tuple[TrainingSample, ...]]:
-    """Pairs of conversations, each scored at its last token."""
-    ends = [
-        dataclasses.replace(s, loss_mask=np.arange(len(s.token_ids)) == len(s.token_ids) - 1)
-        for s in make_samples()
-    ]
-    return [tuple(ends[i : i + 2]) for i in range(0, len(ends), 2)]
-
-
-def preference_batch(
-    pairs: Sequence[tuple[TrainingSample, ...]], *, rank: int, world: int, micro: int
-) -> Minibatch:
-    """Deal pairs, whole, to this rank's micro-batches."""
-    pieces = deal(len(pairs), rank=rank, world=world, micro=micro)
-    return Minibatch(
-        micro_batches=tuple(
-            assemble([sample for i in piece for sample in pairs[i]], None) for piece in pieces
-        ),
-        num_loss_tokens=2 * len(pairs),
-        num_samples=len(pairs),
-    )
-
-
-def run_preferences(rank: int, world: int, models_dir: Path, out: Path) -> None:
-    """Bradley-Terry in a few layouts: gradients and losses; then train, save, and score."""
-    pairs = make_pairs()
-    algorithm = AlgorithmConfig.model_validate(PREFERENCE)
-    for stage in (0, 2, 3):
-        cfg = run_config(models_dir / "classifier", zero_stage=stage)
-        cfg = cfg.model_copy(update={"algorithm": algorithm})
-        engine = PreferenceProbe(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
-        for packing, micro in (("packed", 1), ("packed", 3), ("padded", 2)):
-            engine.model.packing = packing  # type: ignore[assignment]
-            batch = preference_batch(pairs, rank=rank, world=world, micro=micro)
-            loss = engine.train_minibatch(batch, None).loss
-            save_case(out, rank, {"zero": stage}, True, packing, micro, engine, loss)
-        close(engine)
-    learner = RewardModelEngine(cfg, rank=rank, world_size=world, total_optimizer_steps=8)
-    batch = preference_batch(pairs, rank=rank, world=world, micro=1)
-    steps = [learner.train_step(i, [batch]).metrics for i in range(8)]
-    whole = assemble([sample for pair in pairs for sample in pair], None)
-    (scores,) = learner.token_logprobs([whole])
-    learner.save(out / "checkpoint")
-    if rank == 0:
-        np.save(out / "scores.npy", scores[whole.loss_mask])
-        (out / "steps.json").write_text(json.dumps(steps))
-    close(learner)
-
-
 MODES: dict[str, Callable[[int, int, Path, Path], None]] = {
     "gradients": run_gradients,
     "objectives": run_objectives,
-    "failures": run_failures,
     "resume": run_resume,
-    "refusals": run_refusals,
-    "preferences": run_preferences,
 }
 
 
 def main() -> None:
-    import critic_cases  # which itself imports this module
+    import critic_cases  # which themselves import this module
+    import preference_cases
+    import refusal_cases
 
     modes = {
         **MODES,
         "critic_gradients": critic_cases.run_gradients,
         "critic_resume": critic_cases.run_resume,
+        "failures": refusal_cases.run_failures,
+        "refusals": refusal_cases.run_refusals,
+        "preferences": preference_cases.run_preferences,
     }
     mode, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     models_dir, out = Path(sys.argv[4]), Path(sys.argv[5])
