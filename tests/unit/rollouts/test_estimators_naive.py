@@ -8,29 +8,22 @@ import numpy as np
 import pytest
 
 from configs.schema import RunConfig
-from rollouts.advantages import STD_EPS, resolve_advantage
-from rollouts.samples import credit_group, to_training_samples
-from rollouts.scopes import (
-    advantage_variance,
-    estimator_plug,
-    mean_advantage,
-    scale_advantages,
-    scaled,
-)
+from rollouts.advantages import STD_EPS
+from rollouts.scopes import scale_advantages
 from rollouts.types import (
     Completion,
     FinishReason,
     GroupRequest,
-    GroupSummary,
     Rollout,
     RolloutGroup,
     RolloutStatus,
     SampleHandle,
     Sampling,
     Task,
-    TrainingSample,
     Turn,
 )
+from tests.made_groups import made_group
+from tests.unit.rollouts.steps import GradedStep
 
 PLAIN = ("grpo", "mean_baseline", "rloo", "remax")
 OVER_THE_STEP = ("reinforce_pp", "reinforce_pp_baseline")
@@ -42,6 +35,8 @@ CHOICES = [
     ("none", None),
 ]  # fmt: skip
 CENTRED = ("reinforce_pp",)
+SCOPES = {"gdpo": "source", "reinforce_pp": "batch", "reinforce_pp_baseline": "batch"}
+"""Of those that are not normalised by the group unless told."""
 WEIGHTS = {"right": 1.0, "style": 0.5}
 
 
@@ -142,69 +137,46 @@ def own(use: str, scope: str | None, group: RolloutGroup) -> np.ndarray:
     return centred
 
 
+def expected(
+    groups: Sequence[RolloutGroup], choices: Sequence[tuple[str, str | None]]
+) -> list[np.ndarray]:
+    """What each group's valid rollouts are trained with."""
+    asked = [choices[int(g.request.task.source[1:])] for g in groups]
+    before = [own(use, scope, g) for g, (use, scope) in zip(groups, asked, strict=True)]
+    pools = [
+        (scope or SCOPES.get(use, "group"), use in CENTRED, g.request.task.source)
+        for g, (use, scope) in zip(groups, asked, strict=True)
+    ]
+    found: list[np.ndarray] = []
+    for values, (scope, centred, source) in zip(before, pools, strict=True):
+        if scope == "group":
+            found.append(values)
+            continue
+        whole = np.concatenate(
+            [
+                b
+                for b, (other, alike, name) in zip(before, pools, strict=True)
+                if other == scope and alike == centred and (scope == "batch" or name == source)
+            ]
+        )
+        spread = whole.std() if centred else np.sqrt(np.mean(whole**2))
+        centre = whole.mean() if centred else 0.0
+        found.append((values - centre) / (spread if spread > 1e-7 else 1))
+    return found
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_advantages_are_those_of_the_table(seed: int) -> None:
     dice = np.random.default_rng(seed)
     choices = [CHOICES[i] for i in dice.permutation(len(CHOICES))[:4]]
-    cfg = recipe(choices)
+    step = GradedStep(recipe(choices))
     groups = [draw(dice, f"s{dice.integers(4)}", n) for n in range(int(dice.integers(4, 12)))]
-    samples: dict[tuple[object, int], TrainingSample] = {}
-    summaries: list[GroupSummary] = []
-    wanted: list[np.ndarray] = []
-    pools: dict[tuple[str, bool], list[np.ndarray]] = {}
-    scopes = {"gdpo": "source", "reinforce_pp": "batch", "reinforce_pp_baseline": "batch"}
-    places: list[tuple[str, bool]] = []
-    for number, group in enumerate(groups):
-        name = group.request.task.source
-        source, (use, scope) = cfg.source(name), choices[int(name[1:])]
-        credits = credit_group(group, source, resolve_advantage(estimator_plug(source)))
-        handles: list[SampleHandle] = []
-        for row, sample in enumerate(to_training_samples(group, source, 0.0, credits)):
-            samples[number, row] = sample
-            handles.append(
-                SampleHandle(
-                    ref=number,
-                    row=row,
-                    num_tokens=len(sample.token_ids),
-                    num_loss_tokens=int(sample.loss_mask.sum()),
-                    advantage=mean_advantage(sample),
-                    advantage_variance=advantage_variance(sample),
-                )
-            )
-        summaries.append(
-            GroupSummary(
-                group_id=group.request.group_id,
-                task_id=group.request.task.task_id,
-                source=name,
-                step=1,
-                rollouts=(),
-                samples=tuple(handles),
-                group_ref=None,
-                oldest_version=0,
-                newest_version=0,
-                generate_s=0.0,
-                grade_s=0.0,
-            )
-        )
-        wanted.append(own(use, scope, group))
-        scope = scope or scopes.get(use, "group")
-        pool = (f"{scope}/{name}" if scope == "source" else scope, use in CENTRED)
-        places.append(pool)
-        pools.setdefault(pool, []).append(wanted[-1])
-    for number, summary in enumerate(scale_advantages(cfg, summaries)):
-        expected, (scope, centred) = wanted[number], places[number]
-        if scope != "group":
-            whole = np.concatenate(pools[scope, centred])
-            expected = expected - (whole.mean() if centred else 0)
-            spread = whole.std() if centred else np.sqrt(np.mean(whole**2))
-            expected = expected / (spread if spread > 1e-7 else 1)
-        for handle, value in zip(summary.samples, expected, strict=True):
-            assert isinstance(handle.ref, int)
-            found = scaled(
-                samples[handle.ref, handle.row], handle.advantage_scale, handle.advantage_shift
-            )
-            inside = found.advantages[found.loss_mask]
-            assert not found.advantages[~found.loss_mask].any()
+    for group in groups:
+        step.add_group(group)
+    for found, wanted in zip(step.trained(), expected(groups, choices), strict=True):
+        for sample, value in zip(found, wanted, strict=True):
+            inside = sample.advantages[sample.loss_mask]
+            assert not sample.advantages[~sample.loss_mask].any()
             np.testing.assert_allclose(
                 inside, value, rtol=5e-5, atol=20 * STD_EPS, err_msg=f"{choices}"
             )
@@ -214,21 +186,10 @@ def test_nearly_equal_advantages_of_a_baseline_from_outside_make_no_huge_factor(
     """All rollouts beat the greedy one, one of them by a hair less: less the mean there is next to
     nothing to divide by, but the mean is not taken off."""
     advantages = [1.0] * 63 + [0.999]
-    group = GroupSummary(
-        group_id="g",
-        task_id="t",
-        source="s0",
-        step=1,
-        rollouts=(),
-        samples=tuple(
-            SampleHandle(ref=0, row=i, num_tokens=3, num_loss_tokens=2, advantage=a)
-            for i, a in enumerate(advantages)
-        ),
-        group_ref=None,
-        oldest_version=0,
-        newest_version=0,
-        generate_s=0.0,
-        grade_s=0.0,
+    samples = (
+        SampleHandle(ref=0, row=i, num_tokens=3, num_loss_tokens=2, advantage=a)
+        for i, a in enumerate(advantages)
     )
+    group = made_group(source="s0", samples=samples)
     (scaled_group,) = scale_advantages(recipe([("remax", "source")]), [group])
     assert scaled_group.samples[0].advantage_scale == pytest.approx(1.0, rel=1e-3)

@@ -9,9 +9,8 @@ import pytest
 
 from configs.plug import PlugConfig
 from configs.schema import RunConfig
-from rollouts.advantages import STD_EPS, grpo, resolve_advantage
+from rollouts.advantages import STD_EPS, grpo
 from rollouts.packing import assemble, plan_minibatches
-from rollouts.samples import credit_group, to_training_samples
 from rollouts.scopes import (
     advantage_variance,
     estimator_plug,
@@ -23,7 +22,6 @@ from rollouts.types import (
     Completion,
     FinishReason,
     GroupRequest,
-    GroupSummary,
     Rollout,
     RolloutGroup,
     RolloutStatus,
@@ -33,7 +31,7 @@ from rollouts.types import (
     TrainingSample,
     Turn,
 )
-from tests.made_groups import made_group, made_rollout
+from tests.unit.rollouts.steps import GradedStep
 
 
 def recipe(scopes: Sequence[str], estimator: str = "grpo") -> RunConfig:
@@ -57,49 +55,23 @@ def recipe(scopes: Sequence[str], estimator: str = "grpo") -> RunConfig:
     )
 
 
-class Step:
-    """A step's graded groups as the reward actors would leave them: samples apart, summaries."""
-
-    def __init__(self, cfg: RunConfig):
-        self.cfg = cfg
-        self.samples: dict[tuple[object, int], TrainingSample] = {}
-        self.groups: list[GroupSummary] = []
+class Step(GradedStep):
+    """Made of rewards alone."""
 
     def add(self, source: int, rewards: Sequence[float | None], lengths: Sequence[int] = ()):
         lengths = lengths or [2] * len(rewards)
-        cfg, number = self.cfg.sources[source], len(self.groups)
-        group = _group(cfg.name, number, rewards, lengths)
-        credits = credit_group(group, cfg, resolve_advantage(estimator_plug(cfg)))
-        made = to_training_samples(group, cfg, 0.0, credits)
-        handles: list[SampleHandle] = []
-        for row, sample in enumerate(made):
-            self.samples[number, row] = sample
-            handles.append(
-                SampleHandle(
-                    ref=number,
-                    row=row,
-                    num_tokens=len(sample.token_ids),
-                    num_loss_tokens=int(sample.loss_mask.sum()),
-                    advantage=mean_advantage(sample),
-                    advantage_variance=advantage_variance(sample),
-                )
-            )
-        self.groups.append(_summary(group, handles))
-
-    def planned(self) -> list[SampleHandle]:
-        """Return the samples as the step's plan is made of them."""
-        return [s for g in scale_advantages(self.cfg, self.groups) for s in g.samples]
+        name, number = self.cfg.sources[source].name, len(self.groups)
+        self.add_group(_group(name, number, rewards, lengths))
 
     def advantages(self) -> list[list[float]]:
         """Return the advantages that the trainer would see of each group, one a sample."""
-        found: list[list[float]] = [[] for _ in self.groups]
-        for h in self.planned():
-            assert isinstance(h.ref, int)
-            sample = scaled(self.samples[h.ref, h.row], h.advantage_scale)
-            assert not sample.advantages[~sample.loss_mask].any()
-            (value,) = set(sample.advantages[sample.loss_mask].tolist())
-            found[h.ref].append(value)
-        return found
+        return [[_only(sample) for sample in samples] for samples in self.trained()]
+
+
+def _only(sample: TrainingSample) -> float:
+    assert not sample.advantages[~sample.loss_mask].any()
+    (value,) = set(sample.advantages[sample.loss_mask].tolist())
+    return value
 
 
 def _group(
@@ -137,16 +109,6 @@ def _turn(length: int) -> Turn:
             versions=(),
         ),
         text="",
-    )
-
-
-def _summary(group: RolloutGroup, handles: Sequence[SampleHandle]) -> GroupSummary:
-    rollouts = [
-        made_rollout(r.reward, r.num_completion_tokens, status=r.status) for r in group.rollouts
-    ]
-    request = group.request
-    return made_group(
-        rollouts, group_id=request.group_id, source=request.task.source, samples=handles
     )
 
 
