@@ -1,222 +1,30 @@
 """`braid run` as a user meets it: real Ray, vLLM and DeepSpeed; killed, interrupted and resumed."""
 
-import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
-from transformers import Qwen2Config, Qwen2ForSequenceClassification
 
-from actors.processes import descendants, identify
-from trainer.tiny_model import build_tokenizer
+from actors.processes import identify
+from tests.e2e.recipes import judged, recipe
+from tests.e2e.runs import (
+    BRAID,
+    ROOT,
+    Job,
+    assert_gone,
+    assert_no_secret_was_written,
+    command_line,
+    ledger,
+    records,
+    steps,
+)
 
-ROOT = Path(__file__).parents[2]
-BRAID = Path(sys.executable).with_name("braid")
 pytestmark = pytest.mark.timeout(600)
-
-
-def recipe(
-    folder: Path, *, rewards: Sequence[object] = (), taught: bool = False, **overrides: object
-) -> Path:
-    """Write a small mix of two sources on the tiny model, each with an objective of its own.
-
-    Args:
-        rewards: more parts for the source `spell`.
-        taught: whether the model that the run starts from teaches `spell`, beside the rewards.
-    """
-    tiny = {
-        "path": str(ROOT / "configs/models/tiny"),
-        "dtype": "float32",
-        "max_model_len": 128,
-    }
-    teacher = {"model": tiny, "actors": {"cpus": 0}, "max_tokens_per_batch": 512}
-    lessons = {"distill": {"teacher": "start", "coef": 0.01}} if taught else {}
-
-    def source(
-        name: str,
-        dataset: str,
-        weight: float,
-        args: dict[str, object],
-        more: Sequence[object] = (),
-        **own: object,
-    ):
-        return {
-            **own,
-            "name": name,
-            "weight": weight,
-            "group_size": 4,
-            "data": {
-                "procedural": f"reasoning_gym/{dataset}",
-                "size": 500,
-                "held_out": 8,
-                "args": args,
-            },
-            "sampling": {"max_tokens": 12},
-            "rewards": [{"name": "answer", "use": "reasoning_gym"}, *more],
-            "gold": {"grader": {"type": "function", "use": "exact"}, "fraction": 0.5},
-        }
-
-    data = {
-        "name": "e2e",
-        "num_steps": 6,
-        "model": tiny,
-        "sources": [
-            source(
-                "sums",
-                "chain_sum",
-                2.0,
-                {"min_terms": 2, "max_terms": 2},
-                advantage_scope="source",
-                clip_low=0.1,
-                clip_high=0.3,
-            ),
-            source(
-                "spell",
-                "spell_backward",
-                1.0,
-                {"max_word_len": 6},
-                rewards,
-                loss_weight=0.5,
-                **lessons,
-            ),
-        ],
-        "teachers": {"start": teacher} if taught else {},
-        "batch": {"groups_per_step": 6, "max_tokens_per_microbatch": 2048},
-        "algorithm": {"kl": {"coef": 0.001}},
-        "trainer": {"optimizer": {"lr": 1e-4}},
-        "rollout": {"max_num_seqs": 64},
-        "weight_sync": {
-            "bucket_mib": 1,
-            "verify_every": 1,
-            "max_logprob_gap_median": 1e-4,
-            "max_logprob_gap_max": 1e-3,
-        },
-        "checkpoint": {"every": 2, "keep": 2},
-        "logging": {"tensorboard": True, "wandb": "offline", "trainer_logprobs": True},
-        "health": {"start_s": 240, "silence_s": 30},
-        **overrides,
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(data))
-    return path
-
-
-def judged(folder: Path) -> dict[str, object]:
-    """Return a recipe's sources, judges and reward models: a part judged by the tiny model and one
-    by a random classifier, neither of which counts."""
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    size = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 32}
-    heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
-    classifier = Qwen2ForSequenceClassification(Qwen2Config(num_labels=1, **size, **heads))
-    classifier.save_pretrained(folder / "classifier")
-    tokenizer.save_pretrained(folder / "classifier")
-    (folder / "anchors.jsonl").write_text(
-        "".join(
-            json.dumps({"prompt": "Spell lamp.", "sample": text, "label": label}) + "\n"
-            for text, label in (("pmal", 1), ("lamp", 0), ("The answer is pmal", 0.5))
-        )
-    )
-    tiny = {"path": str(ROOT / "configs/models/tiny"), "dtype": "float32", "max_model_len": 1024}
-    score = {
-        "type": "score_model",
-        "model": "tiny",
-        "votes": 2,
-        "input": [{"role": "user", "content": "How good? {{ sample.output_text }}"}],
-        "sampling_params": {"temperature": 0.7, "max_completions_tokens": 400},
-    }
-    rubric = {
-        "type": "rubric",
-        "model": "tiny",
-        "criteria": [{"criterion": "It is one word.", "points": 1}],
-        "sampling_params": {"temperature": 0},
-    }
-    idle = {"count": 1, "cpus": 0}
-    parts = {
-        "score": score,
-        "rubric": rubric,
-        "classifier": {"type": "reward_model", "model": "rm"},
-    }
-    return {
-        "rewards": [{"name": n, "weight": 0.0, "grader": g} for n, g in parts.items()],
-        "judges": {
-            "tiny": {
-                "engines": {"model": tiny, "actors": idle, "max_num_seqs": 32, "max_chars": 30},
-                "max_tokens": 100,
-                "calibration": {
-                    "anchors": str(folder / "anchors.jsonl"),
-                    "part": "spell/rubric",
-                    "min_kappa": -1,
-                },
-            }
-        },
-        "reward_models": {
-            "rm": {
-                "model": {"path": str(folder / "classifier"), "dtype": "float32"},
-                "actors": idle,
-            }
-        },
-    }
-
-
-PLANTED = {
-    "HF_TOKEN": "hf_PlantedPlantedPlantedPlanted01",
-    "WANDB_API_KEY": "planted0" * 5,
-    "OPENAI_API_KEY": "sk-planted-0123456789abcdef",
-    "AWS_SECRET_ACCESS_KEY": "planted/Secret+0123456789",
-    "JUDGE_TOKEN": "planted-judge-token-0123",
-    "DATABASE_PASSWORD": "planted-hunter2-hunter2",
-}
-"""Secrets in the environment of every run."""
-
-
-def assert_no_secret_was_written(job: "Job") -> None:
-    files = [p for p in job.run_dir.rglob("*") if p.is_file()]
-    assert any("wandb" in p.parts for p in files) and any("trainer" in p.parts for p in files)
-    for path in (*files, job.output):
-        content = path.read_bytes()
-        assert [n for n, value in PLANTED.items() if value.encode() in content] == [], path
-
-
-class Job:
-    """A `braid run` in a process of its own, killed with all its processes at the end."""
-
-    def __init__(self, recipe_path: Path, run_dir: Path, *arguments: str):
-        self.run_dir = run_dir
-        self.output = run_dir.parent / f"output-{time.monotonic_ns()}.txt"
-        with self.output.open("w") as out:
-            self.process = subprocess.Popen(
-                [BRAID, "run", recipe_path, "--run-dir", run_dir, *arguments],
-                cwd=ROOT,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_WAIT_POLICY": "passive", **PLANTED},
-            )
-
-    def text(self) -> str:
-        return self.output.read_text()
-
-    def wait_for_steps(self, count: int) -> None:
-        deadline = time.monotonic() + 300
-        while len(steps(self.run_dir)) < count:
-            assert self.process.poll() is None, self.text()
-            assert time.monotonic() < deadline, f"no step {count}:\n{self.text()}"
-            time.sleep(0.1)
-
-    def family(self):
-        return descendants(self.process.pid)
-
-    def wait(self, seconds: float = 300) -> int:
-        return self.process.wait(timeout=seconds)
 
 
 @pytest.fixture
@@ -236,47 +44,6 @@ def start():
         for process in family:
             if identify(process.pid) == process:
                 os.kill(process.pid, signal.SIGKILL)
-
-
-def records(run_dir: Path, name: str) -> list[dict]:
-    """Return a file's objects; the last line may be half written while the run goes on."""
-    path = run_dir / name
-    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-def steps(run_dir: Path) -> list[int]:
-    return [r["step"] for r in records(run_dir, "metrics.jsonl")]
-
-
-RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Ray's own; they wait a minute for a head that was killed, and end by themselves."""
-
-
-def command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
-    except OSError:
-        return ""
-
-
-def assert_gone(family, seconds: float = 30) -> None:
-    """Assert that all processes end within a while."""
-    deadline = time.monotonic() + seconds
-    left = {p: command_line(p.pid) for p in family}
-    left = {p: name for p, name in left.items() if not name.startswith(RAY_AGENTS)}
-    while left and time.monotonic() < deadline:
-        left = {p: name for p, name in left.items() if identify(p.pid) == p}
-        time.sleep(0.2)
-    assert not left
-
-
-def ledger(run_dir: Path) -> dict:
-    """Ask `braid ledger`, which exits 1 when the account does not add up."""
-    command = [BRAID, "ledger", run_dir, "--json"]
-    asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert asked.returncode == 0, asked.stdout + asked.stderr
-    return json.loads(asked.stdout)
 
 
 def assert_judged(run_dir: Path, shown: str) -> None:
