@@ -56,7 +56,7 @@ def contribution(part: PartCredit, i: int, j: int) -> float:
     m = total / sum(float(k.weights.sum()) for k in known)
     own = part.steps[i]
     assert own is not None
-    return float(own.weights[j] * (own.scores[j] - m))  # fmt: skip
+    return float(own.weights[j] * (own.scores[j] - m))
 
 
 def factor(
@@ -104,7 +104,7 @@ def naive(
             for t in range(tokens)
         ]
         for i, tokens in enumerate(group.num_tokens)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("combine", ["weighted_sum", "normalize_then_sum"])

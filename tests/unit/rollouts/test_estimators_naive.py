@@ -33,7 +33,7 @@ CHOICES = [
     ("gdpo", None),
     ("gdpo", "batch"),
     ("none", None),
-]  # fmt: skip
+]
 CENTRED = ("reinforce_pp",)
 SCOPES = {"gdpo": "source", "reinforce_pp": "batch", "reinforce_pp_baseline": "batch"}
 """Of those that are not normalised by the group unless told."""
@@ -101,7 +101,7 @@ def draw(dice: np.random.Generator, source: str, number: int) -> RolloutGroup:
         rollouts=tuple(rollout(dice, i) for i in range(size)),
         greedy=rollout(dice, 0),
         generate_s=0.0,
-    )  # fmt: skip
+    )
 
 
 def flat(values: np.ndarray) -> bool:
@@ -124,7 +124,7 @@ def own(use: str, scope: str | None, group: RolloutGroup) -> np.ndarray:
             others = [
                 np.delete(rewards, i).mean() if len(valid) > 1 else r for i, r in enumerate(rewards)
             ]
-            return rewards - np.array(others)  # fmt: skip
+            return rewards - np.array(others)
         case "gdpo":
             total = 0 * rewards
             for name, weight in WEIGHTS.items():
