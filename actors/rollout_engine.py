@@ -70,6 +70,7 @@ class RolloutEngine:
         self._still_since = time.monotonic()
         self._seen = (0, 0)
         self._watch: asyncio.Task[None] | None = None
+        self._syncing = asyncio.Lock()
         self.stop_ids: list[int] = []
 
     async def start(self) -> None:
@@ -180,12 +181,14 @@ class RolloutEngine:
         return final
 
     async def open_sync(self, init: SyncInit, manifest: Manifest) -> None:
-        """Have all workers join a generation of the weight-sync group."""
+        """Have all workers join a generation of the weight-sync group, once a `receive` of the
+        last generation is over: between its steps, it would go on with the new group."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
         info = {"init": init.to_json(), "manifest": manifest.to_json()}
-        self._manifest = manifest
-        await self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
+        async with self._syncing:
+            self._manifest = manifest
+            await self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
 
     async def pause(self) -> None:
         """Hold all requests where they are; new ones wait."""
@@ -201,27 +204,32 @@ class RolloutEngine:
         Raises:
             RunError: a worker did not load what was sent; the engine is stale.
         """
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
         assert self._paused, "pause() comes before receive()"
-        self._stale = True
-        await self.llm.start_weight_update()
-        update = {"version": version, "manifest_hash": manifest_hash}
-        await self.llm.update_weights(WeightTransferUpdateRequest(update_info=update))
-        await self.llm.finish_weight_update()
-        reports = await self.llm.collective_rpc("braid_sync_report")
-        self._judge(version, reports)
-        if not await self.llm.reset_prefix_cache(reset_running_requests=True):
-            raise RunError(f"{self.name}: vLLM did not reset its prefix cache")
-        await self._set_version(version)
-        self.version = version
-        self._stale = False
+        async with self._syncing:
+            self._stale = True
+            reports = await self._update(version, manifest_hash)
+            self._judge(version, reports)
+            if not await self.llm.reset_prefix_cache(reset_running_requests=True):
+                raise RunError(f"{self.name}: vLLM did not reset its prefix cache")
+            await self._set_version(version)
+            self.version = version
+            self._stale = False
         return ReceiveReport(
             version=version,
             load_s=max(r["load_s"] + r["finish_s"] for r in reports),
             sampled=min(r["sampled"] for r in reports),
             compared=min(r["compared"] for r in reports),
         )
+
+    async def _update(self, version: int, manifest_hash: str) -> list[dict[str, Any]]:
+        """Run vLLM's own verbs of an update; return each worker's report."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self.llm.start_weight_update()
+        update = {"version": version, "manifest_hash": manifest_hash}
+        await self.llm.update_weights(WeightTransferUpdateRequest(update_info=update))
+        await self.llm.finish_weight_update()
+        return await self.llm.collective_rpc("braid_sync_report")
 
     async def resume(self) -> None:
         """Let requests go on.

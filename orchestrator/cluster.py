@@ -250,7 +250,20 @@ class ActorCluster:
         return member
 
     async def close(self) -> None:
-        """Free every actor and its processes. Safe to call at any point of a start."""
+        """Free every actor and its processes. Safe to call at any point of a start. A signal that
+        cancels it meanwhile takes effect when all are freed, which is bounded."""
+        freeing = asyncio.ensure_future(self._free())
+        cancelled = False
+        while not freeing.done():
+            try:
+                await asyncio.wait([freeing])
+            except asyncio.CancelledError:
+                cancelled = True
+        freeing.result()
+        if cancelled:
+            raise asyncio.CancelledError
+
+    async def _free(self) -> None:
         await self.supervisor.close()
         graceful = [m for m in self._members if m.role == "reward" or _is_engine(m.role)]
         closing = [asyncio.ensure_future(_quietly(m.handle.close.remote())) for m in graceful]

@@ -298,6 +298,40 @@ def test_a_failed_transfer_leaves_a_stale_engine_that_the_next_sync_mends(tied: 
     tied.assert_agreement()
 
 
+def test_a_receive_of_a_failed_generation_is_over_before_the_next_is_joined(
+    tied: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver tries again as soon as one peer fails; an engine may be before its transfer."""
+    tied.run(tied.join())
+    tied.perturb()
+    started, go_on = asyncio.Event(), asyncio.Event()
+    start = tied.engine.llm.start_weight_update
+
+    async def start_late() -> None:
+        await start()
+        started.set()
+        await go_on.wait()
+
+    async def retried_meanwhile() -> Any:
+        assert tied.sender is not None and tied.manifest is not None
+        await tied.engine.pause()
+        late = asyncio.create_task(tied.engine.receive(tied.version + 1, tied.manifest.hash))
+        await started.wait()
+        tied.sender._group.abandon("fails before it sends")
+        joining = asyncio.create_task(tied.join())
+        await asyncio.sleep(0.5)
+        assert not joining.done()
+        go_on.set()
+        with pytest.raises(Exception, match="weight sync, generation"):
+            await late
+        await joining
+        return await tied.sync()
+
+    monkeypatch.setattr(tied.engine.llm, "start_weight_update", start_late)
+    assert tied.run(retried_meanwhile()).version == tied.version
+    tied.assert_agreement()
+
+
 @pytest.mark.parametrize(
     ("dropped", "renamed", "message"),
     [

@@ -94,7 +94,7 @@ def test_a_run_leaves_everything_a_user_expects(start, tmp_path):
     assert_judged(run_dir, job.text())
     for metrics in records(run_dir, "metrics.jsonl"):
         times = {k: v for k, v in metrics.items() if k.startswith("time/") and k != "time/step"}
-        assert sum(times.values()) >= 0.95 * metrics["time/step"]
+        assert sum(times.values()) >= 0.8 * metrics["time/step"], "a phase without a name"
         assert metrics["staleness/max"] == 0
         assert metrics["source/sums/groups"] == 4
         assert metrics["source/spell/groups"] == 2

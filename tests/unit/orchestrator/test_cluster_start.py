@@ -1,4 +1,4 @@
-"""What an actor's process is told of GPUs, and who starts before whom on one."""
+"""What an actor's process is told of GPUs, who starts before whom on one, and how all end."""
 
 import asyncio
 from collections import defaultdict
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import ray
 
+import orchestrator.cluster
 from actors.errors import RunError
 from actors.heartbeat import Heartbeat
 from actors.placement import BundleDemand, Seat
@@ -114,6 +115,37 @@ def test_an_engine_does_not_wait_for_ever_for_its_neighbour() -> None:
 
     with pytest.raises(RunError, match=r"rollout\[0\] shares its GPU with trainer\[0\].*0.05 s"):
         asyncio.run(scenario())
+
+
+def test_signals_while_closing_take_effect_when_all_actors_are_freed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    killed: list[str] = []
+    monkeypatch.setattr(orchestrator.cluster, "kill_member", lambda m: killed.append(m.name))
+
+    async def scenario() -> None:
+        asked, over = asyncio.Event(), asyncio.Event()
+
+        async def close() -> None:
+            asked.set()
+            await over.wait()
+
+        cluster = ActorCluster(config())
+        handle: Any = SimpleNamespace(close=SimpleNamespace(remote=close))
+        for role in ("rollout", "trainer"):
+            cluster._members.append(Member(role=role, index=0, handle=handle))
+        closing = asyncio.create_task(cluster.close())
+        await asked.wait()
+        for _ in range(3):
+            closing.cancel()
+            await asyncio.sleep(0)
+        assert not closing.done() and not killed
+        over.set()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+    assert sorted(killed) == ["rollout[0]", "trainer[0]"]
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""Which collectives carry weights, by where trainer and engines are."""
+"""Which collectives carry weights, by where trainer and engines are; and which failed syncs are
+tried again."""
 
 import asyncio
 from types import SimpleNamespace
@@ -6,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from actors.errors import RunError
-from actors.rollout import EngineInfo
-from actors.sync_plan import Manifest, SyncInit
+import orchestrator.publisher
+from actors.errors import ActorFailure, RunError
+from actors.rendezvous import Peer
+from actors.rollout import EngineInfo, ReceiveReport
+from actors.sync_plan import Manifest, SendReport, SyncInit
+from actors.trainer import LogprobGap
 from configs.schema import RunConfig
 from orchestrator.clock import PhaseClock
 from orchestrator.publisher import WeightPublisher
@@ -131,3 +135,91 @@ def test_nccl_asked_for_where_two_ranks_share_a_gpu_ends_the_run_with_their_gpus
     cfg = recipe(weight_sync={"backend": "nccl", "transport": "broadcast"})
     with pytest.raises(RunError, match="on A, A, B"):
         chosen(cfg, "A", engine("A"), engine("B"))
+
+
+class Syncing(World):
+    """One engine beside the trainer, whose first sends fail as told; `silent` peers are known to
+    the rendezvous."""
+
+    def __init__(self, failures: list[Exception], silent: list[Any] | None = None):
+        super().__init__("", [engine("")])
+        self.events, self._failures = list[str](), failures
+        self.silent_peers = SimpleNamespace(remote=lambda *_: answered(silent or []))
+        self.trainer.send_weights = self.send
+        self.trainer.logprob_gap = lambda probes: answered(
+            [LogprobGap(median=0.0, largest=0.0, num_tokens=1)]
+        )
+        self.rollout.receive = self.receive
+        self.rollout.sample_probe = lambda requests: answered(())
+        self.rollout.members[0].node = "n0"
+        for verb in ("pause", "resume"):
+            setattr(self.rollout, verb, self.noted(verb))
+
+    def noted(self, verb: str) -> Any:
+        async def note(*, timeout_s: float) -> None:
+            self.events.append(verb)
+
+        return note
+
+    async def note(self, inits: Any, manifest: Manifest, *, timeout_s: float) -> None:
+        await super().note(inits, manifest, timeout_s=timeout_s)
+        self.events.extend(["join"] if isinstance(inits, SyncInit) else [])
+
+    async def send(self, version: int, *, timeout_s: float) -> SendReport:
+        self.events.append("send")
+        if self._failures:
+            raise self._failures.pop(0)
+        return SendReport(version=version, gather_s=0, send_s=0, total_bytes=8, checksums={})
+
+    async def receive(
+        self, version: int, manifest_hash: str, *, timeout_s: float
+    ) -> tuple[ReceiveReport, ...]:
+        return (ReceiveReport(version=version, load_s=0, sampled=1, compared=1),)
+
+
+def lost(cause: str = "WeightSyncError: a peer failed: Connection reset") -> ActorFailure:
+    return ActorFailure(actor="trainer[0]", node="n0", doing="send_weights 1", cause=cause)
+
+
+def published(world: Any) -> list[str]:
+    async def scenario() -> None:
+        publisher = WeightPublisher(
+            recipe(),
+            supervisor=world,
+            rendezvous=world,
+            trainer=world.trainer,
+            rollout=world.rollout,
+            clock=PhaseClock(),
+            probe_tasks=(),
+        )
+        await publisher.open()
+        await publisher.publish(1)
+
+    asyncio.run(scenario())
+    return world.events
+
+
+def test_a_sync_that_broke_with_all_peers_alive_is_tried_once_more_in_a_new_generation() -> None:
+    once = ["pause", "send"]
+    assert published(Syncing([])) == ["join", *once, "resume"]
+    assert published(Syncing([lost()])) == ["join", *once, "join", *once, "resume"]
+
+
+def test_what_another_try_cannot_mend_ends_the_run() -> None:
+    for failures in ([lost(), lost("WeightSyncError: again")], [lost("its process died: oom")]):
+        last, tries = str(failures[-1]), len(failures)
+        world = Syncing(list[Exception](failures))
+        with pytest.raises(RunError) as caught:
+            published(world)
+        assert str(caught.value) == last
+        assert world.events.count("send") == tries and "resume" not in world.events
+
+
+def test_a_silent_peer_is_killed_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[str] = []
+    monkeypatch.setattr(orchestrator.publisher, "kill_member", lambda m: killed.append(m.name))
+    name = "rollout[0] worker 0"
+    frozen = Peer(rank=1, name=name, host="n0", pid=7, phase="receiving", bucket=2, silent_s=9)
+    with pytest.raises(ActorFailure, match=r"rollout\[0\] worker 0.*silent for 9 s at receiving"):
+        published(Syncing([lost()], [frozen]))
+    assert killed == ["rollout[0]"]
