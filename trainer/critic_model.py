@@ -46,7 +46,8 @@ class CriticModel(FlatModel):
         at = wanted.clone()
         at[cu_seqlens[:-1]] = False
         places = at.nonzero().squeeze(1)
-        said = self.network.score(hidden.index_select(0, places - 1)).squeeze(-1).float()
+        head = self.network.get_submodule("score")
+        said = head(hidden.index_select(0, places - 1)).squeeze(-1).float()
         if traced:
             size = hidden.shape[-1]
             wave = torch.arange(size, device=hidden.device).cos() / size**0.5

@@ -9,10 +9,11 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import cast
 
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -98,7 +99,8 @@ def _write_model(
             model_path, config=config, dtype=DTYPES[card.dtype], use_safetensors=True
         )
         weights = merge_state(base.state_dict(), saved, base, card.lora)
-        network = base.to(dtype)
+        network = base
+    cast(nn.Module, network).to(dtype)
     weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     names = set(network.state_dict())
     if set(weights) != names:
@@ -161,10 +163,10 @@ def _full_weights(checkpoint: Path, card: TrainerCard) -> dict[str, Tensor]:
     bf16_optimizer = card.zero_stage == 1 and card.dtype == "bfloat16"
     with only_tensors():
         if card.zero_stage > 0 and not bf16_optimizer:
-            weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
+            weights = get_fp32_state_dict_from_zero_checkpoint(
                 str(checkpoint), tag=TAG, exclude_frozen_parameters=card.lora is not None
             )
-            return weights
+            return dict(weights or {})
         whole = checkpoint / TAG / "mp_rank_00_model_states.pt"
         saved = torch.load(whole, map_location="cpu", weights_only=True)
     module: dict[str, Tensor] = saved["module"]

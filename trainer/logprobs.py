@@ -115,7 +115,8 @@ class _ChunkedLogprob(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
         hidden, weight, bias, targets, temperature = ctx.saved_tensors
         of_weight, of_bias = ctx.needs_input_grad[1:3]  # neither where the head is frozen
         grad_hidden = torch.empty_like(hidden)

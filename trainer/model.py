@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -127,13 +127,20 @@ class PolicyModel(FlatModel):
         attention: Attention,
         fp32_head: bool = False,
     ) -> None:
-        head = network.get_output_embeddings()
+        head: Any = network.get_output_embeddings()
         _check_head(network, head)
         bias = getattr(head, "bias", None)
         scorer = LogprobHead(head.weight, logprob_chunk, bias=bias, fp32=fp32_head)
         network.set_output_embeddings(scorer)
         super().__init__(network, packing=packing, attention=attention)
         self.score_row: ScoreRow | None = None
+
+    @property
+    def head(self) -> nn.Module:
+        """What turns hidden states into scores: a `LogprobHead`, under LoRA perhaps wrapped."""
+        head = self.network.get_output_embeddings()
+        assert head is not None, "it was put there"
+        return head
 
     def forward(
         self,
@@ -152,8 +159,7 @@ class PolicyModel(FlatModel):
         if self.packing == "packed" and self.score_row is not None:
             return self.score_row(token_ids, positions, cu_seqlens, temperature, wanted)
         hidden = self.hidden(token_ids, positions, cu_seqlens)
-        head = self.network.get_output_embeddings()
-        return score_tokens(head, hidden, token_ids, cu_seqlens, temperature, wanted)
+        return score_tokens(self.head, hidden, token_ids, cu_seqlens, temperature, wanted)
 
 
 def load_policy(

@@ -8,7 +8,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -216,4 +216,5 @@ def resolve_loss(plug: PlugConfig) -> LossFunction:
                 fix=f"its signature is {inspect.signature(found)}.",
             )
         ) from error
-    return functools.partial(found, **plug.args)
+    checked: LossFunction = functools.partial(cast(Callable[..., LossOutput], found), **plug.args)
+    return checked

@@ -52,7 +52,8 @@ class ScoreModel(PolicyModel):
         """Return (scores [T], zeros [T]) in fp32: each segment's score at its last token."""
         hidden = self.hidden(token_ids, positions, cu_seqlens)
         last = cu_seqlens[1:] - 1
-        scores: Tensor = self.network.score(hidden.index_select(0, last))[:, 0].float()
+        head = self.network.get_submodule("score")
+        scores: Tensor = head(hidden.index_select(0, last))[:, 0].float()
         nothing = torch.zeros(len(token_ids), dtype=torch.float32, device=scores.device)
         return nothing.index_copy(0, last, scores), nothing
 

@@ -67,7 +67,7 @@ def _exchange(policy: PolicyModel, size: int) -> Peers:
         what = f"{heads} heads and {kv_heads} key-value heads cannot be split into {size}"
     if what is not None:
         raise ConfigError(Problem(where="trainer.sequence_parallel", what=what, fix="set it to 1."))
-    mine: dist.ProcessGroup | None = None
+    mine: Any = None  # DeepSpeed's hints know no group but their own
     for start in range(0, dist.get_world_size(), size):
         group = dist.new_group(list(range(start, start + size)))
         if start <= dist.get_rank() < start + size:
@@ -134,8 +134,9 @@ def _score_row(
     hidden = policy.hidden_states(
         pad(token_ids, (0, missing))[mine], torch.cat([positions, rest])[mine], lengths
     )
-    head = policy.network.get_output_embeddings()
-    scored = score_tokens(head, hidden, token_ids, cu_seqlens, temperature, wanted, first=start)
+    scored = score_tokens(
+        policy.head, hidden, token_ids, cu_seqlens, temperature, wanted, first=start
+    )
     logprobs, entropies = _SumOverPeers.apply(torch.stack(scored), peers.group)
     return logprobs, entropies
 
@@ -150,5 +151,6 @@ class _SumOverPeers(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
         return grad, None

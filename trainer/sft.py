@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -53,10 +54,12 @@ def encode(
     the end token after it, which is how a policy learns to stop.
     """
     prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": lesson.question}],
-            tokenize=False,
-            add_generation_prompt=True,
+        str(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": lesson.question}],
+                tokenize=False,
+                add_generation_prompt=True,
+            )
         )
         for lesson in lessons
     ]
@@ -70,7 +73,7 @@ def encode(
 
 def _pad(rows: list[tuple[list[int], list[int]]], tokenizer: PreTrainedTokenizerBase) -> SftPiece:
     longest = max(len(prompt) + len(answer) for prompt, answer in rows)
-    token_ids = torch.full((len(rows), longest), int(tokenizer.pad_token_id))
+    token_ids = torch.full((len(rows), longest), cast(int, tokenizer.pad_token_id))
     labels = torch.full((len(rows), longest), IGNORED)
     for row, (prompt, answer) in enumerate(rows):
         end = len(prompt) + len(answer)
@@ -94,7 +97,7 @@ def answer_loss(model: PreTrainedModel, piece: SftPiece) -> Tensor:
     hidden = model.base_model(input_ids=piece.token_ids, use_cache=False).last_hidden_state[:, :-1]
     targets = piece.labels[:, 1:]
     taught = targets != IGNORED
-    logits = model.get_output_embeddings()(hidden[taught])
+    logits = cast(nn.Module, model.get_output_embeddings())(hidden[taught])
     return functional.cross_entropy(logits.float(), targets[taught], reduction="sum")
 
 

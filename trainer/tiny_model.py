@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
+from typing import cast
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -140,7 +142,8 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) 
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
-    model.to(torch.bfloat16).save_pretrained(out)
+    cast(nn.Module, model).to(torch.bfloat16)
+    model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     _say(f"wrote {out}")
 

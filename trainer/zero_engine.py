@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 import deepspeed
 import torch
@@ -77,7 +77,8 @@ class ZeroEngine(ABC, Generic[M]):
         _quieten()
         model = self._load_model(settings)
         schedule = lr_factor(cfg.trainer.optimizer, total_steps=total_optimizer_steps)
-        self._engine, _, _, self._scheduler = deepspeed.initialize(
+        initialize: Any = deepspeed.initialize  # whose types are narrower than what it takes
+        self._engine, _, _, self._scheduler = initialize(
             model=model,
             model_parameters=[p for p in model.parameters() if p.requires_grad],
             lr_scheduler=lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, schedule),
