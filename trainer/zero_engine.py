@@ -33,6 +33,7 @@ from configs.deepspeed import deepspeed_config
 from configs.schema import RunConfig
 from rollouts.types import UpdateBounds
 from trainer import checkpoint
+from trainer.build_lock import build_under_lock
 from trainer.errors import NonFiniteError
 from trainer.schedule import lr_factor
 from trainer.update import Update, refuses_loss, take_step
@@ -75,6 +76,7 @@ class ZeroEngine(ABC, Generic[M]):
         os.environ.setdefault("WORLD_SIZE", str(world_size))
         os.environ.setdefault("LOCAL_RANK", "0")
         _quieten()
+        build_under_lock()
         model = self._load_model(settings)
         schedule = lr_factor(cfg.trainer.optimizer, total_steps=total_optimizer_steps)
         initialize: Any = deepspeed.initialize  # whose types are narrower than what it takes
