@@ -56,10 +56,15 @@ def _run_world(mode: str, world: int, models: Path, out: Path, program: Path = W
                     )
                 )
         codes = [process.wait(timeout=240) for process in ranks]
+    except subprocess.TimeoutExpired as late:
+        raise AssertionError(f"a rank is not done:\n{_tails(logs)}") from late
     finally:
         for process in ranks:
             if process.poll() is None:
                 process.kill()
             process.wait()
-    tails = "\n".join(log.read_text()[-3000:] for log in logs)
-    assert codes == [0] * world, f"ranks ended with {codes}:\n{tails}"
+    assert codes == [0] * world, f"ranks ended with {codes}:\n{_tails(logs)}"
+
+
+def _tails(logs: list[Path]) -> str:
+    return "\n".join(log.read_text()[-3000:] for log in logs if log.exists())

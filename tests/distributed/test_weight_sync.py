@@ -273,11 +273,11 @@ def test_a_peer_that_never_joins_is_named(rendezvous: Rendezvous) -> None:
         world_size=3,
         backend="gloo",
         transport="broadcast",
-        timeout_s=1.0,
+        timeout_s=3.0,
         name="trainer[0]",
     )
     manifest = manifest_of(weights(0), 20_000)
-    with pytest.raises(WeightSyncError, match="rank 1, 2 did not join within 1 s"):
+    with pytest.raises(WeightSyncError, match="rank 1, 2 did not join within 3 s"):
         WeightSender(manifest, lambda n: contextlib.nullcontext({}), init)
 
 
@@ -306,7 +306,7 @@ def test_frozen_peer_is_named_killed_and_replaced(
         thread.start()
         silent = []
         until = time.monotonic() + 20
-        while not silent and time.monotonic() < until:
+        while [p.rank for p in silent] != [2] and time.monotonic() < until:
             time.sleep(0.1)
             silent = rendezvous.silent_peers(generation, 2.0)
         assert [(p.rank, p.name, p.pid) for p in silent] == [

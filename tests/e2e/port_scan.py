@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,6 +36,12 @@ _METHODS = (
 """Methods of Ray's services, each served on some of its ports."""
 
 
+_REFUSED = {"401", "403", "UNAUTHENTICATED"}
+_LATE = {"DEADLINE_EXCEEDED", "UNAVAILABLE"}
+PATIENCE_S = 60.0
+"""For a port that is late."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Port:
     """A listening socket and what it answered."""
@@ -48,18 +55,23 @@ class Port:
     @property
     def kind(self) -> str:
         """`token`: it refuses all that was asked for want of one; `metrics`, `store` and `silent`
-        are what knows no tokens (exporters, torch's TCPStore, gloo); `open` answers to anybody."""
+        are what knows no tokens (exporters, torch's TCPStore, gloo); `late` gave some answers not
+        in time, and refused the rest; `open` answers to anybody."""
         said = {a.rsplit(" ", 1)[1] for a in self.answers}
-        if said and said <= {"401", "403", "UNAUTHENTICATED"}:
-            return "token"
+        if said and said <= _REFUSED | _LATE:
+            return "late" if said & _LATE else "token"
         known = {frozenset[str](): "silent", frozenset({"metrics"}): "metrics"}
         if self.answers == ("TCPStore: OK",):
             return "store"
         return known.get(frozenset(said), "open")
 
 
-def scan(pids: Iterable[int]) -> list[Port]:
-    """Find the listening sockets of processes and try each of them."""
+def scan(pids: Iterable[int], *, silent_s: float = 0.0) -> list[Port]:
+    """Find the listening sockets of processes and try each of them.
+
+    Args:
+        silent_s: for how long one that says nothing is tried again: it may be about to.
+    """
     listening = _listening()
     found: dict[str, int] = {}
     for pid in pids:
@@ -68,7 +80,21 @@ def scan(pids: Iterable[int]) -> list[Port]:
             if match and match[1] in listening:
                 found.setdefault(match[1], pid)
     with ThreadPoolExecutor(64) as pool:
-        return list(pool.map(lambda i: _try(*listening[i], found[i]), found))
+        tried = pool.map(lambda i: _settled(i, *listening[i], found[i], silent_s), found)
+        return [port for port in tried if port is not None]
+
+
+def _settled(inode: str, host: str, port: int, pid: int, silent_s: float) -> Port | None:
+    """Try a port until what it says is no matter of load; None where it closes meanwhile."""
+    began = time.monotonic()
+    while True:
+        said = _try(host, port, pid)
+        patience = {"silent": silent_s, "late": PATIENCE_S}.get(said.kind, 0.0)
+        if time.monotonic() - began >= patience:
+            return said
+        if inode not in _listening():
+            return None
+        time.sleep(0.5)
 
 
 def _links(folder: Path) -> Iterator[str]:

@@ -47,6 +47,13 @@ class Job:
             assert time.monotonic() < deadline, f"no step {count}:\n{self.text()}"
             time.sleep(0.1)
 
+    def wait_until_said(self, words: str) -> None:
+        deadline = time.monotonic() + 300
+        while words not in self.text():
+            assert self.process.poll() is None, self.text()
+            assert time.monotonic() < deadline, f"not a word of {words!r}:\n{self.text()}"
+            time.sleep(0.1)
+
     def family(self):
         return descendants(self.process.pid)
 

@@ -18,7 +18,7 @@ import actors.vllm_extension
 from actors import processes
 from actors.errors import RunError
 from actors.rendezvous import Rendezvous
-from actors.rollout_engine import RolloutEngine
+from actors.rollout_engine import WATCH_S, RolloutEngine
 from actors.sync_plan import Bucket, Manifest, SyncInit, WeightSyncError
 from actors.sync_transport import WeightSender
 from configs.schema import RunConfig
@@ -230,13 +230,13 @@ def test_requests_in_flight_survive_and_carry_both_versions(tied: Lab) -> None:
     long = Sampling(temperature=1.0, max_tokens=200)
 
     async def through() -> list[Completion]:
+        tied.perturb()  # the engine has weights of its own
         running = [
             asyncio.create_task(tied.engine.complete(PROMPTS[i % 4] + [20 + i], long))
             for i in range(8)
         ]
         while tied.engine.progress()[0] < start + 8 * 5:
             await asyncio.sleep(0.002)
-        tied.perturb()
         await tied.sync()
         return await asyncio.gather(*running)
 
@@ -358,6 +358,7 @@ def test_a_prompt_too_long_says_so(tied: Lab) -> None:
 
 
 def test_a_frozen_engine_is_stuck_and_a_killed_one_is_lost(tied: Lab) -> None:
+    tied.run(asyncio.sleep(2 * WATCH_S))  # it watches only while the loop runs
     assert tied.engine.stuck_s() == 0
     cores = processes.descendants(os.getpid())
     core = max(cores, key=lambda p: _rss(p.pid))

@@ -285,7 +285,7 @@ def test_a_job_is_submitted_once_stopped_killed_and_goes_on(
 
     wait_for_step(cluster, run_dir, "quickstart-1", 2)
     ports = scan_ports(cluster.family())
-    assert not [p for p in ports if p.kind == "open"]
+    assert not [p for p in ports if p.kind in ("open", "late")]
     assert sum(p.kind == "token" for p in ports) >= 8, "control, and each node's own"
     assert cluster.status("quickstart-1") == "RUNNING", "what was scanned is a job that trains"
 
@@ -345,7 +345,7 @@ def test_a_private_cluster_listens_on_the_loopback_interface_and_wants_its_token
     try:
         assert run.stdout is not None and run.stdout.readline() == "up\n"
         family = [p for p in (identify(run.pid), *descendants(run.pid)) if p]
-        ports = scan_ports(family)
+        ports = scan_ports(family, silent_s=30.0)
         assert {p.host for p in ports} == {"127.0.0.1"}, ports
         assert {p.kind for p in ports} <= {"token", "metrics"}, ports
         assert sum(p.kind == "token" for p in ports) >= 4, "control, node, agents and workers"

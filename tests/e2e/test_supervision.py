@@ -17,7 +17,6 @@ from configs.errors import ConfigError, Problem
 from configs.schema import HealthConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-HEALTH = HealthConfig(heartbeat_s=0.2, silence_s=3.0)
 
 
 class Worker:
@@ -58,9 +57,9 @@ def member() -> Member:
     )
 
 
-def supervised(scenario):
+def supervised(scenario, *, silence_s: float = 30.0):
     async def run():
-        supervisor = Supervisor(HEALTH)
+        supervisor = Supervisor(HealthConfig(heartbeat_s=0.2, silence_s=silence_s))
         worker = member()
         supervisor.watch([worker])
         try:
@@ -111,7 +110,7 @@ def test_a_frozen_actor_is_silent_then_killed_and_named():
                 await asyncio.sleep(0.1)
 
     with pytest.raises(ActorFailure, match="silent for 3 s"):
-        supervised(scenario)
+        supervised(scenario, silence_s=3.0)
     assert processes.identify(pids[0].pid) != pids[0]
 
 
@@ -176,9 +175,9 @@ def test_more_gpus_than_the_cluster_has_fails_at_once_bundle_by_bundle():
 def test_waiting_for_room_has_a_deadline_and_tells_demand_and_supply():
     bundles = [demand("rollout", 1), demand("trainer", 1, labels={"zone": "mars"})]
     with pytest.raises(ConfigError) as caught:
-        asyncio.run(reserve(bundles, timeout_s=1.0, can_grow=True))
+        asyncio.run(reserve(bundles, timeout_s=5.0, can_grow=True))
     text = str(caught.value)
-    assert "no room for group `trainer` within 1 s" in text
+    assert "no room for group `trainer` within 5 s" in text
     assert "{'zone': 'mars'}" in text
     assert "has 2 CPU in all" in text
 

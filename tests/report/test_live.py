@@ -1,5 +1,6 @@
 """`braid watch`: it follows the run, and tells nothing to who does not know the path."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -82,7 +83,10 @@ def test_it_is_seen_by_who_knows_the_path_alone(served: Served):
 
 def listening(pid: int) -> set[str]:
     """Return the addresses that a process listens on, IPv6's too."""
-    inodes = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
+    inodes = set[str]()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            inodes.add(os.readlink(descriptor))
     found: set[str] = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:

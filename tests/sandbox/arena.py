@@ -30,7 +30,7 @@ from rewards.sandbox.jail import Sandbox
 from rewards.sandbox.result import MB, Call, Limits, SandboxResult, Script, Tier
 
 SMALL = Limits(
-    cpu_s=0.4, wall_s=0.8, memory=128 * MB, output=MB // 4, disk=8 * MB, files=300, processes=8
+    cpu_s=0.4, wall_s=2.0, memory=128 * MB, output=MB // 4, disk=8 * MB, files=300, processes=8
 )
 LARGE = Limits(cpu_s=2.0, wall_s=4.0, processes=8)
 ROOMY = Limits(cpu_s=2.0, wall_s=30.0)
