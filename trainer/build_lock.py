@@ -24,9 +24,20 @@ class BuildLock:
 
     def try_acquire(self) -> bool:
         """Wait for the lock. Always True: who gets it runs the build, which finds what was built
-        or goes on where a killed one stopped."""
+        or goes on where a killed one stopped.
+
+        Raises:
+            RuntimeError: the folder's file system has no locks.
+        """
         self._file = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        except OSError as error:
+            os.close(self._file)
+            raise RuntimeError(
+                f"cannot lock {self._path} ({error.strerror}); set TORCH_EXTENSIONS_DIR to a folder "
+                "on a disk of this node"
+            ) from error
         return True
 
     def release(self) -> None:

@@ -1,6 +1,8 @@
 """A native op is built by one process at a time, and after one that was killed meanwhile."""
 
 import ctypes
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -56,3 +58,14 @@ def test_the_next_one_waits_for_the_holder_or_its_death(tmp_path: Path) -> None:
     again = BuildLock(path)
     assert again.try_acquire()
     again.release()
+
+
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(RuntimeError, match=r"braid.lock \(No locks available\); set TORCH_EXT"):
+        BuildLock(str(tmp_path / "lock")).try_acquire()
