@@ -35,8 +35,8 @@ class BuildLock:
         except OSError as error:
             os.close(self._file)
             raise RuntimeError(
-                f"cannot lock {self._path} ({error.strerror}); set TORCH_EXTENSIONS_DIR to a folder "
-                "on a disk of this node"
+                f"cannot lock {self._path} ({error.strerror}); set TORCH_EXTENSIONS_DIR to a "
+                "folder on a disk of this node"
             ) from error
         return True
 
