@@ -254,7 +254,7 @@ def _lives(pid: int) -> bool:
     return state != b"Z"
 
 
-def _until(holds: object, seconds: float = 10.0) -> None:
+def _until(holds: object, seconds: float = 60.0) -> None:
     assert callable(holds)
     deadline = time.monotonic() + seconds
     while not holds():
