@@ -9,7 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
@@ -445,17 +446,40 @@ def _is_run_error(error: Exception) -> bool:
 
 def _call(command: list[str]) -> int:
     """Run one of our modules in a process of its own, which has this one's terminal."""
-    child = subprocess.Popen(command)
+    child: subprocess.Popen[bytes] | None = None
     try:
+        with _signals_held_back():  # one that came within Popen would leave its child to nobody
+            child = subprocess.Popen(command)
         return child.wait()
     except BaseException:
-        child.terminate()
-        try:
-            child.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        if child is not None:
+            _end(child)
         raise
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let SIGINT and SIGTERM that come meanwhile come at the end of it."""
+    caught: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda came, _: caught.append(came))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if caught:
+        signal.raise_signal(caught[0])
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -99,6 +99,10 @@ class ComputePool:
             raise GradeFailed(FailureKind.TIMEOUT, why) from None
         except wire.WorkerLost as error:
             raise GradeFailed(FailureKind.WORKER_LOST, str(error)) from error
+        except GraderStartError as error:
+            if not self._closed:
+                raise
+            raise GradeFailed(FailureKind.WORKER_LOST, str(error)) from error
 
     async def _use(self, process: GraderProcess, path: str, subject: Subject) -> Score:
         try:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from rewards.sandbox.jail import Sandbox
 from rewards.sandbox.launch import TierUnavailable
 from rewards.sandbox.result import MB, Call, Limits, Script, Tier, Verdict
 
-_LIMITS = Limits(cpu_s=1.0, wall_s=5.0, memory=128 * MB)
-_SHORT = Limits(cpu_s=0.1, wall_s=2.0, memory=128 * MB)
+_LIMITS = Limits(cpu_s=1.0, wall_s=30.0, memory=128 * MB)
+_SHORT = replace(_LIMITS, cpu_s=0.1, wall_s=2.0)
 _HONEST = "import csv\ndef double(x):\n    return 2 * x\n"  # csv: not loaded beforehand
 _STRENGTH = {Tier.RLIMITS: 0, Tier.LANDLOCK: 1, Tier.BWRAP: 2}
 _INSTALL = "Install the package `bubblewrap` (apt-get install bubblewrap, dnf install bubblewrap)."
@@ -156,7 +156,7 @@ def _stops_loop(jail: Sandbox) -> bool:
 
 
 def _stops_memory(jail: Sandbox) -> bool:
-    return jail.run(Script(code="x = bytearray(1 << 30)"), _SHORT).verdict is Verdict.MEMORY
+    return jail.run(Script(code="x = bytearray(1 << 30)")).verdict is Verdict.MEMORY
 
 
 def _hides_environment(jail: Sandbox) -> bool:

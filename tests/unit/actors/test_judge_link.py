@@ -94,6 +94,7 @@ def test_closing_a_judge_of_the_command_line_ends_one_that_is_still_starting(
             told.append("shut down")
 
     monkeypatch.setattr(judge_local, "JudgeEngine", Slow)
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")  # else it stays set after the test
 
     async def scenario() -> None:
         engine = judge_local.LocalEngine("j", JudgeConfig(engines=ENGINES))

@@ -48,14 +48,18 @@ def members(*ranks: Rank) -> list[Member]:
 
 @pytest.fixture
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(groups, "ARRIVAL_S", 0.3)
+    monkeypatch.setattr(groups, "ARRIVAL_S", 60)
     monkeypatch.setattr(groups, "ARRIVAL_POLL_S", 0.01)
     folder = tmp_path / "shared" / "trainer"
     folder.mkdir(parents=True)
     return folder
 
 
-def test_a_rank_that_writes_to_a_disk_of_its_own_is_named(shared: Path, tmp_path: Path) -> None:
+def test_a_rank_that_writes_to_a_disk_of_its_own_is_named(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "ARRIVAL_S", 0.3)
+
     async def save() -> None:
         health = HealthConfig()
         apart = Rank(1, shared, tmp_path / "own")
@@ -68,7 +72,7 @@ def test_a_rank_that_writes_to_a_disk_of_its_own_is_named(shared: Path, tmp_path
         with pytest.raises(ActorFailure, match="state/rank_1"):
             await alone.save(shared)
 
-    asyncio.run(asyncio.wait_for(save(), 10))
+    asyncio.run(asyncio.wait_for(save(), 90))
 
 
 def test_what_comes_late_is_waited_for(shared: Path) -> None:
@@ -78,4 +82,4 @@ def test_what_comes_late_is_waited_for(shared: Path) -> None:
         await TrainerGroup(ranks, Supervisor(health), health).save(shared)
         assert file_sizes(shared).keys() == {"state/rank_0", "state/rank_1"}
 
-    asyncio.run(asyncio.wait_for(save(), 10))
+    asyncio.run(asyncio.wait_for(save(), 90))

@@ -131,17 +131,17 @@ def test_the_link_turns_every_failure_into_a_grade_failed(folder: Path):
         await asyncio.sleep(60)
         return 0.0
 
-    async def scenario(call: Any, text: str) -> float:
-        link = RewardModelLink("rm", config(folder, timeout_s=0.2), [handle(call)])
+    async def scenario(call: Any, text: str, timeout_s: float) -> float:
+        link = RewardModelLink("rm", config(folder, timeout_s=timeout_s), [handle(call)])
         return await link.score(talk(text))
 
-    assert isinstance(asyncio.run(scenario(actor.score, "fine")), float)
-    for call, text, why in (
-        (actor.score, "x" * 100, "longer than model.max_model_len"),
-        (never, "fine", "no score within 0.2 s"),
+    assert isinstance(asyncio.run(scenario(actor.score, "fine", 60)), float)
+    for call, text, timeout_s, why in (
+        (actor.score, "x" * 100, 60, "longer than model.max_model_len"),
+        (never, "fine", 0.2, "no score within 0.2 s"),
     ):
         with pytest.raises(GradeFailed, match=why) as failed:
-            asyncio.run(scenario(call, text))
+            asyncio.run(scenario(call, text, timeout_s))
         assert failed.value.kind == FailureKind.JUDGE_SERVER
 
 
@@ -185,8 +185,8 @@ def test_the_command_line_scores_without_ray_what_the_file_declares(folder: Path
 
 
 def test_a_model_that_hangs_or_runs_out_of_memory_gives_no_score(folder: Path):
-    async def scenario(score: Any) -> float:
-        local = LocalRewardModel("rm", config(folder, timeout_s=0.2))
+    async def scenario(score: Any, timeout_s: float) -> float:
+        local = LocalRewardModel("rm", config(folder, timeout_s=timeout_s))
         local._copy.score = score  # type: ignore[method-assign]
         return await local.score(talk("a"))
 
@@ -197,6 +197,9 @@ def test_a_model_that_hangs_or_runs_out_of_memory_gives_no_score(folder: Path):
         await asyncio.sleep(60)
         return 0.0
 
-    for score, why in ((full, "out of memory"), (never, "no score within 0.2 s")):
+    for score, timeout_s, why in (
+        (full, 60, "out of memory"),
+        (never, 0.2, "no score within 0.2 s"),
+    ):
         with pytest.raises(GradeFailed, match=why):
-            asyncio.run(scenario(score))
+            asyncio.run(scenario(score, timeout_s))

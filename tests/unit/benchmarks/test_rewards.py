@@ -1,5 +1,6 @@
 """What benchmarks/rewards.py counts and writes, without its long runs."""
 
+import gc
 import json
 import os
 import signal
@@ -45,6 +46,7 @@ def test_runs_of_every_ending_leave_nothing() -> None:
 
 def test_what_is_left_is_seen(tmp_path: Path) -> None:
     folder = tmp_path / "left"
+    gc.collect()  # descriptors that only wait for it
     before = rewards.traces([folder])
     program = "import time; time.sleep(60)"
     away = [sys.executable, "-c", program, rewards._MARK]

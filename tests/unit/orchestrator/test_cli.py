@@ -277,11 +277,23 @@ def test_export_refuses_what_it_cannot_do(run_dir: Path, tmp_path: Path):
     assert "step_3" in export_command(run_dir, "latest", tmp_path / "out")[3]
 
 
-def test_a_child_command_is_ended_with_its_parent(tmp_path: Path):
+KILLED_WITHIN_POPEN = """
+class Popen(subprocess.Popen):
+    def __init__(self, command):
+        super().__init__(command)
+        print(self.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+subprocess.Popen, script = Popen, 'import time; time.sleep(60)'
+"""
+
+
+@pytest.mark.parametrize("before", ["", KILLED_WITHIN_POPEN], ids=["waiting", "within Popen"])
+def test_a_child_command_is_ended_with_its_parent(before: str):
     code = (
-        "import sys, orchestrator.cli as cli\n"
+        "import os, signal, subprocess, sys, orchestrator.cli as cli\n"
         "script = 'import time, os; print(os.getpid(), flush=True); time.sleep(60)'\n"
-        "import signal; signal.signal(signal.SIGTERM, cli._stop)\n"
+        f"{before}"
+        "signal.signal(signal.SIGTERM, cli._stop)\n"
         "cli._call([sys.executable, '-c', script])"
     )
     parent = subprocess.Popen(
@@ -293,7 +305,8 @@ def test_a_child_command_is_ended_with_its_parent(tmp_path: Path):
     )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    parent.send_signal(signal.SIGTERM)
+    if not before:
+        parent.send_signal(signal.SIGTERM)
     parent.wait(timeout=30)
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)

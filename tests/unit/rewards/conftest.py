@@ -77,10 +77,18 @@ def once(rollout, task):
     open(path, "w").close()
     raise OSError("not yet")
 
+def gated(rollout, task):
+    """Say that it has started, and wait until it may end."""
+    open(task.metadata["started"], "w").close()
+    while not os.path.exists(task.metadata["go"]): time.sleep(0.01)
+    return 0.5
+
 def grandchild(rollout, task):
     """Start a process, tell its id, hang."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
-    with open(task.metadata["marker"], "w") as file: file.write(str(child.pid))
+    marker = task.metadata["marker"]
+    with open(marker + ".part", "w") as file: file.write(str(child.pid))
+    os.replace(marker + ".part", marker)
     while True: pass
 
 def streams(rollout, task):

@@ -311,9 +311,12 @@ def test_the_recipe_of_fields_pays_nothing_but_right_answers():
     assert found.warnings == () and found.failures == {}
 
 
-def test_the_recipe_of_a_source_is_benched_with_its_own_data(capsys: pytest.CaptureFixture[str]):
+def test_the_recipe_of_a_source_is_benched_with_its_own_data(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     from orchestrator.commands.bench import BenchOptions, bench_source, show
 
+    monkeypatch.setenv("COLUMNS", "80")
     recipe = Path(__file__).parents[3] / "configs" / "recipes" / "quickstart.yaml"
     found = bench_source(recipe, (), "spelling", BenchOptions(items=2, repeats=1))
     assert show(found, as_json=False) == 0

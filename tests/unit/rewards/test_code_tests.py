@@ -102,7 +102,7 @@ def test_another_language_by_its_command():
 )
 def test_what_the_code_does_is_a_score_and_no_failure(body: str, verdict: str):
     text = f"```python\ndef double(x):\n    {body}\n```"
-    graded = grade(text, ASSERTS[:1], cpu_s=0.3, memory_mb=96)
+    graded = grade(text, ASSERTS[:1], cpu_s=0.3 if verdict == "timeout" else 5, memory_mb=96)
     assert (graded.value, graded.notes["tests"]) == (0.0, [verdict])
 
 

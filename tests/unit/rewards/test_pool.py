@@ -3,8 +3,10 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -13,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from configs.schema import RewardConfig, RewardGroupConfig, SourceConfig
+from rewards import wire
 from rewards.pool import GraderPool, GraderStartError
+from rewards.process import GraderProcess
 from rollouts.types import Boundary, Rollout, RolloutStatus, Task
 
 Make = Callable[..., Rollout]
@@ -29,7 +33,7 @@ def reward(use: str, name: str = "r", weight: float = 1.0, **args: object) -> Re
 def run_with(
     source: SourceConfig,
     play: Callable[[GraderPool], Awaitable[None]],
-    *,
+    *more: SourceConfig,
     workers: int = 1,
     timeout_s: float = 30.0,
     retries: int = 0,
@@ -38,7 +42,7 @@ def run_with(
 
     async def main() -> None:
         cfg = RewardGroupConfig(workers=workers, timeout_s=timeout_s, retries=retries)
-        pool = GraderPool(cfg, [source])
+        pool = GraderPool(cfg, [source, *more])
         await pool.start()
         pids = set(pool.pids)
         assert len(pids) == workers
@@ -59,6 +63,14 @@ def exists(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def await_file(path: Path) -> None:
+    """Wait, bounded, for a file to be there."""
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.01)
 
 
 def gone(pid: int) -> bool:
@@ -206,7 +218,8 @@ def test_one_hung_grader_costs_no_other_sample(
     async def play(pool: GraderPool) -> None:
         before = set(pool.pids)
         texts = ["hang", *["fine"] * 20, "sleep", *["fine"] * 20]
-        graded = await asyncio.gather(*(pool.grade(rollout(t), task()) for t in texts))
+        of = {"fine": "s", "hang": "hung", "sleep": "hung"}
+        graded = await asyncio.gather(*(pool.grade(rollout(t), task(of[t])) for t in texts))
         for text, result in zip(texts, graded, strict=True):
             if text == "fine":
                 assert result.reward == 1.0
@@ -216,20 +229,36 @@ def test_one_hung_grader_costs_no_other_sample(
         killed = before - set(pool.pids)
         assert killed and not any(map(exists, killed))
 
-    run_with(source(reward(f"{grader_module}:by_text")), play, workers=2, timeout_s=2)
+    by_text = f"{grader_module}:by_text"
+    short = {"type": "function", "use": by_text, "timeout_s": 2}
+    hung = source(RewardConfig.model_validate({"name": "r", "grader": short}), name="hung")
+    run_with(source(reward(by_text)), play, hung, workers=2, timeout_s=60)
 
 
 def test_what_a_hung_grader_started_is_killed_with_it(
-    grader_module: str, source: MakeSource, rollout: Make, task: MakeTask, tmp_path: Path
+    grader_module: str,
+    source: MakeSource,
+    rollout: Make,
+    task: MakeTask,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     marker = tmp_path / "child.pid"
+    receive = wire.receive
+
+    def receive_late(sock: socket.socket, deadline: float | None = None) -> object:
+        """Let the deadline pass once the grader hangs; the next worker starts as ever."""
+        monkeypatch.setattr(wire, "receive", receive)
+        await_file(marker)
+        return receive(sock, 0.0)
 
     async def play(pool: GraderPool) -> None:
+        monkeypatch.setattr(wire, "receive", receive_late)
         graded = await pool.grade(rollout("x"), task(marker=str(marker)))
         assert_invalid(graded, "timeout", "killed")
         assert gone(int(marker.read_text()))
 
-    run_with(source(reward(f"{grader_module}:grandchild")), play, timeout_s=3)
+    run_with(source(reward(f"{grader_module}:grandchild")), play, timeout_s=60)
 
 
 def test_a_failure_is_tried_again(
@@ -259,19 +288,24 @@ def test_an_invalid_rollout_passes_untouched(
 
 
 def test_a_cancelled_caller_gives_the_worker_back(
-    grader_module: str, source: MakeSource, rollout: Make, task: MakeTask
+    grader_module: str, source: MakeSource, rollout: Make, task: MakeTask, tmp_path: Path
 ) -> None:
+    started, go = tmp_path / "started", tmp_path / "go"
+
     async def play(pool: GraderPool) -> None:
-        first = asyncio.create_task(pool.grade(rollout("nap"), task()))
-        await asyncio.sleep(0.2)
+        given = task("gated", started=str(started), go=str(go))
+        first = asyncio.create_task(pool.grade(rollout("x"), given))
+        await asyncio.to_thread(await_file, started)
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
         before = pool.pids
+        go.touch()
         assert (await pool.grade(rollout("fine"), task())).reward == 1.0
         assert pool.pids == before
 
-    run_with(source(reward(f"{grader_module}:by_text")), play)
+    gated = source(reward(f"{grader_module}:gated"), name="gated")
+    run_with(source(reward(f"{grader_module}:by_text")), play, gated)
 
 
 def test_closing_ends_gradings_under_way_and_those_that_wait(
@@ -288,6 +322,38 @@ def test_closing_ends_gradings_under_way_and_those_that_wait(
         for graded in await asyncio.wait_for(asyncio.gather(*hung), 30):
             assert_invalid(graded, "WorkerLost", "")
         assert not any(map(exists, pids))
+
+    asyncio.run(main())
+
+
+def test_closing_ends_a_grading_whose_worker_has_yet_to_start(
+    grader_module: str,
+    source: MakeSource,
+    rollout: Make,
+    task: MakeTask,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ensure_started, asked = GraderProcess.ensure_started, threading.Event()
+
+    def start_late(process: GraderProcess) -> None:
+        process.kill()
+        asked.set()
+        deadline = time.monotonic() + 60
+        while not process._interrupted:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        ensure_started(process)
+
+    async def main() -> None:
+        cfg = RewardGroupConfig(workers=1, timeout_s=100, retries=2)
+        pool = GraderPool(cfg, [source(reward(f"{grader_module}:by_text"))])
+        await pool.start()
+        monkeypatch.setattr(GraderProcess, "ensure_started", start_late)
+        grading = asyncio.create_task(pool.grade(rollout("fine"), task()))
+        assert await asyncio.to_thread(asked.wait, 60)
+        await asyncio.wait_for(pool.close(), 30)
+        assert_invalid(await grading, "WorkerLost", "the grader pool is closed")
+        assert pool.pids == ()
 
     asyncio.run(main())
 

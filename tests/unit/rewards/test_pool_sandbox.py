@@ -46,17 +46,15 @@ async def grade(cfg: RewardGroupConfig, grader: dict[str, Any], *pairs: tuple[Ro
 
 
 def test_code_is_graded_and_a_killed_worker_leaves_nothing(rollout: Make, task: MakeTask):
-    given = task(tests=["assert f(1) == 2", "assert f(2) == 4"])
-    texts = (
-        "def f(x): return 2 * x",
-        "def f(x): return 2",
-        "while True: pass",
-        "import os; os._exit(0)",
-    )
-    cfg = RewardGroupConfig(sandbox=SandboxConfig(cpu_s=0.3))
-    graded, left = asyncio.run(
-        grade(cfg, {"type": "code_tests"}, *((rollout(text), given) for text in texts))
-    )
+    tests = ["assert f(1) == 2", "assert f(2) == 4"]
+    pairs = [
+        (rollout("def f(x): return 2 * x"), task(tests=tests)),
+        (rollout("def f(x): return 2"), task(tests=tests)),
+        (rollout("while True: pass"), task(tests=tests[:1])),
+        (rollout("import os; os._exit(0)"), task(tests=tests)),
+    ]
+    cfg = RewardGroupConfig(sandbox=SandboxConfig(cpu_s=3))
+    graded, left = asyncio.run(grade(cfg, {"type": "code_tests"}, *pairs))
     assert [r.reward for r in graded] == [1.0, 0.5, 0.0, 0.0]
     assert left == []
 
@@ -88,15 +86,18 @@ def test_a_worker_without_the_required_tier_does_not_start(monkeypatch: pytest.M
 
 
 HANGS = """
-import os, subprocess, sys, time
+import subprocess, sys, time
 
 def hangs(rollout, task):
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    open(__file__ + ".hangs", "w").close()
     time.sleep(60)
 """
 KILLED = """
-import os
+import os, time
+import of_this_test
 from configs.graders.union import GRADER
+from rewards import wire
 from rewards.process import GraderProcess
 from rewards.sandbox.inside import kernel
 from rewards.sandbox.inside.processes import Tree
@@ -108,17 +109,28 @@ graders = {
 }
 subject = Subject.of_text({"tests": ["assert f(1) == 2"]}, "def f(x): return 2 * x")
 process = GraderProcess(graders)
+receive = wire.receive
+
+def receive_late(sock, deadline):
+    end = time.monotonic() + 60
+    while not os.path.exists(of_this_test.__file__ + ".hangs"):
+        assert time.monotonic() < end, "it never hung"
+        time.sleep(0.01)
+    return receive(sock, 0.0)  # its deadline has passed
+
 for interrupted in (False, True):
     assert process.grade("code", subject, 60).value == 1
     (jail,) = Tree.children(process.pid)
     if interrupted:
         process.interrupt()
     else:
+        wire.receive = receive_late
         try:
-            process.grade("hangs", subject, 0.5)
+            process.grade("hangs", subject, 60)
             raise AssertionError("it did not hang")
         except TimeoutError:
             pass
+        wire.receive = receive
     process.kill()
     assert not os.path.exists(f"/proc/{jail}"), "the jail is there"
     left = [open(f"/proc/{pid}/stat").read()[:60] for pid in Tree.children(os.getpid())]

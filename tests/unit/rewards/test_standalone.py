@@ -6,6 +6,7 @@ import pytest
 
 from configs.errors import ConfigError
 from configs.graders.union import GRADER
+from rewards.process import GraderProcess
 from rewards.score import GradeFailed, Score
 from rewards.standalone import Grading
 from rewards.subject import Subject
@@ -19,7 +20,7 @@ def scores(grader: dict[str, object], *texts: str) -> list[float | str]:
             asked = [grading.score(Subject.of_text({"answer": "42"}, text)) for text in texts]
             return await asyncio.gather(*asked, return_exceptions=True)
 
-    found = asyncio.run(asyncio.wait_for(run(), 60))
+    found = asyncio.run(asyncio.wait_for(run(), 100))
     assert all(isinstance(f, Score | GradeFailed) for f in found)
     return [f.value if isinstance(f, Score) else str(getattr(f, "kind", f)) for f in found]
 
@@ -28,8 +29,20 @@ def test_answers_are_graded_at_the_same_time_in_one_process():
     assert scores({"type": "function", "use": "exact"}, "42", " 42\n", "43") == [1, 1, 0]
 
 
-def test_a_failure_is_raised_and_the_next_answer_graded(grader_module: str):
-    grader = {"type": "function", "use": f"{grader_module}:by_text", "timeout_s": 2}
+def test_a_failure_is_raised_and_the_next_answer_graded(
+    grader_module: str, monkeypatch: pytest.MonkeyPatch
+):
+    grade = GraderProcess.grade
+
+    def hang_briefly(
+        process: GraderProcess, path: str, subject: Subject, timeout_s: float
+    ) -> Score:
+        assert timeout_s == 60
+        hangs = subject.rollout.last_text == "hang"
+        return grade(process, path, subject, 1 if hangs else timeout_s)
+
+    monkeypatch.setattr(GraderProcess, "grade", hang_briefly)
+    grader = {"type": "function", "use": f"{grader_module}:by_text", "timeout_s": 60}
     assert scores(grader, "raise", "hang", "fine") == ["ValueError", "timeout", 1]
 
 

@@ -23,6 +23,7 @@ TINY = str(Path(__file__).parents[3] / "configs/models/tiny")
 @pytest.mark.parametrize("packing", ["packed", "padded"])
 def test_scores_are_the_graders(tmp_path: Path, packing: str):
     cfg = ModelConfig(path=TINY, dtype="float32", max_model_len=128)
+    torch.manual_seed(0)
     network = Qwen2ForSequenceClassification.from_pretrained(
         TINY, config=score_config(cfg), dtype=torch.float32
     )

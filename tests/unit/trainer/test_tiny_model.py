@@ -1,6 +1,7 @@
 """The quickstart's model: its text, its tokenizer, its training, and the weights in the repo."""
 
 import random
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -25,6 +26,15 @@ from trainer.tiny_text import (
     spellings,
     spoil,
 )
+
+
+@pytest.fixture(autouse=True)
+def torch_as_before() -> Iterator[None]:
+    """Undo what `build` sets for its whole process."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ def judge_config(
             "structured": structured,
         }
     )
-    settings: dict[str, Any] = {"backoff_s": 0.001, "max_backoff_s": 0.01, "timeout_s": 5, **more}
+    settings: dict[str, Any] = {"backoff_s": 0.001, "max_backoff_s": 0.01, "timeout_s": 60, **more}
     return JudgeConfig(endpoint=endpoint, **settings)
 
 

@@ -12,7 +12,7 @@ from configs.errors import ConfigError
 from rewards.judges.client import Judged
 from rewards.judges.endpoint import EndpointTransport
 from rewards.judges.reading import Verdict
-from rewards.judges.request import Unreadable
+from rewards.judges.request import JudgeRequest, Unreadable
 from rewards.score import FailureKind, GradeFailed
 from tests.unit.rewards.judges.asking import (
     ask,
@@ -114,16 +114,26 @@ FAILURES = {
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_failure_is_named_after_its_retries_and_never_a_number(fake, name: str):
     make, kind, tries = FAILURES[name]
+    settings = {"retries": 2, "timeout_s": 0.1} if name == "hang" else {"retries": 2}
+    sent: list[JudgeRequest] = []
 
     async def scenario():
-        settings = {"retries": 2, "timeout_s": 0.1 if name == "hang" else 5}
         async with fake.judging(lambda body, n: make(fake), **settings) as (panel, server):
+            transport = panel["j"]._transport
+            send = transport.send
+
+            def counted(asked: JudgeRequest):
+                sent.append(asked)
+                return send(asked)
+
+            transport.send = counted
             failed = await failure(panel["j"])
             return failed, len(server.asked), panel["j"].meter.take()
 
     failed, asked, counts = asyncio.run(scenario())
     assert failed.kind == kind
-    assert asked == tries
+    assert len(sent) == tries
+    assert asked == tries or (name == "hang" and asked < tries)  # given up before it was read
     assert counts["verdicts"] == 0
     short = str(kind.name).lower().removeprefix("judge_")
     assert (counts[f"failed_{short}"], counts["retries"]) == (1, tries - 1)
