@@ -1,6 +1,6 @@
 """A learning rate ten times too high: what becomes of the policy, without guards and with them.
 
-    python benchmarks/too_fast.py [--arms none skip shrink rollback stop] [--seed 1] [--factor 10]
+    python benchmarks/too_fast.py [--arms none skip shrink rollback stop] [--seeds 1 2 3]
 
 The recipe of GRPO, whose rate rises over `RISE` steps to `--factor` times its own and stays there,
 so that guards know what was usual before it is too high. Arms differ in what every guard's alarm
@@ -175,6 +175,7 @@ def outcome(job: Job, out: Path) -> Outcome | None:
 
 HEADER = (
     "action",
+    "seed",
     "steps",
     "first alarm",
     "alarms",
@@ -197,17 +198,16 @@ def cells(o: Outcome) -> list[str]:
     trained = [f"{100 * max(means):.1f}", f"{100 * means[-1]:.1f}"]
     counts = [str(len(o.alarms)), str(o.skipped), str(o.shrunk), went]
     ended = "with the reason" if o.why else "at its last step"
-    return [o.arm, str(len(o.rewards)), first, *counts, *held_out, *trained, ended]
+    return [o.arm, str(o.seed), str(len(o.rewards)), first, *counts, *held_out, *trained, ended]
 
 
 def page_section(found: Sequence[Outcome], factor: float) -> str:
     """Return what docs/benchmarks.md says."""
     table = markdown(HEADER, [cells(o) for o in found])
-    said = "".join(f"\n- `{o.arm}`: {o.why}" for o in found if o.why)
-    reasons = f"\nReasons that were given:\n{said}\n" if said else ""
-    seeds = ", ".join(map(str, dict.fromkeys(o.seed for o in found)))
-    head = f"Shares of right answers in %, {factor:g} times the rate, seed {seeds}."
-    return f"{head}\n\n{table}{reasons}"
+    first = {o.arm: o for o in reversed(found) if o.why}
+    said = "".join(f"\n- `{o.arm}`, seed {o.seed}: {o.why}" for o in reversed(first.values()))
+    reasons = f"\nReasons that were given, one for each action:\n{said}\n" if said else ""
+    return f"Shares of right answers in %, {factor:g} times the rate.\n\n{table}{reasons}"
 
 
 def main() -> None:
@@ -216,7 +216,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--factor", type=float, default=10.0)
     parser.add_argument("--out", type=Path, default=ROOT / "runs/too_fast")
@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=BASELINE)
     args = parser.parse_args()
     out, console = args.out.resolve() / f"x{args.factor:g}", Console()
-    jobs = [Job(arm, args.seed) for arm in args.arms]
+    jobs = [Job(arm, seed) for arm in args.arms for seed in args.seeds]
     for job in [j for j in jobs if outcome(j, out) is None][: args.jobs]:
         console.print(f"seed {job.seed}: {job.arm}")
         run(job, out, args.steps, args.factor)
@@ -232,7 +232,7 @@ def main() -> None:
     if not found:
         console.print("no run has ended yet")
         return
-    table = Table(*HEADER, title=f"Learning rate times {args.factor:g}, seed {args.seed}")
+    table = Table(*HEADER, title=f"Learning rate times {args.factor:g}")
     for o in found:
         table.add_row(*cells(o))
     (console if console.is_terminal else Console(width=160)).print(table)

@@ -105,8 +105,8 @@ def test_a_run_is_told_by_what_it_left(
     assert (found.skipped, found.shrunk, found.rolled_back) == (1, 2, ((14, 8),))
     assert found.alarms == ((13, "grad_norm"),)
     row = too_fast.cells(found)
-    assert row[:7] == ["stop", "16", "grad_norm, step 13", "1", "1", "2", "14 to 8"]
-    assert row[7:10] == ["20.0"] * 3 and row[-1].startswith(ended)
+    assert row[:8] == ["stop", "1", "16", "grad_norm, step 13", "1", "1", "2", "14 to 8"]
+    assert row[8:11] == ["20.0"] * 3 and row[-1].startswith(ended)
     page = too_fast.page_section([found], 10.0)
     assert ("Reasons that were given" in page) == (ended != "at its last step")
 
