@@ -38,7 +38,7 @@ from rollouts.samples import (
     to_training_samples,
     without_baseline,
 )
-from rollouts.scopes import advantage_variance, estimator_plug, mean_advantage, scaled
+from rollouts.scopes import estimator_plug, sample_handle, scaled
 from rollouts.types import (
     GeneratedGroup,
     GroupRequest,
@@ -244,18 +244,7 @@ def _stored(samples: Sequence[TrainingSample]) -> tuple[SampleHandle, ...]:
     handles: list[SampleHandle] = []
     for chunk in chunk_for_store(samples, STORE_CHUNK_BYTES):
         ref = ray.put(chunk)
-        handles.extend(
-            SampleHandle(
-                ref=ref,
-                row=row,
-                num_tokens=len(sample.token_ids),
-                num_loss_tokens=int(sample.loss_mask.sum()),
-                advantage=mean_advantage(sample),
-                advantage_variance=advantage_variance(sample),
-                needs_values=sample.gae is not None,
-            )
-            for row, sample in enumerate(chunk)
-        )
+        handles.extend(sample_handle(sample, ref=ref, row=row) for row, sample in enumerate(chunk))
     return tuple(handles)
 
 

@@ -21,7 +21,14 @@ from configs.estimators import traits
 from configs.plug import PlugConfig
 from configs.schema import RunConfig, SourceConfig
 from rollouts.advantages import STD_EPS
-from rollouts.types import GroupSummary, MicroBatchPlan, SampleHandle, TrainBatch, TrainingSample
+from rollouts.types import (
+    GroupSummary,
+    MicroBatchPlan,
+    Ref,
+    SampleHandle,
+    TrainBatch,
+    TrainingSample,
+)
 
 
 class Pool(NamedTuple):
@@ -56,6 +63,19 @@ def advantage_variance(sample: TrainingSample) -> float:
     """Return the variance of the advantage over a sample's loss tokens; of an outcome reward, 0."""
     mine = sample.advantages[sample.loss_mask]
     return float(mine.var(dtype=np.float64)) if len(mine) else 0.0
+
+
+def sample_handle(sample: TrainingSample, *, ref: Ref, row: int) -> SampleHandle:
+    """Return what a step is planned from, of a sample that lies at `row` of what `ref` names."""
+    return SampleHandle(
+        ref=ref,
+        row=row,
+        num_tokens=len(sample.token_ids),
+        num_loss_tokens=int(sample.loss_mask.sum()),
+        advantage=mean_advantage(sample),
+        advantage_variance=advantage_variance(sample),
+        needs_values=sample.gae is not None,
+    )
 
 
 def scale_step(

@@ -10,7 +10,7 @@ from rollouts.advantages import STD_EPS, resolve_advantage
 from rollouts.credit import GroupCredit, PartCredit, Steps
 from rollouts.gae import estimate_values, gae, moments, token_rewards
 from rollouts.samples import credit_group, to_training_samples, without_baseline
-from rollouts.scopes import estimator_plug, mean_advantage, scale_advantages, scaled
+from rollouts.scopes import estimator_plug, sample_handle, scale_advantages, scaled
 from rollouts.types import (
     Boundary,
     Completion,
@@ -22,7 +22,6 @@ from rollouts.types import (
     RolloutError,
     RolloutGroup,
     RolloutStatus,
-    SampleHandle,
     Sampling,
     Task,
     TrainingSample,
@@ -214,16 +213,7 @@ def stepped(cfg: RunConfig, groups: Sequence[RolloutGroup]) -> list[list[float]]
     for number, played in enumerate(groups):
         own, signal = samples_of(cfg.sources[0], played)
         made.append(own)
-        handles = tuple(
-            SampleHandle(
-                ref=number,
-                row=row,
-                num_tokens=len(s.token_ids),
-                num_loss_tokens=int(s.loss_mask.sum()),
-                advantage=mean_advantage(s),
-            )
-            for row, s in enumerate(own)
-        )
+        handles = tuple(sample_handle(s, ref=number, row=row) for row, s in enumerate(own))
         group_id = played.request.group_id
         summaries.append(
             made_group(group_id=group_id, source="s", samples=handles, has_signal=signal)

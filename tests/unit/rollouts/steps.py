@@ -4,9 +4,8 @@ from configs.schema import RunConfig
 from rollouts.advantages import resolve_advantage
 from rollouts.samples import credit_group, to_training_samples
 from rollouts.scopes import (
-    advantage_variance,
     estimator_plug,
-    mean_advantage,
+    sample_handle,
     scale_advantages,
     scaled,
 )
@@ -30,16 +29,7 @@ class GradedStep:
         handles: list[SampleHandle] = []
         for row, sample in enumerate(to_training_samples(group, cfg, 0.0, credits)):
             self.samples[number, row] = sample
-            handles.append(
-                SampleHandle(
-                    ref=number,
-                    row=row,
-                    num_tokens=len(sample.token_ids),
-                    num_loss_tokens=int(sample.loss_mask.sum()),
-                    advantage=mean_advantage(sample),
-                    advantage_variance=advantage_variance(sample),
-                )
-            )
+            handles.append(sample_handle(sample, ref=number, row=row))
         rollouts = [
             made_rollout(r.reward, r.num_completion_tokens, status=r.status) for r in group.rollouts
         ]
