@@ -74,10 +74,8 @@ async def answered(value: Any) -> Any:
     return value
 
 
-def chosen(cfg: RunConfig, trainer_gpu: str, *infos: EngineInfo) -> tuple[str, str]:
-    """Return backend and transport that all are told."""
-    world: Any = World(trainer_gpu, list(infos))
-    publisher = WeightPublisher(
+def publisher_of(world: Any, cfg: RunConfig) -> WeightPublisher:
+    return WeightPublisher(
         cfg,
         supervisor=world,
         rendezvous=world,
@@ -86,7 +84,12 @@ def chosen(cfg: RunConfig, trainer_gpu: str, *infos: EngineInfo) -> tuple[str, s
         clock=PhaseClock(),
         probe_tasks=(),
     )
-    asyncio.run(publisher.open())
+
+
+def chosen(cfg: RunConfig, trainer_gpu: str, *infos: EngineInfo) -> tuple[str, str]:
+    """Return backend and transport that all are told."""
+    world: Any = World(trainer_gpu, list(infos))
+    asyncio.run(publisher_of(world, cfg).open())
     ((backend, transport),) = {(i.backend, i.transport) for i in world.joined}
     sizes = [1, *(i.num_workers for i in infos)]
     assert [i.rank for i in world.joined] == [sum(sizes[:k]) for k in range(len(sizes))]
@@ -183,15 +186,7 @@ def lost(cause: str = "WeightSyncError: a peer failed: Connection reset") -> Act
 
 def published(world: Any) -> list[str]:
     async def scenario() -> None:
-        publisher = WeightPublisher(
-            recipe(),
-            supervisor=world,
-            rendezvous=world,
-            trainer=world.trainer,
-            rollout=world.rollout,
-            clock=PhaseClock(),
-            probe_tasks=(),
-        )
+        publisher = publisher_of(world, recipe())
         await publisher.open()
         await publisher.publish(1)
 
