@@ -204,8 +204,11 @@ def cells(o: Outcome) -> list[str]:
 def page_section(found: Sequence[Outcome], factor: float) -> str:
     """Return what docs/benchmarks.md says."""
     table = markdown(HEADER, [cells(o) for o in found])
-    first = {o.arm: o for o in reversed(found) if o.why}
-    said = "".join(f"\n- `{o.arm}`, seed {o.seed}: {o.why}" for o in reversed(first.values()))
+    first: dict[str, Outcome] = {}
+    for o in found:
+        if o.why:
+            first.setdefault(o.arm, o)
+    said = "".join(f"\n- `{o.arm}`, seed {o.seed}: {o.why}" for o in first.values())
     reasons = f"\nReasons that were given, one for each action:\n{said}\n" if said else ""
     return f"Shares of right answers in %, {factor:g} times the rate.\n\n{table}{reasons}"
 

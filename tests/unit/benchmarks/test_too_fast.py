@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -107,8 +108,10 @@ def test_a_run_is_told_by_what_it_left(
     row = too_fast.cells(found)
     assert row[:8] == ["stop", "1", "16", "grad_norm, step 13", "1", "1", "2", "14 to 8"]
     assert row[8:11] == ["20.0"] * 3 and row[-1].startswith(ended)
-    page = too_fast.page_section([found], 10.0)
-    assert ("Reasons that were given" in page) == (ended != "at its last step")
+    page = too_fast.page_section([found, replace(found, seed=2)], 10.0)
+    assert page.count("| stop |") == 2, "a row for each seed, a reason for each action"
+    assert page.count("- `stop`, seed 1: ") == (ended != "at its last step")
+    assert "seed 2" not in page
 
 
 def test_a_run_that_failed_otherwise_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
