@@ -60,7 +60,7 @@ def _environment(role: str, cpus: float, gpus: float, *, deterministic: bool) ->
 
     The folder that braid runs in goes along, so that a user's own modules are found.
     """
-    # DeepSpeed builds an op at its first use with the ninja that lies beside our Python.
+    # vLLM looks on it for the ninja that lies beside our Python, where it builds kernels.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     env = {
         "OMP_WAIT_POLICY": "passive",

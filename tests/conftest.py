@@ -4,10 +4,8 @@ cluster by itself. With `pytest -n 2`, worlds of trainer ranks and browsers star
 other; whole runs come last, two at a time."""
 
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -15,8 +13,6 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # read when ray is imported
-# One ninja for all: another version takes each native op for changed, and builds it again.
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 settings.register_profile("braid", deadline=None)
 settings.load_profile("braid")
 HEAVY = ("tests/distributed/", "tests/report/")

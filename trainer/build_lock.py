@@ -1,4 +1,7 @@
-"""The lock under which DeepSpeed's native ops are built, at their first use in a process.
+"""How DeepSpeed's native ops are built, at their first use in a process.
+
+The ninja beside our Python builds them, whoever starts the process: another version takes each op
+for changed, and builds it again.
 
 torch takes a file's existence for the lock. A process that is killed while it builds leaves the
 file, and all that come after wait for ever without a word: so do runs after a `kill -9` or two
@@ -7,6 +10,8 @@ Ctrl-C in the minute of a first start. Here the kernel frees the lock with its h
 
 import fcntl
 import os
+import sys
+from pathlib import Path
 
 from torch.utils import cpp_extension
 
@@ -47,5 +52,8 @@ class BuildLock:
 
 
 def build_under_lock() -> None:
-    """Have torch build extensions under `BuildLock`, in this process."""
+    """Have torch build extensions under `BuildLock` and by our ninja, in this process."""
+    ours = str(Path(sys.executable).parent)
+    if os.environ.get("PATH", os.defpath).partition(os.pathsep)[0] != ours:
+        os.environ["PATH"] = f"{ours}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     cpp_extension.FileBaton = BuildLock  # type: ignore[assignment]

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ def test_what_a_killed_build_left_is_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpp_extension, "FileBaton", cpp_extension.FileBaton)
+    monkeypatch.setenv("PATH", os.pathsep.join(["/usr/local/bin", "/usr/bin", "/bin"]))
     (tmp_path / "lock").touch()
     source = tmp_path / "seven.cpp"
     source.write_text('extern "C" int seven() { return 7; }')
@@ -37,6 +39,7 @@ def test_what_a_killed_build_left_is_no_lock(
         is_python_module=False,
     )
     assert ctypes.CDLL(str(tmp_path / "seven.so")).seven() == 7
+    assert shutil.which("ninja") == str(Path(sys.executable).with_name("ninja"))
 
 
 def test_the_next_one_waits_for_the_holder_or_its_death(tmp_path: Path) -> None:
