@@ -96,7 +96,7 @@ def test_a_run_leaves_everything_a_user_expects(start, tmp_path):
     assert_judged(run_dir, job.text())
     for metrics in records(run_dir, "metrics.jsonl"):
         times = {k: v for k, v in metrics.items() if k.startswith("time/") and k != "time/step"}
-        assert sum(times.values()) >= 0.8 * metrics["time/step"], "a phase without a name"
+        assert sum(times.values()) >= 0.95 * metrics["time/step"], "a phase without a name"
         assert metrics["staleness/max"] == 0
         assert metrics["source/sums/groups"] == 4
         assert metrics["source/spell/groups"] == 2
@@ -194,13 +194,12 @@ def test_killed_interrupted_and_resumed_it_trains_every_step_once(start, tmp_pat
     }
 
 
-def test_two_engines_two_ranks_and_staleness_run_and_a_dead_engine_ends_it(start, tmp_path):
-    """With a critic of two ranks for one source, two epochs, and ReMax's baseline for the other.
+def two_of_each(folder: Path) -> Path:
+    """Write a recipe of two engines, trainer ranks, references and critic ranks, all at work.
 
     The critic's source has a reward for how near an answer comes: under right or wrong alone, a
     step may have no right answer, all returns are the new head's 0, and there is no gradient.
     """
-    run_dir = tmp_path / "run"
     quarter = {"count": 2, "cpus": 0.25}
     batch = {
         "groups_per_step": 6,
@@ -214,8 +213,8 @@ def test_two_engines_two_ranks_and_staleness_run_and_a_dead_engine_ends_it(start
         "input": "{{ sample.output_text }}",
         "reference": "{{ item.answer }}",
     }
-    path = recipe(
-        tmp_path,
+    return recipe(
+        folder,
         rewards=[{"name": "near", "grader": nearness}],
         num_steps=1000,
         batch={**batch, "max_tokens_per_microbatch": 1024},
@@ -231,24 +230,34 @@ def test_two_engines_two_ranks_and_staleness_run_and_a_dead_engine_ends_it(start
         logging={"rollout_groups": 0},
         reference={"actors": {"count": 2, "cpus": 0.1}, "refresh": {"every": 2}},
     )
-    estimators = {"spell": "gae", "sums": "remax"}
-    job = start(
-        path, run_dir, *(f"--set=sources.{n}.advantage.use={u}" for n, u in estimators.items())
-    )
-    job.wait_for_steps(5)
+
+
+def assert_critic_learns(run_dir: Path) -> None:
+    """Assert that the critic learns of its source alone, and first while the policy waits."""
     metrics = records(run_dir, "metrics.jsonl")
-    log = (run_dir / "log.txt").read_text()
-    assert [f"followed the policy of step {s} " in log for s in (1, 2, 3, 4)] == [False, True] * 2
-    assert max(m["staleness/max"] for m in metrics) == 1
     assert "train/loss" not in metrics[0], "the policy waits while the critic warms up"
-    assert all(m["train/minibatches"] == 4 for m in metrics[1:])
     for m in metrics:
         assert isfinite(m["train/critic/loss"]) and m["train/critic/grad_norm"] > 0
         assert m["train/critic/loss_tokens"] == m["source/spell/loss_tokens"]
         assert m.get("train/critic/explained_variance", 0.0) <= 1
-        assert m["source/sums/all/greedy/tokens"] > 0
     assert metrics[0]["train/critic/value"] == 0, "a new head says 0"
     assert metrics[-1]["train/critic/value"] != 0
+
+
+def test_two_engines_two_ranks_and_staleness_run_and_a_dead_engine_ends_it(start, tmp_path):
+    """With a critic of two ranks for one source, two epochs, and ReMax's baseline for the other."""
+    run_dir = tmp_path / "run"
+    estimators = {"spell": "gae", "sums": "remax"}
+    use = [f"--set=sources.{n}.advantage.use={u}" for n, u in estimators.items()]
+    job = start(two_of_each(tmp_path), run_dir, *use)
+    job.wait_for_steps(5)
+    log = (run_dir / "log.txt").read_text()
+    assert [f"followed the policy of step {s} " in log for s in (1, 2, 3, 4)] == [False, True] * 2
+    metrics = records(run_dir, "metrics.jsonl")
+    assert max(m["staleness/max"] for m in metrics) == 1
+    assert all(m["train/minibatches"] == 4 for m in metrics[1:])
+    assert all(m["source/sums/all/greedy/tokens"] > 0 for m in metrics)
+    assert_critic_learns(run_dir)
 
     family = job.family()
     cores = [p for p in family if "EngineCore" in command_line(p.pid)]
